@@ -1,0 +1,72 @@
+#include "engine/base/hash.h"
+
+#include <openssl/evp.h>
+
+#include <bit>
+#include <cstdlib>
+
+namespace holdfast {
+
+static_assert(std::endian::native == std::endian::little, "formats and keys are little endian");
+
+std::string Digest::Hex() const {
+  static constexpr char kDigits[] = "0123456789abcdef";
+  std::string s;
+  s.reserve(64);
+  for (uint8_t b : bytes) {
+    s.push_back(kDigits[b >> 4]);
+    s.push_back(kDigits[b & 15]);
+  }
+  return s;
+}
+
+bool Digest::FromHex(std::string_view hex, Digest* out) {
+  if (hex.size() != 64) return false;
+  auto nibble = [](char c) {
+    if (c >= '0' && c <= '9') return c - '0';
+    if (c >= 'a' && c <= 'f') return c - 'a' + 10;
+    if (c >= 'A' && c <= 'F') return c - 'A' + 10;
+    return -1;
+  };
+  for (size_t i = 0; i < 32; ++i) {
+    const int hi = nibble(hex[2 * i]), lo = nibble(hex[2 * i + 1]);
+    if (hi < 0 || lo < 0) return false;
+    out->bytes[i] = static_cast<uint8_t>(hi * 16 + lo);
+  }
+  return true;
+}
+
+Hasher::Hasher(std::string_view tag) : ctx_(EVP_MD_CTX_new()) {
+  // Only memory exhaustion can fail here, and then nothing sensible is left to do.
+  if (ctx_ == nullptr || EVP_DigestInit_ex(ctx_, EVP_sha256(), nullptr) != 1) std::abort();
+  Text(tag);
+}
+
+Hasher::~Hasher() { EVP_MD_CTX_free(ctx_); }
+
+void Hasher::Raw(const void* data, size_t size) { EVP_DigestUpdate(ctx_, data, size); }
+
+Hasher& Hasher::U64(uint64_t v) {
+  Raw(&v, sizeof(v));
+  return *this;
+}
+
+Hasher& Hasher::Bytes(const void* data, size_t size) {
+  U64(size);
+  Raw(data, size);
+  return *this;
+}
+
+Digest Hasher::Finish() {
+  Digest d;
+  EVP_DigestFinal_ex(ctx_, d.bytes.data(), nullptr);
+  return d;
+}
+
+Digest Sha256(const void* data, size_t size) {
+  Digest d;
+  EVP_Digest(data, size, d.bytes.data(), nullptr, EVP_sha256(), nullptr);
+  return d;
+}
+
+}  // namespace holdfast

@@ -1,0 +1,67 @@
+// SHA-256 (FIPS 180-4, by OpenSSL) as the one identity hash, and a builder that makes every input
+// unambiguous: each field goes in with its length before it, so no two lists of fields collide by
+// sliding bytes from one field into the next.
+#pragma once
+
+#include <array>
+#include <cstddef>
+#include <cstdint>
+#include <cstring>
+#include <memory>
+#include <span>
+#include <string>
+#include <string_view>
+
+struct evp_md_ctx_st;
+
+namespace holdfast {
+
+// 256 bits; ordered and comparable as bytes. All zero means "none".
+struct Digest {
+  std::array<uint8_t, 32> bytes{};
+
+  auto operator<=>(const Digest&) const = default;
+  bool IsZero() const { return *this == Digest{}; }
+  std::string Hex() const;
+  // Reads 64 hexadecimal digits; false when `hex` is not that.
+  static bool FromHex(std::string_view hex, Digest* out);
+};
+
+// For unordered containers: the digest's first 8 bytes are already uniform.
+struct DigestHash {
+  size_t operator()(const Digest& d) const {
+    size_t h;
+    std::memcpy(&h, d.bytes.data(), sizeof(h));
+    return h;
+  }
+};
+
+// Not thread-safe; one builder, one digest.
+class Hasher {
+ public:
+  // `tag` separates domains ("page-key-1", "fp-1"); it is the first field.
+  explicit Hasher(std::string_view tag);
+  ~Hasher();
+  Hasher(const Hasher&) = delete;
+  Hasher& operator=(const Hasher&) = delete;
+
+  Hasher& Bytes(const void* data, size_t size);  // length as u64 little endian, then the bytes
+  Hasher& Text(std::string_view s) { return Bytes(s.data(), s.size()); }
+  Hasher& U64(uint64_t v);
+  Hasher& Add(const Digest& d) { return Bytes(d.bytes.data(), d.bytes.size()); }
+  template <typename T>
+  Hasher& Values(std::span<const T> v) {
+    static_assert(std::is_trivially_copyable_v<T>);
+    return Bytes(v.data(), v.size_bytes());
+  }
+  Digest Finish();
+
+ private:
+  void Raw(const void* data, size_t size);
+  evp_md_ctx_st* ctx_;
+};
+
+// SHA-256 of the bare bytes, no tag or length (for file checksums that others print too).
+Digest Sha256(const void* data, size_t size);
+
+}  // namespace holdfast
