@@ -64,7 +64,9 @@ class Model {
 // One row of a batch: a token at its position, and where its KV goes.
 struct ForwardRow {
   TokenId token = 0;
-  int32_t position = 0;
+  int32_t position = 0;                  // index in the sequence: what the row sees
+  int32_t home = -1;                     // position that K is turned for; -1 = `position` (a run over
+                                         // such rows has shift = position - home)
   int32_t sequence = 0;                  // index into ForwardBatch::sequences
   std::byte* const* page = nullptr;      // payload per layer group, [groups]
   int32_t slot = 0;
@@ -85,7 +87,8 @@ struct ForwardBatch {
 // activations and reuses them. One caller at a time per backend.
 class ForwardPass {
  public:
-  explicit ForwardPass(Model& model);
+  // Runs on the model's backend, or on another one of the same kind (other thread count).
+  explicit ForwardPass(Model& model, Backend* backend = nullptr);
   ~ForwardPass();
 
   void Begin(ForwardBatch batch);
