@@ -1,0 +1,133 @@
+// Runtime: everything that Holdfast does, without HTTP. The server, the command line, the examples in
+// C++ and most tests start here; `libholdfast` is this header.
+//
+// A chat turn: the keeper matches the history to stored tokens, the stitcher makes a timeline of what
+// is already computed, the engine computes the rest and decodes, tool calls are recognised in the text,
+// and the keeper commits items, tokens and the moved head in one transaction before the last event.
+// Who saw ChatEvent::kDone has a durable turn (DESIGN: a turn is durable when its tokens are).
+//
+// Thread-safe. A ChatStream belongs to one consumer. The Runtime outlives its streams.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "engine/engine.h"
+#include "sessions/keeper.h"
+
+namespace holdfast {
+
+struct RuntimeOptions {
+  EngineOptions engine;
+  std::string data_dir;       // "" = nothing is kept beyond the process (in-RAM stores)
+  size_t disk_bytes = 0;      // of pages; 0 = a quarter of what is free on the data folder's disk
+  bool page_store = true;     // false: tokens are durable, pages are computed again
+};
+
+// What `tool_choice` said.
+enum class ToolChoice : uint8_t { kAuto, kNone, kRequired, kNamed };
+enum class ResponseFormat : uint8_t { kText, kJsonObject, kJsonSchema };
+enum class Durability : uint8_t { kTurn, kLazy, kKv, kNone };
+
+struct ChatRequest {
+  std::string tenant;              // from the authenticated caller
+  std::string request_id;          // x-request-id, ours or the client's
+  SessionRef session;              // which conversation; may be empty (anonymous)
+  std::string idempotency_key;     // "" = none
+  OnBusy on_busy = OnBusy::kFork;
+  HistoryMode history = HistoryMode::kAsSampled;
+  Durability durability = Durability::kTurn;
+
+  std::vector<ChatMessage> messages;  // the whole history, oldest first
+  bool append = false;                // messages are only what is new (POST .../turns)
+  std::string tools_json;             // the request's `tools`, as sent; "" = none
+  std::vector<Tool> tools;            // the function tools in it
+  ToolChoice tool_choice = ToolChoice::kAuto;
+  std::string tool_name;              // for kNamed
+  bool parallel_tool_calls = true;
+  ResponseFormat format = ResponseFormat::kText;
+  std::string schema_json;            // for kJsonSchema
+  bool strict_schema = false;
+  std::string template_kwargs_json;   // `chat_template_kwargs`, "" = none
+
+  SamplingParams sampling;
+  std::optional<uint64_t> seed;
+  int64_t max_tokens = 0;             // 0 = as many as fit
+  std::vector<std::string> stop;
+  int top_logprobs = -1;              // -1 = no logprobs
+};
+
+struct ChatTokenLogprob {
+  std::string text;                   // bytes of the token
+  Sample sample;
+};
+
+// One step of an answer, in order. Text and tool-call pieces are whole UTF-8.
+struct ChatEvent {
+  enum class Kind : uint8_t {
+    kStarted,    // decoding is about to begin: `started` is set
+    kText,       // `text`
+    kToolCall,   // a new call: `index`, `call.id`, `call.name`
+    kToolArgs,   // `index`, `text`: more of its arguments
+    kTokens,     // only `tokens` (and `logprobs`): text is withheld for now
+    kDone,       // `done`; nothing follows
+  };
+  Kind kind = Kind::kText;
+  std::string text;
+  int index = 0;
+  ToolCall call;
+  std::vector<TokenId> tokens;               // generated since the event before
+  std::vector<ChatTokenLogprob> logprobs;    // one per token, when asked for
+  std::optional<TurnStart> started;
+  std::optional<struct ChatDone> done;
+};
+
+enum class ChatFinish : uint8_t { kStop, kLength, kToolCalls, kCancelled, kError };
+
+struct ChatDone {
+  ChatFinish finish = ChatFinish::kStop;
+  Status status;                     // kError, kCancelled: why
+  std::string content;               // the whole text; "" when there were only tool calls
+  std::vector<ToolCall> tool_calls;
+  std::vector<TokenId> prompt_tokens, completion_tokens;
+  TurnReport report;                 // the `keeper` object of responses
+};
+
+class ChatStream {
+ public:
+  virtual ~ChatStream() = default;   // cancels when it has not ended
+  // The next event, waiting up to `timeout_ms`; nullopt at the time-out (time for a ping).
+  virtual std::optional<ChatEvent> Next(int timeout_ms) = 0;
+  virtual void Cancel() = 0;
+};
+
+class Runtime {
+ public:
+  static Result<std::unique_ptr<Runtime>> Open(const RuntimeOptions& options);
+  ~Runtime();  // Shutdown
+
+  // Starts a turn. kInvalid: bad messages, schema, context overflow; kNotFound: unknown session;
+  // kConflict: busy head with OnBusy::kReject; kExhausted: queue full, or store degraded.
+  Result<std::unique_ptr<ChatStream>> Chat(ChatRequest request);
+
+  Keeper& keeper();   // sessions, branches, items, snapshots
+  Engine& engine();
+  // Stops new turns (kUnavailable), lets running ones end within `grace_ms`, writes tails, closes.
+  void Shutdown(int grace_ms);
+  struct Stats {
+    EngineStats engine;
+    StoreStats store;
+    KeeperStats keeper;
+  };
+  Stats stats();
+
+ private:
+  struct Impl;
+  explicit Runtime(std::unique_ptr<Impl> impl);
+  std::unique_ptr<Impl> impl_;
+};
+
+}  // namespace holdfast

@@ -1,0 +1,75 @@
+// The stitcher: from a list of token ids to a Timeline that already has all KV that can be had. The
+// one way to restore: prefix reuse, restarts, forks and splices all go through Stitch.
+//
+// Stitch is a transaction: private slots, read, verify, publish. On any fault it keeps the longest
+// verified prefix and leaves the rest to be computed; the answer is the same bits either way, and the
+// report says what happened.
+//
+// Thread-safe; blocks on page I/O, so never called by the model thread. Owns two I/O threads.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "engine/engine.h"
+#include "engine/kv/page_store.h"
+#include "stitcher/plan.h"
+
+namespace holdfast {
+
+// KV computed elsewhere, to be used at `at`: the indices [begin, end) of `source`, which must hold
+// them in sealed pages and the same tokens. Approximate unless it lies at home in the same chain.
+struct Piece {
+  const Timeline* source = nullptr;  // borrowed during the call
+  int64_t begin = 0, end = 0;
+  int64_t at = 0;
+};
+
+struct StitchRequest {
+  TenantScope scope;
+  std::span<const TokenId> tokens;
+  const Timeline* base = nullptr;    // a warm timeline (a head): its common prefix is forked
+  std::span<const Piece> pieces;     // ascending by `at`, disjoint
+};
+
+struct StitchReport {
+  int64_t from_warm = 0;      // tokens by where their KV came from; the sum is the prompt
+  int64_t from_pool = 0;
+  int64_t from_store = 0;
+  int64_t shifted = 0;
+  int64_t to_compute = 0;
+  double restore_ms = 0;      // spent in Stitch
+  uint64_t bytes_loaded = 0;
+  std::string miss;           // Plan::miss, or "corrupt", "io_error", "pool_full" after a fault
+};
+
+struct Stitched {
+  Timeline timeline;          // size() == tokens.size(); filled() up to the first row to compute
+  StitchReport report;
+};
+
+// Rates that the planner uses, measured as the process runs (a moving median).
+struct StitchRates {
+  double load_ms_per_page = 0, load_ms_fixed = 0, compute_ms_per_token = 0;
+};
+
+class Stitcher {
+ public:
+  // `store` may be null (nothing below the pool). All must outlive the stitcher.
+  Stitcher(PagePool* pool, PageStore* store, Digest fp);
+  ~Stitcher();
+
+  Result<Stitched> Stitch(const StitchRequest& request);
+  // Tells what computing cost: `tokens` rows in `ms`. Feeds the planner.
+  void ObserveCompute(int64_t tokens, double ms);
+  StitchRates rates() const;
+
+ private:
+  struct Impl;
+  std::unique_ptr<Impl> impl_;
+};
+
+}  // namespace holdfast
