@@ -1,0 +1,213 @@
+// The CPU backend: one class for every instruction set. A level is a column of kernels, chosen once
+// here; above the kernels everything is written once.
+//
+// Work is cut by rows, and by elements where an operation has no rows, into tasks that are worth the
+// few microseconds of waking a thread. The cuts never touch a result (NUMERICS.md section 1).
+#include <algorithm>
+#include <cassert>
+#include <cstdlib>
+#include <thread>
+
+#include "engine/backend/backend.h"
+#include "engine/backend/cpu/attend.h"
+#include "engine/backend/cpu/elementwise.h"
+#include "engine/backend/cpu/matmul.h"
+#include "engine/backend/cpu/thread_pool.h"
+#include "engine/backend/reference/reference.h"
+
+namespace holdfast {
+#ifdef HOLDFAST_NO_MATMUL
+Result<std::unique_ptr<Weight>> PackCpuWeight(const WeightSource& s) { return reference::Pack(s); }
+void CpuEmbed(const Weight& table, std::span<const TokenId> ids, float* out) {
+  reference::Embed(table, ids, out);
+}
+void CpuMatMul(ThreadPool&, CpuLevel, const MatMulArgs& args) { reference::MatMul(args); }
+#endif
+#ifdef HOLDFAST_NO_ATTEND
+struct AttendScratch::Impl {};
+AttendScratch::AttendScratch() = default;
+AttendScratch::~AttendScratch() = default;
+void CpuAttend(ThreadPool&, CpuLevel, const AttendArgs& args, AttendScratch&) {
+  reference::Attend(args);
+}
+#endif
+namespace {
+
+constexpr int kMaxThreads = 256;
+
+struct Level {
+  CpuLevel level;
+  std::string_view name;
+  std::string_view needs;
+  int64_t task_elements;  // of a cheap operation that are worth a thread
+  const ElementwiseKernels& (*elementwise)();
+};
+
+constexpr Level kLevels[] = {
+    {CpuLevel::kAvx512, "avx512", "AVX-512 F, BW, VL, DQ and VNNI", 16384, ElementwiseAvx512},
+    {CpuLevel::kAvx2, "avx2", "AVX2, FMA and F16C", 16384, ElementwiseAvx2},
+    {CpuLevel::kPortable, "portable", "nothing", 2048, ElementwisePortable},
+};
+
+bool ProcessorHas(CpuLevel level) {
+#if defined(__x86_64__)
+  const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
+                    __builtin_cpu_supports("f16c");
+  const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") &&
+                      __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
+                      __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vnni");
+  if (level == CpuLevel::kAvx512) return avx512;
+  if (level == CpuLevel::kAvx2) return avx2;
+#endif
+  return level == CpuLevel::kPortable;
+}
+
+// Null stands for the reference backend.
+Result<const Level*> ChooseLevel(const std::string& option) {
+  std::string name = option;
+  std::string source = "level";
+  if (name.empty()) {
+    const char* variable = std::getenv("HOLDFAST_CPU");
+    if (variable != nullptr) name = variable;
+    source = "HOLDFAST_CPU";
+  }
+  if (name == "reference") return static_cast<const Level*>(nullptr);
+  for (const Level& level : kLevels) {
+    if (name.empty() && ProcessorHas(level.level)) return &level;
+    if (name != level.name) continue;
+    if (ProcessorHas(level.level)) return &level;
+    return Status::Invalid(source + "=" + name + ": this processor lacks one of " +
+                           std::string(level.needs));
+  }
+  return Status::Invalid(source + "=" + name +
+                         ": must be reference, portable, avx2 or avx512");
+}
+
+class CpuBackend : public Backend {
+ public:
+  CpuBackend(const Level& level, int threads)
+      : level_(level), kernels_(level.elementwise()), pool_(threads) {}
+
+  std::string_view name() const override { return level_.name; }
+
+  Result<std::unique_ptr<Weight>> Pack(const WeightSource& source) override {
+    HOLDFAST_RETURN_IF_ERROR(reference::CheckSource(source));
+    return PackCpuWeight(source);
+  }
+
+  void Embed(const Weight& table, std::span<const TokenId> ids, float* out) override {
+    ForRows(ids.size(), table.inputs() * 4, [&](int64_t begin, int64_t end) {
+      CpuEmbed(table, ids.subspan(begin, end - begin), out + begin * table.inputs());
+    });
+  }
+
+  void RmsNorm(const RmsNormArgs& a) override {
+    ForRows(a.rows, a.cols, [&](int64_t begin, int64_t end) {
+      for (int64_t r = begin; r < end; ++r) {
+        kernels_.norm_row(a.cols, a.x + r * a.cols, a.w, a.eps, a.y + r * a.cols);
+      }
+    });
+  }
+
+  void Quantize(const QuantizeArgs& a) override {
+    QuantizedRows& out = *a.out;
+    out.Resize(a.rows, a.cols);
+    const int64_t groups = out.cols / kQuantGroup;
+    ForRows(a.rows, a.cols * 2, [&](int64_t begin, int64_t end) {
+      for (int64_t r = begin; r < end; ++r) {
+        const int64_t at = r * groups;
+        if (!kernels_.quantize_row(a.cols, a.x + r * a.cols, out.q.data() + at * kQuantGroup,
+                                   out.scale.data() + at, out.sum_lo.data() + at,
+                                   out.sum_hi.data() + at)) {
+          a.row_failed[r] = 1;
+        }
+      }
+    });
+  }
+
+  void MatMul(const MatMulArgs& a) override { CpuMatMul(pool_, level_.level, a); }
+
+  void SwiGlu(const SwiGluArgs& a) override {
+    ForRows(a.rows * a.cols, 4, [&](int64_t begin, int64_t end) {
+      kernels_.swiglu(end - begin, a.gate + begin, a.up + begin, a.h + begin);
+    });
+  }
+
+  void Add(int64_t count, const float* x, float* y) override {
+    ForRows(count, 1, [&](int64_t begin, int64_t end) {
+      kernels_.add(end - begin, x + begin, y + begin);
+    });
+  }
+
+  void StoreKv(const StoreKvArgs& a) override {
+    const LayerGroup& g = *a.group;
+    assert(g.k_dim <= kMaxHeadDim);
+    ForRows(a.rows, int64_t{4} * g.heads * (g.k_dim + g.v_dim), [&](int64_t begin, int64_t end) {
+      for (int64_t r = begin; r < end; ++r) StoreRow(a, r);
+    });
+  }
+
+  void Attend(const AttendArgs& a) override { CpuAttend(pool_, level_.level, a, scratch_); }
+
+  void CheckFinite(int64_t rows, int64_t cols, const float* x, uint8_t* row_failed) override {
+    ForRows(rows, cols, [&](int64_t begin, int64_t end) {
+      for (int64_t r = begin; r < end; ++r) {
+        if (!kernels_.finite(cols, x + r * cols)) row_failed[r] = 1;
+      }
+    });
+  }
+
+ private:
+  // Calls fn(begin, end) over 0..rows-1, on the pool when there is enough to do. `row_cost` is in
+  // elements of a cheap operation.
+  template <typename F>
+  void ForRows(int64_t rows, int64_t row_cost, const F& fn) {
+    const int64_t per_task = std::max<int64_t>(1, level_.task_elements / row_cost);
+    pool_.Run((rows + per_task - 1) / per_task, [&](int64_t task, int) {
+      fn(task * per_task, std::min(rows, (task + 1) * per_task));
+    });
+  }
+
+  void StoreRow(const StoreKvArgs& a, int64_t r) {
+    const LayerGroup& g = *a.group;
+    for (int h = 0; h < g.heads; ++h) {
+      std::byte* k_page = a.page[r] + g.HeadOffset(a.layer, h);
+      std::byte* v_page = k_page + g.KBytes();
+      const StoreHeadArgs head = {
+          .k_type = g.k_type,
+          .v_type = g.v_type,
+          .k_dim = g.k_dim,
+          .v_dim = g.v_dim,
+          .rope_dim = a.rope->dim(),
+          .turn = a.rope->Row(a.position[r]),
+          .k = a.k + (r * g.heads + h) * g.k_dim,
+          .v = a.v + (r * g.heads + h) * g.v_dim,
+          .k_out = k_page + a.slot[r] * KvTypeBytes(g.k_type),
+          .v_out = v_page + a.slot[r] * g.v_dim * KvTypeBytes(g.v_type),
+      };
+      if (!kernels_.store_head(head)) a.row_failed[r] = 1;
+    }
+  }
+
+  const Level& level_;
+  const ElementwiseKernels& kernels_;
+  ThreadPool pool_;
+  AttendScratch scratch_;
+};
+
+}  // namespace
+
+Result<std::unique_ptr<Backend>> MakeCpuBackend(const CpuOptions& options) {
+  if (options.threads < 0 || options.threads > kMaxThreads) {
+    return Status::Invalid("threads=" + std::to_string(options.threads) + ": must be 0 to " +
+                           std::to_string(kMaxThreads));
+  }
+  HOLDFAST_ASSIGN_OR_RETURN(const Level* const level, ChooseLevel(options.level));
+  if (level == nullptr) return MakeReferenceBackend();
+  int threads = options.threads;
+  if (threads == 0) threads = static_cast<int>(std::thread::hardware_concurrency());
+  threads = std::clamp(threads, 1, kMaxThreads);
+  return std::unique_ptr<Backend>(std::make_unique<CpuBackend>(*level, threads));
+}
+
+}  // namespace holdfast

@@ -1,0 +1,40 @@
+// Row-wise kernels of one instruction set: pure functions of their arguments, one thread, any
+// alignment. Which rows go to which thread is decided above, in cpu_backend.cc.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+#include "engine/backend/backend.h"
+
+namespace holdfast {
+
+inline constexpr int kMaxHeadDim = 512;  // of StoreHeadArgs::k_dim; models have 64 to 256
+
+// One KV head of one row on its way into a page. `k` and `v` are fp32, `turn` a row of a RopeTable.
+struct StoreHeadArgs {
+  KvType k_type, v_type;
+  int k_dim, v_dim, rope_dim;
+  const float* turn;
+  const float* k;  // [k_dim], not yet turned
+  const float* v;  // [v_dim]
+  std::byte* k_out;  // element d of the token's K is at index d * kPageTokens
+  std::byte* v_out;  // the token's V, contiguous
+};
+
+struct ElementwiseKernels {
+  void (*norm_row)(int64_t n, const float* x, const float* w, float eps, float* y);
+  // `cols` need not be a multiple of 32; the outputs cover it rounded up. False: not finite.
+  bool (*quantize_row)(int64_t cols, const float* x, int8_t* q, float* scale, int32_t* sum_lo,
+                       int32_t* sum_hi);
+  void (*swiglu)(int64_t n, const float* gate, const float* up, float* h);
+  void (*add)(int64_t n, const float* x, float* y);
+  bool (*finite)(int64_t n, const float* x);
+  bool (*store_head)(const StoreHeadArgs& args);  // false: a stored number is not finite
+};
+
+const ElementwiseKernels& ElementwisePortable();
+const ElementwiseKernels& ElementwiseAvx2();
+const ElementwiseKernels& ElementwiseAvx512();
+
+}  // namespace holdfast

@@ -1,0 +1,62 @@
+// Sixteen lanes of AVX-512. See lanes_portable.h. Include only from *_avx512.cc.
+#pragma once
+
+#include <immintrin.h>
+
+#include <cstdint>
+
+#include "engine/backend/exact_math.h"
+
+namespace holdfast {
+
+struct LanesAvx512 {
+  static constexpr int kWidth = 16;
+  using F = __m512;
+
+  static F Load(const float* p) { return _mm512_loadu_ps(p); }
+  static void Store(float* p, F a) { _mm512_storeu_ps(p, a); }
+  static F Set(float a) { return _mm512_set1_ps(a); }
+  static F Add(F a, F b) { return _mm512_add_ps(a, b); }
+  static F Sub(F a, F b) { return _mm512_sub_ps(a, b); }
+  static F Mul(F a, F b) { return _mm512_mul_ps(a, b); }
+  static F Div(F a, F b) { return _mm512_div_ps(a, b); }
+  static F Negate(F a) { return _mm512_xor_ps(a, Set(-0.0f)); }
+  static F Fma(F a, F b, F c) { return _mm512_fmadd_ps(a, b, c); }
+
+  static F Exp(F x) {
+    using namespace exp_f;
+    const __mmask16 keep = _mm512_cmp_ps_mask(x, Set(kLowest), _CMP_NLT_UQ);  // NaN too
+    const __mmask16 high = _mm512_cmp_ps_mask(x, Set(kHighest), _CMP_GT_OQ);
+    x = _mm512_mask_mov_ps(x, high, Set(kHighest));
+    const F t = Add(Mul(x, Set(kLog2E)), Set(kMagic));
+    const F n = Sub(t, Set(kMagic));
+    F r = Fma(n, Set(-kLn2Hi), x);
+    r = Fma(n, Set(-kLn2Lo), r);
+    F p = Fma(Set(kC6), r, Set(kC5));
+    p = Fma(p, r, Set(kC4));
+    p = Fma(p, r, Set(kC3));
+    p = Fma(p, r, Set(kC2));
+    p = Fma(p, r, Set(1.0f));
+    p = Fma(p, r, Set(1.0f));
+    const __m512i steps =
+        _mm512_sub_epi32(_mm512_castps_si512(t), _mm512_castps_si512(Set(kMagic)));
+    const __m512i power = _mm512_slli_epi32(_mm512_add_epi32(steps, _mm512_set1_epi32(127)), 23);
+    return _mm512_maskz_mul_ps(keep, p, _mm512_castsi512_ps(power));
+  }
+
+  static void StoreHalf(uint16_t* p, F a) {
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(p),
+                        _mm512_cvtps_ph(a, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
+  }
+
+  using Bits = __m512i;
+  static Bits NoBits() { return _mm512_setzero_si512(); }
+  static Bits MaxMagnitude(Bits m, F a) {
+    const __m512i magnitude =
+        _mm512_and_si512(_mm512_castps_si512(a), _mm512_set1_epi32(0x7fffffff));
+    return _mm512_max_epu32(m, magnitude);
+  }
+  static uint32_t Largest(Bits m) { return _mm512_reduce_max_epu32(m); }
+};
+
+}  // namespace holdfast
