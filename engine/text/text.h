@@ -1,15 +1,15 @@
 // engine/text: text to tokens and back, chat templates, constrained decoding.
 //
-// The work is done by a Rust crate (engine/text/crate) over `tokenizers`, `minijinja` and
-// `llguidance`; this header is the only door to it. No panic and no exception passes: a panic comes
-// back as kCorrupt, and the object that it happened in should be dropped. What a function returns is
-// owned by the caller; nothing here borrows from its arguments after it has returned, except where a
-// comment says "must outlive". Text is UTF-8 everywhere; offsets count bytes.
+// A Rust crate (engine/text/crate) over `tokenizers`, `minijinja` and `llguidance` does the work;
+// this is the only door to it. No panic passes: it comes back as kCorrupt, and its object should be
+// dropped. The caller owns what a function returns; nothing borrows from its arguments after the call
+// unless a comment says "must outlive". Text is UTF-8; offsets are bytes.
 #pragma once
 
 #include <cstddef>
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <span>
 #include <string>
 #include <string_view>
@@ -20,24 +20,23 @@
 #include "engine/base/types.h"
 
 namespace holdfast {
-
-// What a GGUF file says about a token (tokenizer.ggml.token_type). kControl and kUnknown are special:
-// found in text only where special tokens are parsed. kUserDefined matches in any text.
+// What a GGUF file says about a token (tokenizer.ggml.token_type). kControl and kUnknown are
+// special: found only where special tokens are parsed. kUserDefined matches in any text.
 enum class TokenType : int32_t {
-  kNormal = 1, kUnknown = 2, kControl = 3, kUserDefined = 4, kUnused = 5, kByte = 6,
+  kNormal = 1, kUnknown, kControl, kUserDefined, kUnused, kByte
 };
 
 // A tokenizer as a model file describes it. The fields carry the names of tokenizer.ggml.*.
 struct TokenizerSpec {
   std::string model;                // "gpt2" (byte-level BPE); others: kInvalid that names it
-  std::string pre;                  // the pre-tokenizer: "smollm", "qwen2", "llama-bpe", "gpt-2", ...
+  std::string pre;                  // the pre-tokenizer: "smollm", "qwen2", "llama-bpe", ...
   std::vector<std::string> tokens;  // by id, as the file spells them (byte-level letters for gpt2)
   std::vector<int32_t> types;       // by id, values of TokenType; empty means all kNormal
   std::vector<std::string> merges;  // "left right", best first
   std::vector<float> scores;        // by id; unused by gpt2
   TokenId bos = kNoToken, eos = kNoToken, eot = kNoToken, eom = kNoToken;
   TokenId unk = kNoToken, pad = kNoToken;
-  bool add_bos = false;             // the model expects bos before the text; Encode never adds it
+  std::optional<bool> add_bos;      // bos goes before a text; unset: as `pre` usually has it
   bool add_space_prefix = false;
 };
 
@@ -59,26 +58,21 @@ class Tokenizer {
   // kInvalid: text is not UTF-8 (with the offset), bad ranges.
   Result<std::vector<TokenId>> Encode(std::string_view text,
                                       std::span<const PlainRange> plain = {}) const;
-  // The whole text is plain.
-  Result<std::vector<TokenId>> EncodePlain(std::string_view text) const;
+  Result<std::vector<TokenId>> EncodePlain(std::string_view text) const;  // all of it is plain
 
   // The raw bytes of a token, perhaps a part of a character; a special token's literal. Empty for
   // an id out of range.
   const std::string& TokenText(TokenId id) const;
   size_t vocab_size() const;
-  bool IsSpecial(TokenId id) const;
+  bool IsSpecial(TokenId id) const;  // kControl or kUnknown
   TokenId FindToken(std::string_view text) const;  // by TokenText; kNoToken when there is none
-  TokenId bos() const;
+  TokenId bos() const;  // bos and eos: kNoToken where the model has none
   TokenId eos() const;
-  bool add_bos() const;
-  // The tokens at which generation ends: eos, eot, eom and their well-known kin; ascending.
-  std::span<const TokenId> end_of_generation() const;
+  bool add_bos() const;  // whether the caller should put bos before a text
+  std::span<const TokenId> end_of_generation() const;  // eos, eot, eom and their kin; ascending
   bool IsEndOfGeneration(TokenId id) const;
-  // The literals of all special tokens: what ChatTemplateSpec::special_texts wants.
-  std::vector<std::string> SpecialTexts() const;
-  // Over everything that decides token ids, and the version of this code's rules.
-  const Digest& digest() const;
-
+  std::vector<std::string> SpecialTexts() const;  // the literals of all special tokens
+  const Digest& digest() const;  // over everything that decides token ids
  private:
   friend class ConstraintFactory;
   struct Impl;
@@ -90,31 +84,26 @@ class Tokenizer {
 class StreamDecoder {
  public:
   enum class Specials : uint8_t { kHide, kShow };  // whether special tokens' literals are text
-
   explicit StreamDecoder(const Tokenizer* tokenizer,  // must outlive this
                          Specials specials = Specials::kHide);
   // The text that `id` completes; bytes of an unfinished character are held back, bytes that can't
   // become UTF-8 any more come out as U+FFFD, one for each maximal bad part (as Python does).
   std::string Push(TokenId id);
-  // What is held back, as U+FFFD. The decoder is then as new.
-  std::string Flush();
-  size_t held_bytes() const { return held_.size(); }
+  std::string Flush();  // what is held back, as U+FFFD; the decoder is then as new
 
  private:
-  const Tokenizer* tokenizer_;
-  Specials specials_;
+  const Tokenizer* const tokenizer_;
+  const Specials specials_;
   std::string held_;  // at most 3 bytes: the beginning of one character
 };
 
 struct ChatTemplateSpec {
-  std::string source;  // Jinja, as the model file carries it
-  std::string bos_text, eos_text;
+  std::string source, bos_text, eos_text;  // source: Jinja, as the model file carries it
   std::vector<std::string> special_texts;  // Tokenizer::SpecialTexts()
 };
 
 enum class GenerationPrompt : uint8_t { kOmit, kAdd };
-
-// JSON comes as UTF-8 text. Depth at most 64.
+// JSON as text, nested at most 64 deep (else kInvalid).
 struct RenderArgs {
   std::string_view messages_json;  // array of OpenAI chat messages
   std::string_view tools_json;     // array of OpenAI tools, or empty
@@ -125,7 +114,7 @@ struct RenderArgs {
 
 struct Rendered {
   std::string text;
-  std::vector<PlainRange> plain;  // special literals that came from the messages or tools
+  std::vector<PlainRange> plain;  // special literals that came from messages, tools or extra
 };
 
 // Immutable; any thread.
@@ -136,19 +125,19 @@ class ChatTemplate {
   ~ChatTemplate();
 
   // kInvalid: bad JSON, or the template refused (raise_exception: its message), or failed;
-  // kExhausted: more than 1 M steps, 16 MiB of output or 64 levels of nesting.
+  // kExhausted: more than 1 M steps (64 bytes handled are one too) or 16 MiB of output.
   // Tool-call arguments that arrive as a JSON string become the object that it spells.
   Result<Rendered> Render(const RenderArgs& args) const;
   const Digest& digest() const;  // over source, bos and eos
-
  private:
   struct Impl;
   explicit ChatTemplate(std::unique_ptr<Impl> impl);
   std::unique_ptr<Impl> impl_;
 };
 
-// The state of one constrained generation. One thread at a time. A function of the grammar and the
-// accepted tokens alone: it is rebuilt by accepting them again.
+// The state of one constrained generation, a function of the grammar and the accepted tokens alone
+// (so it is rebuilt by accepting them again). One thread at a time. kExhausted from FillMask or
+// Accept: the grammar is too large to follow; the constraint is then of no more use.
 class Constraint {
  public:
   ~Constraint();
@@ -163,7 +152,6 @@ class Constraint {
   // The tokens that must come next whatever the model says (may be empty). Not accepted yet.
   std::vector<TokenId> Forced();
   Result<std::unique_ptr<Constraint>> Clone() const;
-
  private:
   friend class ConstraintFactory;
   struct Impl;
@@ -177,7 +165,6 @@ struct Tool {
 };
 
 enum class ParallelCalls : uint8_t { kOne, kMany };
-
 // One call is prefix + {"name": <one of tools>, "arguments": <by its schema>} + suffix.
 struct ToolCallSpec {
   std::vector<Tool> tools;
@@ -186,15 +173,15 @@ struct ToolCallSpec {
   ParallelCalls parallel = ParallelCalls::kOne;  // kMany: one or more calls, a newline between
 };
 
-// kStrict refuses what can't be enforced (kInvalid, with the place); kRelaxed enforces less and warns.
+// kStrict refuses what can't be enforced (kInvalid, saying what); kRelaxed enforces less and warns.
 enum class SchemaMode : uint8_t { kStrict, kRelaxed };
-
 struct CompiledConstraint {
   std::unique_ptr<Constraint> constraint;
   std::string warning;  // empty, or what kRelaxed gave up
 };
 
-// Compiles constraints for one tokenizer. Immutable; any thread.
+// Compiles constraints for one tokenizer. JSON comes out as json.dumps spaces it (", " and ": " and
+// no other blanks). Immutable; any thread.
 class ConstraintFactory {
  public:
   static Result<std::unique_ptr<ConstraintFactory>> Create(const Tokenizer& tokenizer);
@@ -204,7 +191,6 @@ class ConstraintFactory {
   Result<CompiledConstraint> CompileJsonObject() const;  // any one JSON object
   Result<CompiledConstraint> CompileToolCall(const ToolCallSpec& spec, SchemaMode mode) const;
   Result<CompiledConstraint> CompileRegex(std::string_view regex) const;
-
  private:
   struct Impl;
   explicit ConstraintFactory(std::unique_ptr<Impl> impl);
