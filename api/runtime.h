@@ -22,15 +22,17 @@ namespace holdfast {
 
 struct RuntimeOptions {
   EngineOptions engine;
-  std::string data_dir;       // "" = nothing is kept beyond the process (in-RAM stores)
+  std::string data_dir;       // "" = nothing is kept beyond the process (in-RAM page store, and a
+                              // database in a temporary folder)
   size_t disk_bytes = 0;      // of pages; 0 = a quarter of what is free on the data folder's disk
   bool page_store = true;     // false: tokens are durable, pages are computed again
+  int max_resident = 64;      // warm heads of sessions
+  int64_t anonymous_ttl_s = 3600;
 };
 
 // What `tool_choice` said.
 enum class ToolChoice : uint8_t { kAuto, kNone, kRequired, kNamed };
 enum class ResponseFormat : uint8_t { kText, kJsonObject, kJsonSchema };
-enum class Durability : uint8_t { kTurn, kLazy, kKv, kNone };
 
 struct ChatRequest {
   std::string tenant;              // from the authenticated caller
@@ -65,6 +67,18 @@ struct ChatTokenLogprob {
   Sample sample;
 };
 
+enum class ChatFinish : uint8_t { kStop, kLength, kToolCalls, kCancelled, kError };
+
+struct ChatDone {
+  ChatFinish finish = ChatFinish::kStop;
+  Status status;                     // kError, kCancelled: why
+  std::string content;               // the whole text; "" when there were only tool calls
+  std::string warning;               // what a relaxed schema gave up, or ""
+  std::vector<ToolCall> tool_calls;
+  std::vector<TokenId> prompt_tokens, completion_tokens;
+  TurnReport report;                 // the `keeper` object of responses
+};
+
 // One step of an answer, in order. Text and tool-call pieces are whole UTF-8.
 struct ChatEvent {
   enum class Kind : uint8_t {
@@ -73,7 +87,7 @@ struct ChatEvent {
     kToolCall,   // a new call: `index`, `call.id`, `call.name`
     kToolArgs,   // `index`, `text`: more of its arguments
     kTokens,     // only `tokens` (and `logprobs`): text is withheld for now
-    kDone,       // `done`; nothing follows
+    kDone,       // `done`; nothing follows. The turn is committed (or aborted) by now
   };
   Kind kind = Kind::kText;
   std::string text;
@@ -82,18 +96,7 @@ struct ChatEvent {
   std::vector<TokenId> tokens;               // generated since the event before
   std::vector<ChatTokenLogprob> logprobs;    // one per token, when asked for
   std::optional<TurnStart> started;
-  std::optional<struct ChatDone> done;
-};
-
-enum class ChatFinish : uint8_t { kStop, kLength, kToolCalls, kCancelled, kError };
-
-struct ChatDone {
-  ChatFinish finish = ChatFinish::kStop;
-  Status status;                     // kError, kCancelled: why
-  std::string content;               // the whole text; "" when there were only tool calls
-  std::vector<ToolCall> tool_calls;
-  std::vector<TokenId> prompt_tokens, completion_tokens;
-  TurnReport report;                 // the `keeper` object of responses
+  std::optional<ChatDone> done;
 };
 
 class ChatStream {
@@ -109,12 +112,16 @@ class Runtime {
   static Result<std::unique_ptr<Runtime>> Open(const RuntimeOptions& options);
   ~Runtime();  // Shutdown
 
-  // Starts a turn. kInvalid: bad messages, schema, context overflow; kNotFound: unknown session;
-  // kConflict: busy head with OnBusy::kReject; kExhausted: queue full, or store degraded.
+  // Starts a turn; blocks until its tokens are matched and what can be restored is. kInvalid: bad
+  // messages, schema, sampling; "context_length_exceeded: ..." with both counts. kNotFound: unknown
+  // session or branch. kConflict: busy head with OnBusy::kReject, or an idempotency key used for another
+  // request. kExhausted: queue full; "store_degraded: ..." when nothing durable can be taken on (507).
+  // kUnavailable: shutting down.
   Result<std::unique_ptr<ChatStream>> Chat(ChatRequest request);
 
   Keeper& keeper();   // sessions, branches, items, snapshots
   Engine& engine();
+  Database& database();
   // Stops new turns (kUnavailable), lets running ones end within `grace_ms`, writes tails, closes.
   void Shutdown(int grace_ms);
   struct Stats {

@@ -5,78 +5,109 @@
 // transaction that commits a turn. History that a client sends is matched item by item (tool-call
 // id, then content), and the tokens that were sampled are used again, never a re-rendering.
 //
-// A turn: Begin (match, tokenise what is new, take the head's lease, write the admitted row) ->
-// decode elsewhere -> Commit or Abort. Dropping a Turn aborts it. Begin and Commit block on SQLite;
-// never call them from the model thread. Thread-safe.
+// A turn: Begin (match, tokenise what is new, take the head's lease, write the admitted row, stitch
+// a timeline) -> decode elsewhere -> Commit or Abort. Dropping a Turn aborts it.
+//
+// Thread-safe; no lock is held over I/O. All calls may block on SQLite or page files, and Begin with
+// OnBusy::kQueue waits for the head: never call them from the model thread. Ids of sessions, branches
+// and snapshots of another tenant are kNotFound, as are those that never were.
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <memory>
-#include <optional>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "engine/engine.h"
 #include "engine/store/database.h"
+#include "sessions/tree.h"
+#include "sessions/turn.h"
 #include "stitcher/stitcher.h"
 
 namespace holdfast {
 
-struct ToolCall {
-  std::string id, name, arguments;  // arguments: JSON text as the client sees it
-};
-
-// One message of a history, as the API read it. `raw_json` is the message as the template sees it;
-// nothing here parses it but engine/text.
-struct ChatMessage {
-  std::string role;                  // system, developer, user, assistant, tool
-  std::string text;                  // content, parts joined
-  std::string tool_call_id;          // of a tool result
-  std::vector<ToolCall> tool_calls;  // of an assistant message
-  std::string raw_json;
-};
-
-enum class OnBusy : uint8_t { kFork, kQueue, kReject };
-enum class HistoryMode : uint8_t { kAsSampled, kAsSent };
-
-// Which conversation a request belongs to. `id` that begins with "sess_" must exist (kNotFound);
-// any other is the client's own and is made on first use; "" = anonymous, matched by history.
-struct SessionRef {
-  std::string id;
-  std::string branch;  // "" = the branch whose history matches best
-};
-
-// Why less than the whole history could be used again.
-struct Miss {
-  std::string reason;      // "new_session", "message_changed", "tools_changed", "template_unstable", ...
-  int message = -1;        // index of the first message that differs
-  std::string field;       // "content", "role", "tool_calls", ...
-  int64_t at_token = 0;
-};
-
-// Known when decoding begins.
-struct TurnStart {
-  std::string session_id, branch, turn_id;
-  int64_t prompt_tokens = 0;
-  StitchReport stitch;     // tokens from pool, disk, computed; restore ms
-  std::optional<Miss> miss;
-  bool retry = false;      // the same request as an unfinished turn: same seed, same tokens
-};
-
-// The whole story of a turn (the `keeper` object of responses).
-struct TurnReport {
-  TurnStart start;
-  bool durable = false;
-  int64_t generated = 0;
-  double queue_ms = 0, restore_ms = 0, prefill_ms = 0, decode_ms = 0, commit_ms = 0;
-};
-
 struct KeeperStats {
-  uint64_t sessions = 0, turns_committed = 0, turns_aborted = 0, retries = 0;
+  uint64_t sessions = 0, turns_committed = 0, turns_aborted = 0, retries = 0, replays = 0;
+  uint64_t running = 0;              // turns between Begin and their end
   uint64_t resident_timelines = 0;
-  bool degraded = false;
+  uint64_t tails_written = 0, tails_restored = 0;
+  bool degraded = false;             // the last commit failed; nothing durable is taken on
 };
 
-class Keeper;  // completed by its implementer: see the class below
+struct KeeperOptions {
+  // Those below outlive the keeper.
+  Database* db = nullptr;            // opened with Keeper::Migrations() among its migrations
+  const Tokenizer* tokenizer = nullptr;
+  const ChatTemplate* chat_template = nullptr;
+  PagePool* pool = nullptr;
+  Stitcher* stitcher = nullptr;
+  PageStore* store = nullptr;        // for partial pages; null = none is kept
+  Digest fp;                         // Model::fingerprint()
+  std::string model_name;
+  int64_t max_context = 0;           // tokens of one timeline
+
+  int max_resident = 64;             // warm heads
+  int64_t anonymous_ttl_s = 3600;
+  int max_waiting = 64;              // turns that wait for one head (OnBusy::kQueue)
+  std::function<int64_t()> now_ms;   // Unix time; null = the system clock
+  std::function<Status()> sync_pages;  // makes sealed pages durable (Durability::kKv); may be null
+};
+
+class Keeper {
+ public:
+  // The tables (sessions/schema.cc), for Database::Options::migrations.
+  static std::vector<Migration> Migrations();
+  // Marks the turns of a process that died as aborted, drops expired sessions.
+  static Result<std::unique_ptr<Keeper>> Open(const KeeperOptions& options);
+  ~Keeper();  // Shutdown
+
+  // kInvalid: bad messages, a template that refuses them, "context_length_exceeded: ..." with both
+  // counts. kNotFound: unknown session or branch. kConflict: busy head (OnBusy::kReject), or an
+  // idempotency key that was used for another request. kExhausted: too many wait for the head, no
+  // pool pages, or the store is degraded and the turn wants durability.
+  Result<std::unique_ptr<Turn>> Begin(const TurnRequest& request);
+  // Items, tokens and the moved head in one transaction. The timeline becomes the warm head.
+  CommitResult Commit(std::unique_ptr<Turn> turn, TurnOutcome outcome);
+  // The head has not moved; what was generated is kept as an aborted turn.
+  void Abort(std::unique_ptr<Turn> turn, TurnOutcome outcome);
+
+  Result<SessionInfo> Create(std::string_view tenant, const CreateSession& request);
+  Result<Listed<SessionInfo>> List(std::string_view tenant, const ListRange& range);
+  // `id` here and below: "sess_..." or the client's own.
+  Result<SessionInfo> Get(std::string_view tenant, std::string_view id);
+  // With all branches, nodes, items, snapshots, events and partial pages. kConflict while a turn runs.
+  Status Delete(std::string_view tenant, std::string_view id);
+
+  Result<std::vector<BranchInfo>> Branches(std::string_view tenant, std::string_view id);
+  // `branch` "" = the default one. `range.after` is an item index.
+  Result<Listed<ItemInfo>> Items(std::string_view tenant, std::string_view id,
+                                 std::string_view branch, const ListRange& range);
+  // The token ids of a branch, as the model saw them.
+  Result<std::vector<TokenId>> Tokens(std::string_view tenant, std::string_view id,
+                                      std::string_view branch);
+  // Fork: Default::kKeep. Rewind: Default::kMove. Moves no bytes.
+  Result<BranchInfo> Branch(std::string_view tenant, std::string_view id,
+                            const MakeBranch& request);
+  // A labelled point that stays; writes the partial page of its head, so that it restores whole.
+  Result<SnapshotInfo> Snapshot(std::string_view tenant, std::string_view id,
+                                std::string_view branch, std::string_view label);
+  Result<std::vector<SnapshotInfo>> Snapshots(std::string_view tenant, std::string_view id);
+  Result<Listed<EventInfo>> Events(std::string_view tenant, std::string_view id,
+                                   const ListRange& range);
+
+  // Lets go of warm heads until `pages` pool pages are free or none is warm.
+  void MakeRoom(int64_t pages);
+  // Refuses new turns (kUnavailable), writes the partial pages of warm heads and lets go of them.
+  void Shutdown();
+  KeeperStats stats() const;
+
+  struct Impl;
+
+ private:
+  explicit Keeper(std::unique_ptr<Impl> impl);
+  std::unique_ptr<Impl> impl_;
+};
 
 }  // namespace holdfast

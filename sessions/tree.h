@@ -1,0 +1,92 @@
+// What the session endpoints show: sessions, branches, items, snapshots and events as plain values.
+//
+// A session is a tree of immutable nodes of tokens. A point in it is (node, count); a branch is a
+// named point that moves when a turn is committed; a snapshot is a labelled point that never moves.
+// An item is one message with the tokens that it became.
+#pragma once
+
+#include <cstdint>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "engine/base/types.h"
+
+namespace holdfast {
+
+struct SessionInfo {
+  std::string id;               // "sess_..."
+  std::string external_id;      // the client's own, or ""
+  bool anonymous = false;
+  std::string model;
+  std::string default_branch;
+  std::string meta_json;        // as given at creation, or ""
+  int64_t created_ms = 0, updated_ms = 0;  // Unix time
+  int64_t ttl_s = 0;            // 0 = for ever; counted from the last turn
+  int64_t branches = 0, turns = 0;         // turns: committed ones
+  int64_t tokens = 0, items = 0;           // of the default branch
+};
+
+struct BranchInfo {
+  std::string session_id, name;
+  int64_t ordinal = 0;          // never reused in its session
+  std::string parent;           // the branch that it left, or ""
+  int64_t parent_tokens = 0;    // where it left it
+  int64_t tokens = 0, items = 0;
+  int64_t generation = 0;       // turns committed on it
+  int64_t created_ms = 0, updated_ms = 0;
+  bool is_default = false, busy = false, resident = false;
+};
+
+struct ItemInfo {
+  int64_t index = 0;            // in the branch, from 0
+  std::string role, call_id, raw_json;
+  std::string turn_id;
+  int64_t first = 0, count = 0; // tokens in the branch: first .. first+count-1
+  int64_t header = 0, trailer = 0;  // of them, before and after the content
+  bool sampled = false;         // our own output
+};
+
+struct SnapshotInfo {
+  std::string id, label;        // "snap_..."
+  std::string branch;           // where it was taken
+  int64_t tokens = 0, items = 0, created_ms = 0;
+};
+
+struct EventInfo {
+  int64_t seq = 0, at_ms = 0;
+  std::string kind;             // "session_created", "turn_committed", "turn_aborted", "branch_created",
+                                // "snapshot_created", "default_changed"
+  std::string branch, turn_id, detail;
+};
+
+// One page of a list; `next` is the `after` of the following page, "" at the end.
+template <typename T>
+struct Listed {
+  std::vector<T> rows;
+  std::string next;
+};
+struct ListRange {
+  std::string after;            // "" = from the beginning
+  int limit = 20;               // 1..1000
+};
+
+struct CreateSession {
+  std::string external_id;      // "" = none; kConflict when the tenant has it already
+  std::string meta_json;
+  int64_t ttl_s = 0;
+};
+
+// Where a new branch begins: at the end of item `at_item` - 1 (so that it holds `at_item` items), or
+// after `at_token` tokens, or at the snapshot, or, with none of them, at the head.
+// A branch that ends inside an item is good for looking and replaying; the next turn keeps only whole
+// items of it.
+struct MakeBranch {
+  std::string from;             // a branch; "" = the default one
+  std::optional<int64_t> at_item, at_token;
+  std::string snapshot;
+  std::string name;             // "" = chosen here; kConflict when it is taken
+  enum class Default : uint8_t { kKeep, kMove } default_branch = Default::kKeep;
+};
+
+}  // namespace holdfast

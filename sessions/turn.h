@@ -1,0 +1,151 @@
+// A turn: one request of a client and the answer to it, as the keeper sees them.
+//
+//   Keeper::Begin -> Turn (admitted) -> decode elsewhere -> Keeper::Commit, or Keeper::Abort
+//
+//            Begin               Commit
+//   (none) --------> admitted ----------> committed
+//                       |  ^ same history and request again: same branch, same seed
+//                       v  |
+//                     aborted  (Abort, a dropped Turn, or a process that died: found at start)
+//
+// The head of the branch has moved if and only if the turn is committed. Plain values; a Turn belongs
+// to one thread at a time.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <optional>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "engine/base/hash.h"
+#include "engine/kv/timeline.h"
+#include "engine/model/sampler.h"
+#include "stitcher/stitcher.h"
+
+namespace holdfast {
+
+struct ToolCall {
+  std::string id, name, arguments;  // arguments: JSON text as the client sees it
+};
+
+// One message of a history, as the API read it. `raw_json` is the message as the template sees it
+// (one JSON object); nothing here parses it but engine/text.
+struct ChatMessage {
+  std::string role;                  // system, developer, user, assistant, tool
+  std::string text;                  // content, parts joined
+  std::string tool_call_id;          // of a tool result
+  std::vector<ToolCall> tool_calls;  // of an assistant message
+  std::string raw_json;
+};
+
+enum class OnBusy : uint8_t { kFork, kQueue, kReject };
+enum class HistoryMode : uint8_t { kAsSampled, kAsSent };
+enum class Durability : uint8_t { kTurn, kLazy, kKv, kNone };
+
+// Which conversation a request belongs to. `id` that begins with "sess_" must exist (kNotFound);
+// any other is the client's own and is made on first use; "" = anonymous, matched by history.
+struct SessionRef {
+  std::string id;
+  std::string branch;  // "" = the branch whose history matches best; when appending, the default
+};
+
+// Why less than the whole history could be used again.
+struct Miss {
+  // "message_changed", "history_shorter" (a regenerate, or a rewind by the client), "tools_changed",
+  // "template_unstable" (an earlier message renders differently now), "history_as_sent",
+  // "model_changed", "busy_head".
+  std::string reason;
+  int message = -1;        // index of the first message that differs
+  std::string field;       // "role", "content", "tool_calls", "tool_call_id", "tools", ...
+  int64_t at_char = -1;    // first differing byte of `content`, where that is known
+  int64_t at_token = 0;    // tokens before it stay as they were
+};
+
+// Known when decoding begins.
+struct TurnStart {
+  std::string session_id, branch, turn_id;
+  std::string external_id;           // the client's own id of the session, or ""
+  int64_t prompt_tokens = 0;
+  int64_t kept_tokens = 0;           // of the prompt, taken from the log as they were
+  StitchReport stitch;               // tokens from warm, pool, store, computed; restore ms
+  std::optional<Miss> miss;
+  bool new_session = false;
+  bool retry = false;                // the same request as an unfinished turn: same seed, same tokens
+  bool replayed = false;             // a committed turn, served from the log
+  HistoryMode history = HistoryMode::kAsSampled;
+};
+
+// The whole story of a turn (the `keeper` object of responses).
+struct TurnReport {
+  TurnStart start;
+  bool durable = false;
+  int64_t generated = 0;
+  double queue_ms = 0, restore_ms = 0, prefill_ms = 0, decode_ms = 0, commit_ms = 0;
+};
+
+struct TurnRequest {
+  std::string tenant;              // from the authenticated caller
+  SessionRef session;
+  std::string idempotency_key;     // "" = none
+  OnBusy on_busy = OnBusy::kFork;
+  HistoryMode history = HistoryMode::kAsSampled;
+  Durability durability = Durability::kTurn;
+  std::span<const ChatMessage> messages;  // borrowed during Begin
+  bool append = false;             // `messages` only adds to what the branch holds
+  std::string tools_json;          // "" = none
+  std::string template_kwargs_json;
+  // Over everything else that decides the answer (sampling, seed, limits, stops, format, choice).
+  Digest params_digest;
+  std::string sampling_json;       // kept with the nodes, opaque
+  std::optional<uint64_t> seed;
+  int64_t max_tokens = 0;          // 0 = as many as fit
+};
+
+struct GeneratedToken {
+  TokenId token = 0;
+  uint64_t digest = 0;             // of the logits; 0 for forced tokens
+  bool forced = false;
+};
+
+// What came of a turn. The keeper drops generated tokens that `timeline` no longer has (cut by a
+// stop string).
+struct TurnOutcome {
+  std::optional<Timeline> timeline;       // as the engine gave it back
+  std::vector<GeneratedToken> generated;
+  ChatMessage message;                    // what the client got: text, tool calls, raw_json
+  std::string response;                   // opaque; given again by a replay
+  std::string finish;                     // "stop", "length", ...; for the log
+};
+
+struct CommitResult {
+  Status status;                   // not ok: the store is degraded and nothing is kept
+  bool durable = false;
+  double commit_ms = 0;
+};
+
+// An admitted turn: holds the lease of its head. Dropping it aborts it. Must not outlive its keeper.
+class Turn {
+ public:
+  ~Turn();
+  const TurnStart& start() const;
+  uint64_t seed() const;                     // turn seed (DESIGN law 8)
+  std::span<const TokenId> prompt() const;   // the whole context, generation prompt included
+  int64_t max_tokens() const;                // of the request, else what fits
+  // The timeline to submit; its last row at least is pending. Once.
+  Timeline TakeTimeline();
+  // Set: the turn is committed already, this is its TurnOutcome::response. Nothing is to be decoded
+  // and no timeline is there; the tokens are those of the log.
+  const std::optional<std::string>& replay() const;
+  std::span<const TokenId> replayed_tokens() const;
+
+  struct Impl;
+  explicit Turn(std::unique_ptr<Impl> impl);
+  Impl& impl() { return *impl_; }
+
+ private:
+  std::unique_ptr<Impl> impl_;
+};
+
+}  // namespace holdfast
