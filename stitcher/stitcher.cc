@@ -1,0 +1,320 @@
+#include "stitcher/stitcher.h"
+
+#include <algorithm>
+#include <atomic>
+#include <chrono>
+#include <functional>
+#include <latch>
+#include <mutex>
+#include <thread>
+#include <utility>
+
+#include "engine/base/queue.h"
+
+namespace holdfast {
+namespace {
+
+constexpr int kIoThreads = 2;
+constexpr size_t kIoQueue = 256;    // page reads waiting; more make the restoring request wait
+constexpr size_t kRateSamples = 15; // of the moving medians
+constexpr int64_t kMinObservedRows = 16;  // fewer say more about overhead than about rows
+
+double MsSince(std::chrono::steady_clock::time_point start) {
+  return std::chrono::duration<double, std::milli>(std::chrono::steady_clock::now() - start)
+      .count();
+}
+
+// A median over the last kRateSamples values; 0 before the first.
+class MovingMedian {
+ public:
+  void Add(double v) {
+    if (values_.size() < kRateSamples) {
+      values_.push_back(v);
+    } else {
+      values_[next_] = v;
+      next_ = (next_ + 1) % kRateSamples;
+    }
+  }
+  double Get() const {
+    if (values_.empty()) return 0;
+    std::vector<double> v = values_;
+    std::nth_element(v.begin(), v.begin() + v.size() / 2, v.end());
+    return v[v.size() / 2];
+  }
+
+ private:
+  std::vector<double> values_;
+  size_t next_ = 0;
+};
+
+int64_t CommonPrefix(std::span<const TokenId> a, std::span<const TokenId> b) {
+  const auto end = std::mismatch(a.begin(), a.end(), b.begin(), b.end()).first;
+  return end - a.begin();
+}
+
+}  // namespace
+
+struct Stitcher::Impl {
+  // What is known about a prompt's exact chain: its keys, and where each page is.
+  struct Chain {
+    std::vector<PageKey> keys;  // of whole blocks below the last token
+    std::vector<PageTier> tiers;
+  };
+
+  PagePool* pool;
+  PageStore* store;
+  Digest fp;
+  BoundedQueue<std::function<void()>> io{kIoQueue};
+  std::vector<std::thread> io_threads;
+  mutable std::mutex rates_mu;
+  MovingMedian load_ms_per_page, compute_ms_per_token;
+
+  PageKey Root(const TenantScope& scope) const { return RootKey(fp, scope, Digest{}); }
+
+  Chain FindChain(const StitchRequest& request, int64_t warm) const {
+    Chain chain;
+    PageKey key = Root(request.scope);
+    const int64_t blocks = (static_cast<int64_t>(request.tokens.size()) - 1) / kPageTokens;
+    bool reachable = true;  // past the first gap nothing more can be used
+    for (int64_t b = 0; b < blocks && reachable; ++b) {
+      key = NextKey(key, request.tokens.subspan(b * kPageTokens, kPageTokens), Digest{});
+      PageTier tier = PageTier::kNone;
+      if (pool->Contains(key)) {
+        tier = PageTier::kPool;
+      } else if (store != nullptr && store->Contains(key)) {
+        tier = PageTier::kStore;
+      }
+      reachable = tier != PageTier::kNone || (b + 1) * kPageTokens <= warm;
+      chain.keys.push_back(key);
+      chain.tiers.push_back(tier);
+    }
+    return chain;
+  }
+
+  // Reads the pages of `blocks` into private slots, all at once over the I/O threads. Entry i of the
+  // result is the sealed page, or the error that took its place.
+  std::vector<Result<PageLease>> Load(const StitchRequest& request, const Chain& chain,
+                                      const std::vector<int64_t>& blocks) {
+    std::vector<Result<PageLease>> pages;
+    pages.reserve(blocks.size());
+    for (size_t i = 0; i < blocks.size(); ++i) pages.emplace_back(PageLease());
+    std::latch done(static_cast<std::ptrdiff_t>(blocks.size()));
+    for (size_t i = 0; i < blocks.size(); ++i) {
+      auto task = [&, i] {
+        pages[i] = LoadOne(request, chain, blocks[i]);
+        done.count_down();
+      };
+      if (!io.Push(task)) task();  // closing: do it here
+    }
+    done.wait();
+    return pages;
+  }
+
+  Result<PageLease> LoadOne(const StitchRequest& request, const Chain& chain, int64_t block) {
+    HOLDFAST_ASSIGN_OR_RETURN(PageLease page, pool->Allocate(request.scope));
+    const auto tokens = request.tokens.subspan(block * kPageTokens, kPageTokens);
+    PageHeader header;
+    header.fp = fp;
+    header.key = chain.keys[block];
+    header.parent = block > 0 ? chain.keys[block - 1] : Root(request.scope);
+    header.tokens.assign(tokens.begin(), tokens.end());
+    std::vector<std::span<std::byte>> payload;
+    const auto& groups = pool->groups();
+    for (size_t g = 0; g < groups.size(); ++g) {
+      payload.emplace_back(page.payload(static_cast<int>(g)), groups[g].PayloadBytes());
+    }
+    HOLDFAST_RETURN_IF_ERROR(store->Get(header, payload));
+    return pool->Seal(std::move(page), header.key, header.parent, tokens, PageSource::kDisk);
+  }
+
+  // Splices the whole pages [0, end) of the exact chain; stops at the first that can't be had.
+  // Returns how many blocks are there, with the reason where that is fewer.
+  int64_t SplicePrefix(const StitchRequest& request, const Chain& chain, const Plan& plan,
+                       Timeline* timeline, StitchReport* report) {
+    std::vector<int64_t> loads;
+    int64_t end = 0;
+    for (const PlanStep& step : plan.steps) {
+      if (step.action != PlanAction::kExact && step.action != PlanAction::kLoad) break;
+      end = step.end / kPageTokens;
+      if (step.action == PlanAction::kLoad) {
+        for (int64_t b = step.begin / kPageTokens; b < end; ++b) loads.push_back(b);
+      }
+    }
+    const auto start = std::chrono::steady_clock::now();
+    auto loaded = Load(request, chain, loads);
+    if (!loads.empty()) {
+      std::lock_guard lock(rates_mu);
+      load_ms_per_page.Add(MsSince(start) / static_cast<double>(loads.size()));
+    }
+    size_t next_load = 0;
+    for (int64_t b = 0; b < end; ++b) {
+      const bool load = next_load < loads.size() && loads[next_load] == b;
+      Status fault;
+      PageLease page = TakePage(request, chain, b, load ? &loaded[next_load] : nullptr, &fault);
+      next_load += load;
+      if (!page) {
+        report->miss = fault.ok()                           ? "evicted"
+                       : fault.code() == Code::kExhausted ? "pool_full"
+                       : fault.code() == Code::kIo        ? "io_error"
+                                                          : "corrupt";
+        return b;
+      }
+      if (Status s = timeline->Splice(std::move(page), 0, kPageTokens, 0); !s.ok()) {
+        report->miss = "corrupt";
+        return b;
+      }
+      (load ? report->from_store : report->from_pool) += kPageTokens;
+      report->bytes_loaded += load ? pool->page_bytes() : 0;
+    }
+    return end;
+  }
+
+  PageLease TakePage(const StitchRequest& request, const Chain& chain, int64_t block,
+                     Result<PageLease>* loaded, Status* fault) {
+    if (loaded == nullptr) {
+      return pool->Find(chain.keys[block],
+                        request.tokens.subspan(block * kPageTokens, kPageTokens));
+    }
+    if (loaded->ok()) return std::move(*loaded).value();
+    *fault = loaded->status();
+    return {};
+  }
+
+  // Uses pieces[i] at the indices [begin, end), run by run of its source.
+  Status SplicePiece(const Piece& piece, int64_t begin, int64_t end, Timeline* timeline) {
+    const int64_t move = piece.at - piece.begin;  // index here minus index there
+    int64_t index = 0;
+    for (const Run& run : piece.source->runs()) {
+      const int64_t from = std::max(index, begin - move), to = std::min(index + run.count, end - move);
+      if (from < to) {
+        if (!run.page || !run.page.sealed()) {
+          return Status::Invalid("stitcher: piece at token " + std::to_string(begin) +
+                                 ": its source is not sealed at token " + std::to_string(from));
+        }
+        HOLDFAST_RETURN_IF_ERROR(timeline->Splice(
+            run.page.Share(), run.first + static_cast<int32_t>(from - index),
+            static_cast<int32_t>(to - from), run.shift + static_cast<int32_t>(move)));
+      }
+      index += run.count;
+    }
+    return Status();
+  }
+};
+
+Stitcher::Stitcher(PagePool* pool, PageStore* store, Digest fp) : impl_(new Impl) {
+  impl_->pool = pool;
+  impl_->store = store;
+  impl_->fp = fp;
+  for (int i = 0; i < kIoThreads; ++i) {
+    impl_->io_threads.emplace_back([impl = impl_.get()] {
+      while (auto task = impl->io.Pop()) (*task)();
+    });
+  }
+}
+
+Stitcher::~Stitcher() {
+  impl_->io.Close();
+  for (std::thread& t : impl_->io_threads) t.join();
+}
+
+void Stitcher::ObserveCompute(int64_t tokens, double ms) {
+  if (tokens < kMinObservedRows) return;
+  std::lock_guard lock(impl_->rates_mu);
+  impl_->compute_ms_per_token.Add(ms / static_cast<double>(tokens));
+}
+
+StitchRates Stitcher::rates() const {
+  std::lock_guard lock(impl_->rates_mu);
+  StitchRates r;
+  r.load_ms_per_page = impl_->load_ms_per_page.Get();
+  r.compute_ms_per_token = impl_->compute_ms_per_token.Get();
+  return r;
+}
+
+namespace {
+
+Status CheckPieces(const StitchRequest& request) {
+  int64_t at = 0;
+  for (const Piece& p : request.pieces) {
+    const int64_t n = p.end - p.begin;
+    if (p.source == nullptr || n <= 0 || p.begin < 0 || p.at < at ||
+        p.at + n > static_cast<int64_t>(request.tokens.size()) || p.end > p.source->filled()) {
+      return Status::Invalid("stitcher: piece at token " + std::to_string(p.at) +
+                             " overlaps, is empty, or lies outside its source or the prompt");
+    }
+    if (CommonPrefix(p.source->tokens().subspan(p.begin, n), request.tokens.subspan(p.at, n)) != n) {
+      return Status::Invalid("stitcher: piece at token " + std::to_string(p.at) +
+                             ": the source's tokens differ from the prompt's");
+    }
+    at = p.at + n;
+  }
+  return Status();
+}
+
+PlanInput MakeInput(const StitchRequest& request, int64_t warm, std::span<const PageTier> tiers,
+                    std::span<const PieceRange> pieces, const StitchRates& rates) {
+  PlanInput in;
+  in.tokens = static_cast<int64_t>(request.tokens.size());
+  in.page_tokens = kPageTokens;
+  in.pages = tiers;
+  in.base_filled = warm;
+  in.pieces = pieces;
+  in.load_ms_per_page = rates.load_ms_per_page;
+  in.load_ms_fixed = rates.load_ms_fixed;
+  in.compute_ms_per_token = rates.compute_ms_per_token;
+  return in;
+}
+
+}  // namespace
+
+Result<Stitched> Stitcher::Stitch(const StitchRequest& request) {
+  const auto start = std::chrono::steady_clock::now();
+  if (request.tokens.empty()) return Status::Invalid("stitcher: the prompt has no tokens");
+  HOLDFAST_RETURN_IF_ERROR(CheckPieces(request));
+  const int64_t limit = static_cast<int64_t>(request.tokens.size()) - 1;
+
+  int64_t warm = 0;
+  bool exact = true;
+  if (request.base != nullptr) {
+    warm = std::min({CommonPrefix(request.base->tokens(), request.tokens), request.base->filled(),
+                     limit});
+    exact = request.base->taint().IsZero();
+  }
+  // An approximate base has its own chain; exact pages can't continue it.
+  Impl::Chain chain = exact ? impl_->FindChain(request, warm) : Impl::Chain{};
+  std::vector<PieceRange> pieces;
+  for (const Piece& p : request.pieces) pieces.push_back({p.at, p.at + p.end - p.begin});
+
+  Stitched out{Timeline(impl_->pool, request.scope, impl_->fp), {}};
+  Plan plan = MakePlan(MakeInput(request, warm, chain.tiers, pieces, rates()));
+  out.report.miss = plan.miss;
+  const int64_t exact_end = plan.TokensOf(PlanAction::kExact) + plan.TokensOf(PlanAction::kLoad);
+  if (warm > 0 && exact_end == warm) {  // nothing reaches further than the warm timeline
+    if (auto fork = request.base->Fork(warm); fork.ok()) {
+      out.timeline = std::move(fork).value();
+      out.report.from_warm = warm;
+    } else {
+      out.report.miss = "pool_full";
+      plan = MakePlan(MakeInput(request, 0, {}, pieces, rates()));
+    }
+  } else {
+    const int64_t blocks = impl_->SplicePrefix(request, chain, plan, &out.timeline, &out.report);
+    if (blocks * kPageTokens < exact_end) {  // a fault: keep what is verified, plan the rest anew
+      plan = MakePlan(MakeInput(request, blocks * kPageTokens, {}, pieces, rates()));
+    }
+  }
+  for (const PlanStep& step : plan.steps) {
+    if (step.action == PlanAction::kShifted) {
+      HOLDFAST_RETURN_IF_ERROR(impl_->SplicePiece(request.pieces[step.piece], step.begin, step.end,
+                                                  &out.timeline));
+      out.report.shifted += step.end - step.begin;
+    } else if (step.action == PlanAction::kCompute) {
+      out.timeline.Extend(request.tokens.subspan(step.begin, step.end - step.begin));
+      out.report.to_compute += step.end - step.begin;
+    }
+  }
+  out.report.restore_ms = MsSince(start);
+  return out;
+}
+
+}  // namespace holdfast

@@ -1,0 +1,613 @@
+// Design. Most rungs work on raw pages (RawSequence) and ForwardPass, below pool and scheduler, so that
+// a rung can put NaN wherever it likes. E1, E2 and E7 go through Stitcher and Timeline, the way that
+// requests go. "The same bits" compares every row's logits by a 64-bit piece of their SHA-256; only the
+// KL rungs keep logits. The prompts are made from the model's own vocabulary by a fixed generator: the
+// laws do not care for meaning, and tokens at random reach more of the weights.
+#include "stitcher/verify.h"
+
+#include <algorithm>
+#include <array>
+#include <bit>
+#include <cmath>
+#include <cstring>
+#include <filesystem>
+#include <limits>
+#include <set>
+#include <system_error>
+
+#include "engine/backend/half.h"
+#include "engine/store/file_page_store.h"
+#include "stitcher/stitcher.h"
+
+namespace holdfast {
+namespace {
+
+constexpr double kNoiseKl = 2e-3;  // E5: nats; f16 K and 8-bit activations stay well below
+constexpr int kE7Cases = 3;
+
+using RowDigests = std::vector<uint64_t>;  // one per row, in order of index
+
+// Token ids of a fixed generator (SplitMix64), never special ones.
+std::vector<TokenId> MakePrompt(const Tokenizer& tokenizer, int n, uint64_t seed) {
+  std::vector<TokenId> out;
+  uint64_t x = seed * 0x9E3779B97F4A7C15ull + 1;
+  while (static_cast<int>(out.size()) < n) {
+    uint64_t z = (x += 0x9E3779B97F4A7C15ull);
+    z = (z ^ (z >> 30)) * 0xBF58476D1CE4E5B9ull;
+    z = (z ^ (z >> 27)) * 0x94D049BB133111EBull;
+    const auto id = static_cast<TokenId>((z ^ (z >> 31)) % tokenizer.vocab_size());
+    if (!tokenizer.IsSpecial(id) && !tokenizer.TokenText(id).empty()) out.push_back(id);
+  }
+  return out;
+}
+
+uint64_t RowDigest(std::span<const float> logits) {
+  const Digest d = Sha256(logits.data(), logits.size_bytes());
+  uint64_t v;
+  std::memcpy(&v, d.bytes.data(), sizeof(v));
+  return v;
+}
+
+// KL(p || q) in nats over the whole vocabulary, in fp64.
+double Kl(std::span<const float> p, std::span<const float> q) {
+  auto log_sum = [](std::span<const float> v) {
+    const double top = *std::max_element(v.begin(), v.end());
+    double sum = 0;
+    for (float x : v) sum += std::exp(x - top);
+    return top + std::log(sum);
+  };
+  const double zp = log_sum(p), zq = log_sum(q);
+  double kl = 0;
+  for (size_t i = 0; i < p.size(); ++i) {
+    const double lp = p[i] - zp;
+    kl += std::exp(lp) * (lp - (q[i] - zq));
+  }
+  return std::max(kl, 0.0);
+}
+
+// The KV of one sequence in pages of its own, where row i lies in slot i mod 32.
+class RawSequence {
+ public:
+  RawSequence(const std::vector<LayerGroup>& groups, std::vector<TokenId> tokens, std::byte fill)
+      : groups_(groups), tokens_(std::move(tokens)) {
+    const size_t pages = (tokens_.size() + kPageTokens - 1) / kPageTokens;
+    for (const LayerGroup& g : groups_) {
+      bytes_.emplace_back(pages * g.PayloadBytes() + 64, fill);
+    }
+    for (size_t p = 0; p < pages; ++p) {
+      auto& payloads = pages_.emplace_back();
+      for (size_t g = 0; g < groups_.size(); ++g) payloads.push_back(Payload(p, g));
+    }
+  }
+
+  const std::vector<TokenId>& tokens() const { return tokens_; }
+  int32_t size() const { return static_cast<int32_t>(tokens_.size()); }
+  std::byte* const* page(int32_t index) const { return pages_[index / kPageTokens].data(); }
+
+  // K or V of one token at one layer of group 0, head after head, as fp32.
+  std::vector<float> Read(int layer, int32_t index, char what) const {
+    const LayerGroup& g = groups_[0];
+    const int dims = what == 'k' ? g.k_dim : g.v_dim, slot = index % kPageTokens;
+    const KvType type = what == 'k' ? g.k_type : g.v_type;
+    std::vector<float> out;
+    for (int h = 0; h < g.heads; ++h) {
+      const std::byte* base = page(index)[0] + g.HeadOffset(layer, h) + (what == 'k' ? 0 : g.KBytes());
+      for (int d = 0; d < dims; ++d) {
+        const size_t at = what == 'k' ? static_cast<size_t>(d) * kPageTokens + slot
+                                      : static_cast<size_t>(slot) * dims + d;
+        out.push_back(ReadNumber(base, at, type));
+      }
+    }
+    return out;
+  }
+
+  // Fills every slot from `index` on, in all layers, with `fill`.
+  void FillFrom(int32_t index, std::byte fill) {
+    for (size_t p = 0; p < pages_.size(); ++p) {
+      for (int slot = 0; slot < kPageTokens; ++slot) {
+        if (static_cast<int32_t>(p) * kPageTokens + slot >= index) FillSlot(p, slot, fill);
+      }
+    }
+  }
+
+  std::vector<std::vector<KvRun>> Runs(int32_t shift) const {
+    std::vector<std::vector<KvRun>> runs(groups_.size());
+    for (size_t g = 0; g < groups_.size(); ++g) {
+      for (int32_t at = 0; at < size(); at += kPageTokens) {
+        runs[g].push_back({page(at)[g], 0, std::min(kPageTokens, size() - at), shift});
+      }
+    }
+    return runs;
+  }
+
+ private:
+  std::byte* Payload(size_t page, size_t group) {
+    auto base = reinterpret_cast<uintptr_t>(bytes_[group].data());
+    base = (base + 63) / 64 * 64;
+    return reinterpret_cast<std::byte*>(base) + page * groups_[group].PayloadBytes();
+  }
+  static float ReadNumber(const std::byte* base, size_t at, KvType type) {
+    if (type == KvType::kF32) {
+      float v;
+      std::memcpy(&v, base + at * 4, 4);
+      return v;
+    }
+    uint16_t v;
+    std::memcpy(&v, base + at * 2, 2);
+    return HalfToFloat(v);
+  }
+  void FillSlot(size_t page, int slot, std::byte fill) {
+    for (size_t gi = 0; gi < groups_.size(); ++gi) {
+      const LayerGroup& g = groups_[gi];
+      const size_t kn = KvTypeBytes(g.k_type), vn = g.v_dim * KvTypeBytes(g.v_type);
+      for (int layer = 0; layer < g.layers; ++layer) {
+        for (int h = 0; h < g.heads; ++h) {
+          std::byte* k = pages_[page][gi] + g.HeadOffset(layer, h);
+          for (int d = 0; d < g.k_dim; ++d) {
+            std::memset(k + (static_cast<size_t>(d) * kPageTokens + slot) * kn,
+                        static_cast<int>(fill), kn);
+          }
+          std::memset(k + g.KBytes() + slot * vn, static_cast<int>(fill), vn);
+        }
+      }
+    }
+  }
+
+  std::vector<LayerGroup> groups_;
+  std::vector<TokenId> tokens_;
+  std::vector<std::vector<std::byte>> bytes_;        // [groups]
+  std::vector<std::vector<std::byte*>> pages_;       // [pages][groups]
+};
+
+constexpr std::byte kNanFill{0xff};  // every f16 and fp32 made of it is a NaN
+constexpr std::byte kZeroFill{0};
+
+class Verifier {
+ public:
+  Verifier(Model& model, Backend& backend, const std::vector<Backend*>& others,
+           const VerifyOptions& options)
+      : model_(model),
+        others_(others),
+        options_(options),
+        pass_(model, &backend),
+        pool_(model.groups(), PoolBytes()),
+        n_(std::max(options.prompt_tokens, 96)) {}
+
+  Result<RungResult> Run(const std::string& rung);
+
+ private:
+  // Rows [begin, end) of a raw sequence, computed for positions `home` later.
+  struct Job {
+    RawSequence* sequence;
+    int32_t begin, end;
+    int32_t home = 0;
+  };
+
+  size_t PoolBytes() const {
+    size_t page = 0;
+    for (const LayerGroup& g : model_.groups()) page += g.SlotStride();
+    return page * 16 * static_cast<size_t>(std::max(options_.prompt_tokens, 96) / kPageTokens + 2);
+  }
+  RawSequence Fresh(const std::vector<TokenId>& tokens, std::byte fill = kZeroFill) const {
+    return RawSequence(model_.groups(), tokens, fill);
+  }
+  std::vector<TokenId> Prompt(int n, uint64_t seed) const {
+    return MakePrompt(model_.tokenizer(), n, seed);
+  }
+
+  std::vector<RowDigests> Forward(ForwardPass& pass, const std::vector<Job>& jobs);
+  RowDigests Chunked(ForwardPass& pass, RawSequence& s, int chunk);
+  RowDigests ComputePending(Timeline& timeline, int chunk);
+  std::vector<std::vector<float>> PendingLogits(Timeline& timeline);
+  void Expect(RungResult* r, const RowDigests& want, const RowDigests& got, const std::string& what);
+  void Step(RungResult* r, int total);
+
+  Status E0(RungResult* r);
+  Status E1(RungResult* r);
+  Status E1FromStore(RungResult* r, const std::vector<TokenId>& prompt, const RowDigests& want);
+  Status E2(RungResult* r);
+  Status E3(RungResult* r);
+  Status E4(RungResult* r);
+  Status E5(RungResult* r);
+  Status E6(RungResult* r);
+  Status E7(RungResult* r);
+
+  Model& model_;
+  const std::vector<Backend*>& others_;
+  const VerifyOptions& options_;
+  ForwardPass pass_;
+  PagePool pool_;
+  int n_;
+  std::vector<float> last_logits_;  // of the last row that Forward computed
+};
+
+std::vector<RowDigests> Verifier::Forward(ForwardPass& pass, const std::vector<Job>& jobs) {
+  ForwardBatch batch;
+  for (size_t j = 0; j < jobs.size(); ++j) {
+    batch.sequences.push_back({jobs[j].sequence->Runs(-jobs[j].home)});
+    for (int32_t i = jobs[j].begin; i < jobs[j].end; ++i) {
+      ForwardRow row;
+      row.token = jobs[j].sequence->tokens()[i];
+      row.position = i;
+      row.home = i + jobs[j].home;
+      row.sequence = static_cast<int32_t>(j);
+      row.page = jobs[j].sequence->page(i);
+      row.slot = i % kPageTokens;
+      row.logits = true;
+      batch.rows.push_back(row);
+    }
+  }
+  const auto rows = static_cast<int64_t>(batch.rows.size());
+  pass.Begin(std::move(batch));
+  pass.Run();
+  std::vector<RowDigests> out;
+  int64_t at = 0;
+  for (const Job& job : jobs) {
+    auto& digests = out.emplace_back();
+    for (int32_t i = job.begin; i < job.end; ++i, ++at) {
+      digests.push_back(pass.failed(at) ? 0 : RowDigest(pass.logits(at)));
+    }
+  }
+  const auto last = pass.logits(rows - 1);
+  last_logits_.assign(last.begin(), last.end());
+  return out;
+}
+
+RowDigests Verifier::Chunked(ForwardPass& pass, RawSequence& s, int chunk) {
+  RowDigests all;
+  for (int32_t at = 0; at < s.size(); at += chunk) {
+    const auto got = Forward(pass, {{&s, at, std::min(s.size(), at + chunk)}});
+    all.insert(all.end(), got[0].begin(), got[0].end());
+  }
+  return all;
+}
+
+// Computes a timeline's pending rows, `chunk` at a time, as the scheduler does.
+std::vector<std::vector<float>> Verifier::PendingLogits(Timeline& timeline) {
+  std::vector<std::vector<float>> out;
+  while (timeline.pending() > 0) {
+    auto rows = timeline.NextRows(64);
+    if (!rows.ok()) return {};
+    ForwardBatch batch;
+    auto& sequence = batch.sequences.emplace_back();
+    sequence.runs.resize(model_.groups().size());
+    const int64_t end = rows->back().index + 1;
+    for (size_t g = 0; g < sequence.runs.size(); ++g) {
+      timeline.Views(end, static_cast<int>(g), &sequence.runs[g]);
+    }
+    std::vector<std::vector<std::byte*>> payloads;
+    for (const Timeline::Row& r : *rows) {
+      auto& p = payloads.emplace_back();
+      for (size_t g = 0; g < sequence.runs.size(); ++g) {
+        p.push_back(r.page->payload(static_cast<int>(g)));
+      }
+    }
+    for (size_t i = 0; i < rows->size(); ++i) {
+      const Timeline::Row& r = (*rows)[i];
+      ForwardRow row;
+      row.token = r.token;
+      row.position = static_cast<int32_t>(r.index);
+      row.page = payloads[i].data();
+      row.slot = r.slot;
+      row.logits = true;
+      batch.rows.push_back(row);
+    }
+    pass_.Begin(std::move(batch));
+    pass_.Run();
+    for (size_t i = 0; i < rows->size(); ++i) {
+      const auto l = pass_.logits(static_cast<int64_t>(i));
+      out.emplace_back(l.begin(), l.end());
+    }
+    timeline.Filled(static_cast<int64_t>(rows->size()));
+  }
+  return out;
+}
+
+RowDigests Verifier::ComputePending(Timeline& timeline, int) {
+  RowDigests out;
+  for (const auto& row : PendingLogits(timeline)) out.push_back(row.empty() ? 0 : RowDigest(row));
+  return out;
+}
+
+// `got` must equal the end of `want` (a restored prompt computes only its last rows).
+void Verifier::Expect(RungResult* r, const RowDigests& want, const RowDigests& got,
+                      const std::string& what) {
+  ++r->cases;
+  const bool same = !got.empty() && got.size() <= want.size() &&
+                    std::equal(got.rbegin(), got.rend(), want.rbegin());
+  const bool failed_rows = std::find(got.begin(), got.end(), 0) != got.end();
+  if (same && !failed_rows) return;
+  if (r->pass) r->detail = what + (failed_rows ? ": a row has no finite logits" : ": bits differ");
+  r->pass = false;
+}
+
+void Verifier::Step(RungResult* r, int total) {
+  if (options_.progress) options_.progress(r->name, r->cases, total);
+}
+
+Status Verifier::E0(RungResult* r) {
+  const auto prompt = Prompt(n_, 1);
+  auto alone = Fresh(prompt);
+  const RowDigests want = Chunked(pass_, alone, n_);
+  for (int chunk : {1, 7, 32, 50}) {
+    auto s = Fresh(prompt);
+    Expect(r, want, Chunked(pass_, s, chunk), "chunks of " + std::to_string(chunk));
+    Step(r, 8);
+  }
+  auto a = Fresh(Prompt(37, 2)), b = Fresh(prompt), c = Fresh(Prompt(65, 3));
+  const auto first = Forward(pass_, {{&a, 0, 20}, {&b, 0, 41}, {&c, 0, 64}});
+  auto rest = Forward(pass_, {{&c, 64, 65}, {&b, 41, b.size()}, {&a, 20, 37}});
+  RowDigests got = first[1];
+  got.insert(got.end(), rest[1].begin(), rest[1].end());
+  Expect(r, want, got, "in a batch with two other sequences");
+  for (Backend* other : others_) {
+    ForwardPass pass(model_, other);
+    auto s = Fresh(prompt);
+    Expect(r, want, Chunked(pass, s, 64), "another number of threads");
+    Step(r, 8);
+  }
+  return Status();
+}
+
+Status Verifier::E1(RungResult* r) {
+  const auto prompt = Prompt(n_, 4);
+  const TenantScope scope("verify-e1");
+  auto raw = Fresh(prompt);
+  const RowDigests want = Chunked(pass_, raw, n_);
+  Stitcher stitcher(&pool_, nullptr, model_.fingerprint());
+  const StitchRequest request{scope, prompt, nullptr, {}};
+  HOLDFAST_ASSIGN_OR_RETURN(Stitched cold, stitcher.Stitch(request));
+  Expect(r, want, ComputePending(cold.timeline, 64), "cold");
+  HOLDFAST_ASSIGN_OR_RETURN(Stitched warm, stitcher.Stitch(request));
+  Expect(r, want, ComputePending(warm.timeline, 64), "prefix from the pool");
+  if (warm.report.from_pool == 0) {
+    r->pass = false;
+    r->detail = "the prefix was not found in the pool";
+  }
+  const StitchRequest again{scope, prompt, &cold.timeline, {}};
+  HOLDFAST_ASSIGN_OR_RETURN(Stitched forked, stitcher.Stitch(again));
+  Expect(r, want, ComputePending(forked.timeline, 64), "forked from a warm timeline");
+  Step(r, 5);
+  return E1FromStore(r, prompt, want);
+}
+
+Status Verifier::E1FromStore(RungResult* r, const std::vector<TokenId>& prompt,
+                             const RowDigests& want) {
+  const std::string dir = options_.scratch_dir + "/pages";
+  std::error_code ignored;
+  for (const char* what : {"prefix from disk", "prefix from disk after a restart"}) {
+    PagePool pool(model_.groups(), PoolBytes());  // a new process has an empty pool
+    HOLDFAST_ASSIGN_OR_RETURN(auto store, FilePageStore::Open(dir));
+    const TenantScope scope("verify-disk");
+    Stitcher stitcher(&pool, store.get(), model_.fingerprint());
+    const StitchRequest request{scope, prompt, nullptr, {}};
+    HOLDFAST_ASSIGN_OR_RETURN(Stitched first, stitcher.Stitch(request));
+    Expect(r, want, ComputePending(first.timeline, 64), what);
+    PageKey parent = RootKey(model_.fingerprint(), scope, Digest{});
+    int64_t block = 0;
+    for (const PageKey& key : first.timeline.ExactKeys()) {
+      PageHeader header{PageKind::kPage, model_.fingerprint(), key, parent, {}};
+      const auto tokens = std::span(prompt).subspan(block++ * kPageTokens, kPageTokens);
+      header.tokens.assign(tokens.begin(), tokens.end());
+      PageLease page = pool.Find(key, tokens);
+      if (!page) return Status::Corrupt("verify: a page that was just sealed is gone");
+      std::vector<std::span<const std::byte>> payload;
+      for (size_t g = 0; g < model_.groups().size(); ++g) {
+        payload.emplace_back(page.payload(static_cast<int>(g)), model_.groups()[g].PayloadBytes());
+      }
+      HOLDFAST_RETURN_IF_ERROR(store->Put(header, payload));
+      parent = key;
+    }
+    HOLDFAST_RETURN_IF_ERROR(store->Sync());
+    { Timeline gone = std::move(first.timeline); }
+    pool.DropCached();
+    HOLDFAST_ASSIGN_OR_RETURN(Stitched second, stitcher.Stitch(request));
+    Expect(r, want, ComputePending(second.timeline, 64), what);
+    if (second.report.from_store == 0) {
+      r->pass = false;
+      r->detail = "the prefix was not found on disk";
+    }
+    Step(r, 7);
+  }
+  std::filesystem::remove_all(dir, ignored);
+  return Status();
+}
+
+Status Verifier::E2(RungResult* r) {
+  const auto prompt = Prompt(n_, 5);
+  const TenantScope scope("verify-e2");
+  auto raw = Fresh(prompt);
+  const RowDigests want = Chunked(pass_, raw, n_);
+  Stitcher stitcher(&pool_, nullptr, model_.fingerprint());
+  HOLDFAST_ASSIGN_OR_RETURN(Stitched source, stitcher.Stitch({scope, prompt, nullptr, {}}));
+  if (ComputePending(source.timeline, 64).empty()) return Status::Exhausted("verify: pool full");
+  const int64_t whole = source.timeline.size() / kPageTokens * kPageTokens;
+  const std::vector<std::vector<std::pair<int64_t, int64_t>>> cuts = {
+      {{0, whole}}, {{0, 20}, {20, whole}}, {{3, 33}, {40, 41}, {45, whole - 7}}};
+  for (const auto& cut : cuts) {
+    std::vector<Piece> pieces;
+    for (auto [begin, end] : cut) pieces.push_back({&source.timeline, begin, end, begin});
+    const TenantScope other("verify-e2-splice");  // nothing to be found by key: pieces only
+    HOLDFAST_ASSIGN_OR_RETURN(Stitched s, stitcher.Stitch({other, prompt, nullptr, pieces}));
+    RowDigests tail = ComputePending(s.timeline, 64);
+    // Rows between the pieces come first; the rows behind the last piece are the same rows as in `want`.
+    const size_t behind = prompt.size() - static_cast<size_t>(cut.back().second);
+    if (tail.size() >= behind) tail.erase(tail.begin(), tail.end() - behind);
+    Expect(r, want, tail, "spliced at home in " + std::to_string(cut.size()) + " pieces");
+    Step(r, static_cast<int>(cuts.size()));
+  }
+  return Status();
+}
+
+Status Verifier::E3(RungResult* r) {
+  const auto prompt = Prompt(n_, 6);
+  auto clean = Fresh(prompt);
+  const RowDigests want = Chunked(pass_, clean, n_);
+  for (int chunk : {n_, 33}) {
+    auto poisoned = Fresh(prompt, kNanFill);
+    Expect(r, want, Chunked(pass_, poisoned, chunk), "recomputed over pages of NaN");
+    Step(r, 3);
+  }
+  auto stale = Fresh(prompt);  // pages of another prompt, then poisoned, then recomputed
+  Chunked(pass_, stale, n_);
+  stale.FillFrom(0, kNanFill);
+  Expect(r, want, Chunked(pass_, stale, 64), "recomputed over its own pages filled with NaN");
+  Step(r, 3);
+  return Status();
+}
+
+Status Verifier::E4(RungResult* r) {
+  double worst = 0;
+  for (int before : {32, 45}) {
+    const auto p = Prompt(64, 7);
+    auto all = Prompt(before, 8);
+    all.insert(all.end(), p.begin(), p.end());
+    auto fresh = Fresh(p), moved = Fresh(all);
+    Chunked(pass_, fresh, 64);
+    Chunked(pass_, moved, 64);
+    const LayerGroup& g = model_.groups()[0];
+    RopeTable rope(g.k_dim, model_.config().rope_base, {});
+    rope.Reserve(before + 1);
+    const float* turn = rope.Row(before);
+    ++r->cases;
+    for (int32_t i = 0; i < 64 && r->pass; ++i) {
+      if (fresh.Read(0, i, 'v') != moved.Read(0, before + i, 'v')) {
+        r->pass = false;
+        r->detail = "layer-0 V of a moved run differs from fresh V";
+      }
+      const auto want = fresh.Read(0, i, 'k'), got = moved.Read(0, before + i, 'k');
+      for (int h = 0; h < g.heads; ++h) {
+        for (int d = 0; d < g.k_dim / 2; ++d) {
+          const int a = h * g.k_dim + d, b = a + g.k_dim / 2;
+          const double c = turn[d], s = turn[g.k_dim / 2 + d];  // back by `before`
+          const double ya = got[a] * c + got[b] * s, yb = got[b] * c - got[a] * s;
+          const double norm = std::hypot(want[a], want[b]) + 1e-3;
+          worst = std::max(worst, std::max(std::abs(ya - want[a]), std::abs(yb - want[b])) / norm);
+        }
+      }
+    }
+    Step(r, 2);
+  }
+  const double bound = model_.groups()[0].k_type == KvType::kF16 ? 0x1p-9 : 0x1p-18;
+  if (worst > bound) r->pass = false;
+  if (r->detail.empty()) r->detail = "K turned: largest relative error " + std::to_string(worst);
+  return Status();
+}
+
+Status Verifier::E5(RungResult* r) {
+  double worst = 0;
+  for (int home : {1, 77, 512}) {
+    const auto prompt = Prompt(96, 9);
+    auto fresh = Fresh(prompt), moved = Fresh(prompt);
+    Forward(pass_, {{&fresh, 0, fresh.size()}});
+    const std::vector<float> want = last_logits_;
+    Forward(pass_, {{&moved, 0, moved.size(), home}});
+    ++r->cases;
+    const double kl = last_logits_.size() == want.size() ? Kl(want, last_logits_)
+                                                         : std::numeric_limits<double>::infinity();
+    worst = std::max(worst, kl);
+    Step(r, 3);
+  }
+  r->pass = worst <= kNoiseKl;
+  r->detail = "largest KL " + std::to_string(worst) + " nats";
+  return Status();
+}
+
+Status Verifier::E6(RungResult* r) {
+  const auto prompt = Prompt(n_, 10);
+  auto clean = Fresh(prompt);
+  const RowDigests want = Chunked(pass_, clean, n_);
+  for (int32_t at : {1, 31, 32, 63, 64, 90}) {
+    for (std::byte fill : {kNanFill, std::byte{0x7c}, std::byte{0x80}}) {
+      auto s = Fresh(prompt);
+      Forward(pass_, {{&s, 0, s.size()}});
+      s.FillFrom(at, fill);  // later positions hold garbage while row `at` is computed
+      const auto got = Forward(pass_, {{&s, at, at + 1}});
+      Expect(r, RowDigests(want.begin(), want.begin() + at + 1), got[0],
+             "garbage after token " + std::to_string(at));
+      Step(r, 18);
+    }
+  }
+  return Status();
+}
+
+Status Verifier::E7(RungResult* r) {
+  constexpr std::array<int, 5> kPercent = {0, 25, 50, 75, 100};
+  std::array<double, 5> kl{};
+  Stitcher stitcher(&pool_, nullptr, model_.fingerprint());
+  for (int c = 0; c < kE7Cases; ++c) {
+    const auto head = Prompt(24, 20 + c), other = Prompt(57, 30 + c), body = Prompt(96, 40 + c);
+    const auto question = Prompt(12, 50 + c);
+    auto join = [](std::initializer_list<const std::vector<TokenId>*> parts) {
+      std::vector<TokenId> v;
+      for (const auto* p : parts) v.insert(v.end(), p->begin(), p->end());
+      return v;
+    };
+    // The body was computed behind `head` and `other`; now it stands behind `head` alone.
+    const auto before = join({&head, &other, &body, &question}), after = join({&head, &body, &question});
+    const std::string name = "verify-e7-" + std::to_string(c);
+    HOLDFAST_ASSIGN_OR_RETURN(Stitched source,
+                              stitcher.Stitch({TenantScope(name), before, nullptr, {}}));
+    PendingLogits(source.timeline);
+    HOLDFAST_ASSIGN_OR_RETURN(Stitched full,
+                              stitcher.Stitch({TenantScope(name + "-full"), after, nullptr, {}}));
+    const auto want = PendingLogits(full.timeline);
+    for (size_t k = 0; k < kPercent.size(); ++k) {
+      const int64_t link = 96 * kPercent[k] / 100;
+      const int64_t from = static_cast<int64_t>(head.size() + other.size()) + link;
+      std::vector<Piece> pieces;
+      if (link < 96) {
+        pieces.push_back({&source.timeline, from, from - link + 96,
+                          static_cast<int64_t>(head.size()) + link});
+      }
+      HOLDFAST_ASSIGN_OR_RETURN(
+          Stitched s, stitcher.Stitch({TenantScope(name + "-" + std::to_string(k)), after, nullptr,
+                                       pieces}));
+      const auto got = PendingLogits(s.timeline);
+      if (got.size() < question.size() || want.size() < question.size()) {
+        return Status::Exhausted("verify: E7 needs a larger pool");
+      }
+      for (size_t q = 1; q <= question.size(); ++q) {
+        kl[k] += Kl(want[want.size() - q], got[got.size() - q]) / (kE7Cases * question.size());
+      }
+      ++r->cases;
+      Step(r, kE7Cases * 5);
+    }
+  }
+  r->pass = kl[4] == 0 && kl[0] > 0 && kl[3] < kl[0] && kl[2] < kl[0];
+  r->detail = "KL at 0, 25, 50, 75, 100 % recomputed:";
+  for (double v : kl) r->detail += " " + std::to_string(v);
+  return Status();
+}
+
+Result<RungResult> Verifier::Run(const std::string& rung) {
+  RungResult r;
+  r.name = rung;
+  using Method = Status (Verifier::*)(RungResult*);
+  constexpr std::array<Method, 8> kRungs = {&Verifier::E0, &Verifier::E1, &Verifier::E2,
+                                            &Verifier::E3, &Verifier::E4, &Verifier::E5,
+                                            &Verifier::E6, &Verifier::E7};
+  HOLDFAST_RETURN_IF_ERROR((this->*kRungs[rung[1] - '0'])(&r));
+  return r;
+}
+
+}  // namespace
+
+bool VerifyReport::pass() const {
+  return std::all_of(rungs.begin(), rungs.end(), [](const RungResult& r) { return r.pass; });
+}
+
+Result<VerifyReport> RunVerify(Model& model, Backend& backend,
+                               const std::vector<Backend*>& others, const VerifyOptions& options) {
+  VerifyReport report;
+  report.cpu = std::string(backend.name());
+  report.numerics_digest = ComputeNumericsDigest(backend).all;
+  Verifier verifier(model, backend, others, options);
+  for (int i = 0; i < 8; ++i) {
+    HOLDFAST_ASSIGN_OR_RETURN(RungResult r, verifier.Run("E" + std::to_string(i)));
+    report.rungs.push_back(std::move(r));
+  }
+  return report;
+}
+
+}  // namespace holdfast
