@@ -20,8 +20,8 @@ class DataDir {
   enum class Mode { kOpen, kCreate };  // kCreate: made (0700) where it is absent
   static constexpr int kVersion = 1;
 
-  // kConflict: another process holds it ("data folder X is locked by process P"), or a newer version
-  // of Holdfast made it. kNotFound: absent and Mode::kOpen. kIo: not writable, with the reason.
+  // kConflict: another process holds it ("data folder X is locked by process P"), or a newer
+  // version of Holdfast made it. kNotFound: absent and Mode::kOpen. kIo: not writable, and why.
   static Result<DataDir> Open(const std::string& path, Mode mode);
 
   DataDir(DataDir&& other) noexcept;

@@ -16,14 +16,15 @@
 //   });
 //
 // Work is a closure that runs exactly once, on the writer's thread, inside a savepoint of its own:
-// an error that it returns undoes its own writes and nobody else's. Several pieces of work share one
-// transaction, so that many turns cost one sync (group commit). Write returns ok only after the
+// an error that it returns undoes its own writes and nobody else's. Several pieces of work share
+// one transaction, so that many turns cost one sync (group commit). Write returns ok only after the
 // commit is on the disk. Work must be quick and do no I/O of its own; it must not call Write or
 // Submit, nor use ON CONFLICT ROLLBACK or transaction statements.
 //
 // Degraded: a commit that fails for the sake of the store (disk full, I/O error) makes the store
-// degraded. Writes then get kExhausted at once, without running; reads go on. A probe every 2 s writes
-// and syncs; when it succeeds the store is well again.
+// degraded. Writes then get kExhausted at once, without running; reads go on. A probe every 2 s
+// writes and syncs; when it succeeds the store is well again. A write whose commit failed is gone
+// for this process; after a crash before the next commit it may be there in whole.
 //
 //   well --commit or sync fails--> degraded --probe commits--> well
 //
@@ -135,6 +136,7 @@ class Rows {
 // One consistent view of the database: all queries of a closure see the same state.
 class Reader {
  public:
+  explicit Reader(SqlConnection* connection) : connection_(connection) {}
   Reader(const Reader&) = delete;
   Reader& operator=(const Reader&) = delete;
 
@@ -147,14 +149,13 @@ class Reader {
   Rows QueryValues(std::string_view sql, std::span<const SqlValue> values);
 
  protected:
-  friend class Database;
-  explicit Reader(SqlConnection* connection) : connection_(connection) {}
   SqlConnection* connection_;
 };
 
 // A reader that may write.
 class Txn : public Reader {
  public:
+  using Reader::Reader;
   // Runs one statement to its end. kConflict: a constraint (unique, foreign key, check) forbids it.
   // kExhausted: disk full. kIo, kCorrupt: as they say. kInvalid: the SQL is wrong.
   template <typename... A>
@@ -165,10 +166,6 @@ class Txn : public Reader {
   Status RunValues(std::string_view sql, std::span<const SqlValue> values);
   int64_t last_insert_id() const;
   int64_t changes() const;  // rows that the last Run changed
-
- private:
-  friend class Database;
-  using Reader::Reader;
 };
 
 // One step forward of the tables of one owner. Versions of an owner run 1, 2, 3...; a released one
@@ -214,8 +211,8 @@ class Database {
   // Queues `work` (waiting for room), then waits until it is committed or undone.
   Status Write(std::function<Status(Txn&)> work, WriteClass write_class);
 
-  // Queues `work` and returns; `done` is called once, on the writer's thread, after the commit or the
-  // failure. kExhausted when the queue is full or the store degraded: `done` is then never called.
+  // Queues `work` and returns; `done` is called once, on the writer's thread, after the commit or
+  // the failure. kExhausted when the queue is full or the store degraded; `done` is then not called.
   Status Submit(std::function<Status(Txn&)> work, WriteClass write_class,
                 std::function<void(const Status&)> done);
 

@@ -1,0 +1,348 @@
+#include "engine/store/sql_connection.h"
+
+#include <sqlite3.h>
+
+#include <algorithm>
+#include <array>
+#include <cassert>
+#include <utility>
+
+namespace holdfast {
+
+namespace {
+
+constexpr size_t kMaxCheckedSql = 80;  // of a statement's text in a message
+
+Code CodeOf(int rc) {
+  switch (rc & 0xff) {
+    case SQLITE_CONSTRAINT: return Code::kConflict;
+    case SQLITE_FULL: return Code::kExhausted;
+    case SQLITE_BUSY:
+    case SQLITE_LOCKED: return Code::kUnavailable;
+    case SQLITE_CORRUPT:
+    case SQLITE_NOTADB: return Code::kCorrupt;
+    case SQLITE_INTERRUPT: return Code::kCancelled;
+    case SQLITE_ERROR:
+    case SQLITE_MISUSE:
+    case SQLITE_MISMATCH:
+    case SQLITE_RANGE:
+    case SQLITE_TOOBIG: return Code::kInvalid;
+    default: return Code::kIo;
+  }
+}
+
+bool IsStoreError(int rc) {
+  switch (rc & 0xff) {
+    case SQLITE_FULL:
+    case SQLITE_IOERR:
+    case SQLITE_CORRUPT:
+    case SQLITE_NOTADB:
+    case SQLITE_READONLY:
+    case SQLITE_CANTOPEN:
+    case SQLITE_PERM:
+    case SQLITE_PROTOCOL:
+    case SQLITE_NOMEM: return true;
+    default: return false;
+  }
+}
+
+// The WAL hook runs after each commit; it only notes how far the log has come.
+int NoteFrames(void* frames, sqlite3*, const char*, int count) {
+  *static_cast<int*>(frames) = count;
+  return SQLITE_OK;
+}
+
+sqlite3_file* WalFile(sqlite3* db) {
+  sqlite3_file* file = nullptr;
+  if (sqlite3_file_control(db, "main", SQLITE_FCNTL_JOURNAL_POINTER, &file) != SQLITE_OK) {
+    return nullptr;
+  }
+  return file != nullptr && file->pMethods != nullptr ? file : nullptr;
+}
+
+}  // namespace
+
+Result<std::unique_ptr<SqlConnection>> SqlConnection::Open(const std::string& path, Role role,
+                                                           const std::string& vfs) {
+  auto connection = std::make_unique<SqlConnection>();
+  connection->path_ = path;
+  const int flags = (role == Role::kWriter ? SQLITE_OPEN_READWRITE | SQLITE_OPEN_CREATE
+                                           : SQLITE_OPEN_READONLY) |
+                    SQLITE_OPEN_NOMUTEX | SQLITE_OPEN_EXRESCODE;
+  const int rc = sqlite3_open_v2(path.c_str(), &connection->db_, flags,
+                                 vfs.empty() ? nullptr : vfs.c_str());
+  if (rc != SQLITE_OK) return connection->Error(rc, "open");
+  HOLDFAST_RETURN_IF_ERROR(connection->Configure(role));
+  return connection;
+}
+
+Status SqlConnection::Configure(Role role) {
+  sqlite3_busy_timeout(db_, 5000);
+  HOLDFAST_RETURN_IF_ERROR(Execute(
+      "PRAGMA mmap_size=0; PRAGMA cache_size=-8192; PRAGMA temp_store=MEMORY;"
+      "PRAGMA trusted_schema=OFF; PRAGMA cell_size_check=ON; PRAGMA foreign_keys=ON;"));
+  if (role == Role::kReader) {
+    sqlite3_db_config(db_, SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, 1, nullptr);
+    HOLDFAST_RETURN_IF_ERROR(Execute("PRAGMA query_only=ON; PRAGMA wal_autocheckpoint=0;"));
+  } else {
+    HOLDFAST_RETURN_IF_ERROR(Execute("PRAGMA journal_mode=WAL;"));
+    HOLDFAST_RETURN_IF_ERROR(Execute(
+        "PRAGMA synchronous=FULL; PRAGMA wal_autocheckpoint=0; PRAGMA journal_size_limit=-1;"
+        "PRAGMA secure_delete=ON;"));
+    sqlite3_wal_hook(db_, NoteFrames, &wal_frames_);
+  }
+  int persist = 1;
+  sqlite3_file_control(db_, "main", SQLITE_FCNTL_PERSIST_WAL, &persist);
+  // The log's file is there only once the database has been looked at.
+  return Execute("SELECT count(*) FROM sqlite_schema;");
+}
+
+SqlConnection::~SqlConnection() {
+  for (auto& [sql, statements] : idle_) {
+    for (auto& statement : statements) sqlite3_finalize(statement->handle);
+  }
+  sqlite3_close_v2(db_);
+}
+
+Status SqlConnection::Error(int rc, std::string_view where) {
+  std::string text = "database " + path_ + ": " + std::string(where) + ": ";
+  text += db_ != nullptr ? sqlite3_errmsg(db_) : sqlite3_errstr(rc);
+  text += " (" + std::to_string(rc) + ")";
+  if (IsStoreError(rc) && store_error_code_ == Code::kOk) {
+    store_error_code_ = CodeOf(rc);
+    store_error_ = text;
+  }
+  return Status(CodeOf(rc), std::move(text));
+}
+
+Status SqlConnection::Execute(const std::string& sql) {
+  const int rc = sqlite3_exec(db_, sql.c_str(), nullptr, nullptr, nullptr);
+  if (rc == SQLITE_OK) return Status();
+  return Error(rc, std::string_view(sql).substr(0, kMaxCheckedSql));
+}
+
+void SqlConnection::Bind(SqlStatement* statement, std::span<const SqlValue> values,
+                         Lifetime lifetime) {
+  const sqlite3_destructor_type keep =
+      lifetime == Lifetime::kCopied ? SQLITE_TRANSIENT : SQLITE_STATIC;
+  for (size_t i = 0; i < values.size(); ++i) {
+    const SqlValue& v = values[i];
+    const int at = static_cast<int>(i) + 1;
+    // An empty view may have a null pointer, which SQLite would take for NULL.
+    const void* data = v.bytes().empty() ? static_cast<const void*>("") : v.bytes().data();
+    switch (v.kind()) {
+      case SqlValue::Kind::kNull: sqlite3_bind_null(statement->handle, at); break;
+      case SqlValue::Kind::kInt: sqlite3_bind_int64(statement->handle, at, v.as_int()); break;
+      case SqlValue::Kind::kReal: sqlite3_bind_double(statement->handle, at, v.as_real()); break;
+      case SqlValue::Kind::kText:
+        sqlite3_bind_text64(statement->handle, at, static_cast<const char*>(data),
+                            v.bytes().size(), keep, SQLITE_UTF8);
+        break;
+      case SqlValue::Kind::kBlob:
+        sqlite3_bind_blob64(statement->handle, at, data, v.bytes().size(), keep);
+        break;
+    }
+  }
+}
+
+Result<SqlStatement*> SqlConnection::Acquire(std::string_view sql,
+                                             std::span<const SqlValue> values, Lifetime lifetime) {
+  std::unique_ptr<SqlStatement> statement;
+  std::string text(sql);
+  auto found = idle_.find(text);
+  if (found != idle_.end() && !found->second.empty()) {
+    statement = std::move(found->second.back());
+    found->second.pop_back();
+    --cached_;
+  } else {
+    statement = std::make_unique<SqlStatement>();
+    statement->connection = this;
+    const char* rest = nullptr;
+    const int rc =
+        sqlite3_prepare_v3(db_, text.data(), static_cast<int>(text.size()),
+                           SQLITE_PREPARE_PERSISTENT, &statement->handle, &rest);
+    if (rc != SQLITE_OK) return Error(rc, sql.substr(0, kMaxCheckedSql));
+    statement->sql = std::move(text);
+  }
+  const int wanted = sqlite3_bind_parameter_count(statement->handle);
+  if (statement->handle == nullptr || static_cast<size_t>(wanted) != values.size()) {
+    sqlite3_finalize(statement->handle);
+    return Status::Invalid("database " + path_ + ": '" +
+                           std::string(sql.substr(0, kMaxCheckedSql)) + "' takes " +
+                           std::to_string(wanted) + " values, got " +
+                           std::to_string(values.size()));
+  }
+  Bind(statement.get(), values, lifetime);
+  return statement.release();
+}
+
+void SqlConnection::Release(SqlStatement* statement) {
+  std::unique_ptr<SqlStatement> owned(statement);
+  sqlite3_reset(owned->handle);  // repeats the error that the last step returned
+  sqlite3_clear_bindings(owned->handle);
+  if (cached_ >= kMaxCachedStatements) {
+    sqlite3_finalize(owned->handle);
+    return;
+  }
+  ++cached_;
+  idle_[owned->sql].push_back(std::move(owned));
+}
+
+Result<SqlConnection::Step> SqlConnection::Advance(SqlStatement* statement) {
+  const int rc = sqlite3_step(statement->handle);
+  if (rc == SQLITE_ROW) return Step::kRow;
+  if (rc == SQLITE_DONE) return Step::kDone;
+  return Error(rc, std::string_view(statement->sql).substr(0, kMaxCheckedSql));
+}
+
+bool SqlConnection::autocommit() const { return sqlite3_get_autocommit(db_) != 0; }
+int64_t SqlConnection::last_insert_id() const { return sqlite3_last_insert_rowid(db_); }
+int64_t SqlConnection::changes() const { return sqlite3_changes64(db_); }
+
+Result<uint64_t> SqlConnection::WalSize() {
+  sqlite3_file* file = WalFile(db_);
+  if (file == nullptr) return Status::Io("database " + path_ + ": no write-ahead log");
+  sqlite3_int64 size = 0;
+  const int rc = file->pMethods->xFileSize(file, &size);
+  if (rc != SQLITE_OK) return Error(rc, "size of the log");
+  return static_cast<uint64_t>(size);
+}
+
+Status SqlConnection::ExtendWal(uint64_t size) {
+  static constexpr std::array<std::byte, 65536> kZeros{};
+  HOLDFAST_ASSIGN_OR_RETURN(uint64_t at, WalSize());
+  if (at >= size) return Status();
+  sqlite3_file* file = WalFile(db_);
+  while (at < size) {
+    const uint64_t step = std::min<uint64_t>(kZeros.size(), size - at);
+    const int rc = file->pMethods->xWrite(file, kZeros.data(), static_cast<int>(step),
+                                          static_cast<sqlite3_int64>(at));
+    if (rc != SQLITE_OK) return Error(rc, "extending the log");
+    at += step;
+  }
+  const int rc = file->pMethods->xSync(file, SQLITE_SYNC_NORMAL);
+  return rc == SQLITE_OK ? Status() : Error(rc, "syncing the log");
+}
+
+Result<bool> SqlConnection::Checkpoint() {
+  int in_log = 0, copied = 0;
+  const int rc =
+      sqlite3_wal_checkpoint_v2(db_, "main", SQLITE_CHECKPOINT_PASSIVE, &in_log, &copied);
+  if (rc == SQLITE_BUSY) return false;
+  if (rc != SQLITE_OK) return Error(rc, "checkpoint");
+  return in_log == copied;
+}
+
+Status SqlConnection::BackupTo(const std::string& path) {
+  sqlite3* target = nullptr;
+  int rc = sqlite3_open_v2(path.c_str(), &target, SQLITE_OPEN_READWRITE | SQLITE_OPEN_CREATE,
+                           nullptr);
+  Status status;
+  if (rc == SQLITE_OK) {
+    sqlite3_backup* backup = sqlite3_backup_init(target, "main", db_, "main");
+    if (backup != nullptr) {
+      rc = sqlite3_backup_step(backup, -1);
+      const int finish = sqlite3_backup_finish(backup);
+      if (rc == SQLITE_DONE) rc = finish;
+    } else {
+      rc = sqlite3_errcode(target);
+    }
+  }
+  if (rc != SQLITE_OK) {
+    status = Status(CodeOf(rc), "backup to " + path + ": " + sqlite3_errmsg(target));
+  }
+  sqlite3_close_v2(target);
+  return status;
+}
+
+// ---- Rows, Reader, Txn -------------------------------------------------------------------------
+
+Rows::Rows(Rows&& other) noexcept
+    : statement_(std::exchange(other.statement_, nullptr)), status_(std::move(other.status_)) {}
+
+Rows& Rows::operator=(Rows&& other) noexcept {
+  if (this != &other) {
+    Close();
+    statement_ = std::exchange(other.statement_, nullptr);
+    status_ = std::move(other.status_);
+  }
+  return *this;
+}
+
+Rows::~Rows() { Close(); }
+
+void Rows::Close() {
+  if (statement_ != nullptr) statement_->connection->Release(statement_);
+  statement_ = nullptr;
+}
+
+bool Rows::Next() {
+  if (statement_ == nullptr || !status_.ok()) return false;
+  Result<SqlConnection::Step> step = statement_->connection->Advance(statement_);
+  if (step.ok() && *step == SqlConnection::Step::kRow) return true;
+  if (!step.ok()) status_ = step.status();
+  Close();
+  return false;
+}
+
+void Rows::BadColumn(int column, const char* wanted) {
+  if (!status_.ok()) return;
+  status_ = Status::Corrupt("database: column " + std::to_string(column) + " of '" +
+                            statement_->sql.substr(0, kMaxCheckedSql) + "' is not a " + wanted);
+}
+
+bool Rows::IsNull(int column) const {
+  return sqlite3_column_type(statement_->handle, column) == SQLITE_NULL;
+}
+int64_t Rows::Int(int column) const { return sqlite3_column_int64(statement_->handle, column); }
+double Rows::Real(int column) const { return sqlite3_column_double(statement_->handle, column); }
+
+std::string_view Rows::Text(int column) const {
+  const unsigned char* text = sqlite3_column_text(statement_->handle, column);
+  if (text == nullptr) return {};
+  return {reinterpret_cast<const char*>(text),
+          static_cast<size_t>(sqlite3_column_bytes(statement_->handle, column))};
+}
+
+std::span<const std::byte> Rows::Blob(int column) const {
+  const void* data = sqlite3_column_blob(statement_->handle, column);
+  if (data == nullptr) return {};
+  return {static_cast<const std::byte*>(data),
+          static_cast<size_t>(sqlite3_column_bytes(statement_->handle, column))};
+}
+
+Digest Rows::DigestAt(int column) {
+  const std::span<const std::byte> blob = Blob(column);
+  Digest digest;
+  if (blob.size() != digest.bytes.size()) {
+    BadColumn(column, "digest");
+    return digest;
+  }
+  std::memcpy(digest.bytes.data(), blob.data(), blob.size());
+  return digest;
+}
+
+Rows Reader::QueryValues(std::string_view sql, std::span<const SqlValue> values) {
+  Result<SqlStatement*> statement =
+      connection_->Acquire(sql, values, SqlConnection::Lifetime::kCopied);
+  if (!statement.ok()) return Rows(statement.status());
+  return Rows(*statement);
+}
+
+Status Txn::RunValues(std::string_view sql, std::span<const SqlValue> values) {
+  HOLDFAST_ASSIGN_OR_RETURN(
+      SqlStatement * statement,
+      connection_->Acquire(sql, values, SqlConnection::Lifetime::kOutlivesStatement));
+  Result<SqlConnection::Step> step = SqlConnection::Step::kRow;
+  while (step.ok() && *step == SqlConnection::Step::kRow) {
+    step = connection_->Advance(statement);
+  }
+  const Status status = step.status();
+  connection_->Release(statement);
+  return status;
+}
+
+int64_t Txn::last_insert_id() const { return connection_->last_insert_id(); }
+int64_t Txn::changes() const { return connection_->changes(); }
+
+}  // namespace holdfast
