@@ -23,14 +23,6 @@ void CpuEmbed(const Weight& table, std::span<const TokenId> ids, float* out) {
 }
 void CpuMatMul(ThreadPool&, CpuLevel, const MatMulArgs& args) { reference::MatMul(args); }
 #endif
-#ifdef HOLDFAST_NO_ATTEND
-struct AttendScratch::Impl {};
-AttendScratch::AttendScratch() = default;
-AttendScratch::~AttendScratch() = default;
-void CpuAttend(ThreadPool&, CpuLevel, const AttendArgs& args, AttendScratch&) {
-  reference::Attend(args);
-}
-#endif
 namespace {
 
 constexpr int kMaxThreads = 256;
