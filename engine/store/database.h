@@ -212,7 +212,7 @@ class Database {
   Status Write(std::function<Status(Txn&)> work, WriteClass write_class);
 
   // Queues `work` and returns; `done` is called once, on the writer's thread, after the commit or
-  // the failure. kExhausted when the queue is full or the store degraded; `done` is then not called.
+  // the failure. kExhausted when the queue is full or the store degraded: no call then.
   Status Submit(std::function<Status(Txn&)> work, WriteClass write_class,
                 std::function<void(const Status&)> done);
 
