@@ -1,0 +1,620 @@
+// The kernels of attend_tile.h, written once over a vector type V that each instruction set supplies:
+//
+//   F              a vector of kLanes floats (kLanes divides 16)
+//   kMaxRows       query rows whose accumulators, kCols vectors each, stay in registers
+//   kPackRows      from so many query rows on, a tile of F16 is converted once for all of them
+//   Load(p)        p float*, or uint16_t* with an exact conversion from F16;  Store(p, x)
+//   Set1, Add, Sub, Mul, Fma(a, b, c) = a * b + c, Max(a, b) = a > b ? a : b
+//   Exp            of NUMERICS.md section 8
+//   Keep(x, other, bits)  lane j is x where bit j of `bits` is set, else `other`
+//   ReduceMax(x)   the greatest lane, when no lane is NaN
+//   AnyNan(x, y)   true when a lane of either is NaN
+//   Fetch(p)       asks for the cache line of p
+//
+// All work is one product, `c[r][:] += a[r][n] * b[n][:]` for n ascending, with a tile of c in
+// registers: lanes of c are tokens when scoring (a = turned queries, b = K) and dims when mixing
+// (a = probabilities, b = V), so each number of c is the one chain that NUMERICS.md asks for, and a
+// number of b is loaded once for all query rows. Rows of `a` are 64 floats apart on purpose: then the
+// rows' addresses differ by constants and need no registers.
+//
+// Lanes that a row does not see may be scored, since pages are read in whole vectors, but are
+// replaced before anything depends on them; mixing runs over visible tokens alone.
+#pragma once
+
+#include <utility>
+
+#include "engine/backend/cpu/attend_tile.h"
+
+namespace holdfast {
+namespace attend {
+
+constexpr int kHalf = kPageTokens;  // K is scored page by page, so a tile is two halves
+static_assert(kAttendTile == 2 * kHalf);
+
+enum class Sum { kFromZero, kGoOn };
+
+struct ProductArgs {
+  const float* a;      // [rows][64]
+  const void* b;       // [count][b_stride]
+  int64_t b_stride;    // elements
+  int count;
+  float* c;            // [rows][c_stride]
+  int64_t c_stride;
+  int64_t ahead;       // bytes from each line of b to the one to fetch
+  Sum sum;
+};
+
+template <class V, class B, int R, int C>
+void Product(const ProductArgs& args) {
+  using F = typename V::F;
+  constexpr int L = V::kLanes;
+  const int64_t c_stride = args.c_stride, b_stride = args.b_stride, ahead = args.ahead;
+  const float* a = args.a;
+  const B* b = static_cast<const B*>(args.b);
+  float* out = args.c;
+  F acc[R][C];
+#pragma GCC unroll 16
+  for (int r = 0; r < R; ++r) {
+#pragma GCC unroll 4
+    for (int c = 0; c < C; ++c) acc[r][c] = V::Set1(0.0f);
+  }
+  if (args.sum == Sum::kGoOn) {
+    const float* from = out;
+#pragma GCC unroll 16
+    for (int r = 0; r < R; ++r, from += c_stride) {
+#pragma GCC unroll 4
+      for (int c = 0; c < C; ++c) acc[r][c] = V::Load(from + c * L);
+    }
+  }
+  for (int n = args.count; n > 0; --n) {
+    F x[C];
+#pragma GCC unroll 4
+    for (int c = 0; c < C; ++c) x[c] = V::Load(b + c * L);
+#pragma GCC unroll 2
+    for (size_t at = 0; at < C * L * sizeof(B); at += 64) {
+      V::Fetch(reinterpret_cast<const char*>(b) + ahead + at);
+    }
+#pragma GCC unroll 16
+    for (int r = 0; r < R; ++r) {
+      const F y = V::Set1(a[r * kAttendTile]);
+#pragma GCC unroll 4
+      for (int c = 0; c < C; ++c) acc[r][c] = V::Fma(y, x[c], acc[r][c]);
+    }
+    ++a;
+    b += b_stride;
+  }
+#pragma GCC unroll 16
+  for (int r = 0; r < R; ++r, out += c_stride) {
+#pragma GCC unroll 4
+    for (int c = 0; c < C; ++c) V::Store(out + c * L, acc[r][c]);
+  }
+}
+
+using ProductFn = void (*)(const ProductArgs&);
+
+template <class V, class B, int C>
+struct Products {
+  template <int... R>
+  static ProductFn Pick(int rows, std::integer_sequence<int, R...>) {
+    static constexpr ProductFn kFns[] = {Product<V, B, R + 1, C>...};
+    return kFns[rows - 1];
+  }
+  static ProductFn ForRows(int rows) {
+    return Pick(rows, std::make_integer_sequence<int, V::kMaxRows>());
+  }
+};
+
+// Columns 0..columns-1 (a multiple of 16) of the product, for up to V::kMaxRows rows.
+template <class V, class B>
+void ProductColumns(ProductArgs args, int rows, int columns) {
+  constexpr int kWide = V::kCols * V::kLanes;
+  const ProductFn wide = Products<V, B, V::kCols>::ForRows(rows);
+  const B* b = static_cast<const B*>(args.b);
+  float* c = args.c;
+  int at = 0;
+  for (; at + kWide <= columns; at += kWide) {
+    args.b = b + at;
+    args.c = c + at;
+    wide(args);
+  }
+  if (at == columns) return;
+  const ProductFn narrow = Products<V, B, 1>::ForRows(rows);
+  for (; at < columns; at += V::kLanes) {
+    args.b = b + at;
+    args.c = c + at;
+    narrow(args);
+  }
+}
+
+template <class V>
+void MultiplyInto(const ProductArgs& args, KvType type, int rows, int columns) {
+  if (type == KvType::kF32) {
+    ProductColumns<V, float>(args, rows, columns);
+  } else {
+    ProductColumns<V, uint16_t>(args, rows, columns);
+  }
+}
+
+// Turned queries (NUMERICS.md section 6), times scale.
+
+template <class V>
+void TurnRow(const AttendBlock& block, const float* angle, const float* q, float* out,
+             int64_t chunk_stride) {
+  using F = typename V::F;
+  constexpr int L = V::kLanes;
+  const int half = block.rope_dim / 2;
+  const float* sine = angle + half;
+  const auto put = [&](int d) { return out + (d >> 6) * chunk_stride + (d & 63); };
+  int i = 0;
+  if (half % L == 0) {
+    const F scale = V::Set1(block.scale), minus = V::Set1(-1.0f);
+    for (; i < half; i += L) {
+      const F x = V::Load(q + i), y = V::Load(q + half + i);
+      const F cos = V::Load(angle + i), sin = V::Load(sine + i);
+      V::Store(put(i), V::Mul(V::Fma(V::Mul(y, minus), sin, V::Mul(x, cos)), scale));
+      V::Store(put(half + i), V::Mul(V::Fma(x, sin, V::Mul(y, cos)), scale));
+    }
+  }
+  for (; i < half; ++i) {
+    const float x = q[i], y = q[half + i];
+    *put(i) = __builtin_fmaf(-y, sine[i], x * angle[i]) * block.scale;
+    *put(half + i) = __builtin_fmaf(x, sine[i], y * angle[i]) * block.scale;
+  }
+  for (int d = 2 * half; d < block.k_dim; ++d) *put(d) = q[d] * block.scale;
+}
+
+// Rows [from, to) for a run with `shift`, as [chunk][to - from][64]. A row that the table does not
+// reach sees nothing of the run; it gets zeros, so that its scores, which nobody reads, cost no more.
+template <class V>
+void TurnRows(const AttendBlock& block, int shift, int from, int to, float* out) {
+  const int64_t chunk_stride = int64_t{to - from} * kAttendTile;
+  for (int x = from; x < to; ++x, out += kAttendTile) {
+    const int n = x / block.group;
+    const int64_t at = int64_t{block.position[n]} - shift;
+    const float* q = block.q + block.row[n] * block.q_stride + (x % block.group) * block.k_dim;
+    if (at >= 0 && at < block.table_rows) {
+      TurnRow<V>(block, block.table + at * block.rope_dim, q, out, chunk_stride);
+      continue;
+    }
+    for (int d = 0; d < block.k_dim; ++d) out[(d >> 6) * chunk_stride + (d & 63)] = 0.0f;
+  }
+}
+
+template <class V>
+const float* Turned(AttendBlock& block, int shift) {
+  for (int i = 0; i < block.turned_used; ++i) {
+    if (block.turned_shift[i] == shift) return block.turned[i];
+  }
+  const int slot = block.turned_next;
+  block.turned_next = (slot + 1) % kTurnedSlots;
+  if (block.turned_used < kTurnedSlots) ++block.turned_used;
+  block.turned_shift[slot] = shift;
+  TurnRows<V>(block, shift, 0, block.rows(), block.turned[slot]);
+  return block.turned[slot];
+}
+
+// A tile as the kernels read it.
+
+struct HalfView {
+  const void* k = nullptr;  // [k_dim][32]; null when no token lies in this half
+  KvType type = KvType::kF32;
+  int64_t ahead = 0;
+  int first = 0, last = 0;        // pieces with lanes in this half: [first, last)
+  bool one_shift = true;
+  const float* turned = nullptr;  // where one_shift: the block's queries for it
+};
+
+struct VStretch {
+  const void* v;  // [count][v_dim]
+  int64_t ahead;
+  int lane, end;
+};
+
+struct TileView {
+  const KvTile* tile = nullptr;
+  HalfView half[2];
+  KvType v_type = KvType::kF32;
+  int stretches = 0;
+  VStretch stretch[kAttendTile];
+};
+
+// Bytes from a piece to the same place of the next tile; 0 where that is cut otherwise.
+static inline int64_t AheadOf(const KvTile& tile, const KvTile* next, int piece) {
+  if (next == nullptr || next->pieces != tile.pieces) return 0;
+  return next->piece[piece].k - tile.piece[piece].k;
+}
+
+template <class V, class B>
+void CopyToFloat(const B* from, float* to, int count) {
+  for (int i = 0; i < count; i += V::kLanes) V::Store(to + i, V::Load(from + i));
+}
+
+// Gathers the lanes of one half from its pieces, as fp32. Whole vectors are copied: what is read
+// beyond a piece lies in the next dim's row, or in V behind the last one, and what is written beyond
+// it is overwritten by the next piece or the next dim's row (or lies in the 16 floats of slack).
+template <class V, class B>
+void PackKHalf(const AttendBlock& block, const KvTile& tile, const KvTile* next, int h,
+               const HalfView& view, float* out) {
+  for (int p = view.first; p < view.last; ++p) {
+    const int64_t ahead = AheadOf(tile, next, p);
+    const std::byte* line = tile.piece[p].k + ahead;
+    const int bytes = block.k_dim * kPageTokens * static_cast<int>(sizeof(B));
+    for (int at = 0; ahead != 0 && at < bytes; at += 64) V::Fetch(line + at);
+  }
+  for (int d = 0; d < block.k_dim; ++d, out += kHalf) {
+    for (int p = view.first; p < view.last; ++p) {
+      const KvPiece& piece = tile.piece[p];
+      const int cut = piece.lane < h * kHalf ? h * kHalf - piece.lane : 0;
+      const int to = piece.lane + cut - h * kHalf;
+      const int left = piece.count - cut < kHalf - to ? piece.count - cut : kHalf - to;
+      const B* from = reinterpret_cast<const B*>(piece.k) + d * kPageTokens + piece.slot + cut;
+      CopyToFloat<V>(from, out + to, left);
+    }
+  }
+}
+
+template <class V>
+void ViewHalf(AttendBlock& block, const KvTile& tile, const KvTile* next, int h, HalfView& view) {
+  const int begin = h * kHalf, end = begin + kHalf;
+  while (view.first < tile.pieces &&
+         tile.piece[view.first].lane + tile.piece[view.first].count <= begin) {
+    ++view.first;
+  }
+  view.last = view.first;
+  while (view.last < tile.pieces && tile.piece[view.last].lane < end) {
+    view.one_shift &= tile.piece[view.last].shift == tile.piece[view.first].shift;
+    ++view.last;
+  }
+  if (view.last == view.first) return;
+  const KvPiece& piece = tile.piece[view.first];
+  if (view.one_shift) view.turned = Turned<V>(block, piece.shift);
+  const bool in_place = view.last - view.first == 1 && piece.lane == begin && piece.slot == 0;
+  const bool convert = block.k_type == KvType::kF16 && block.rows() >= V::kPackRows;
+  if (in_place && !convert) {
+    view.k = piece.k;
+    view.type = block.k_type;
+    view.ahead = AheadOf(tile, next, view.first);
+    return;
+  }
+  float* out = block.k32 + h * block.k_dim * kHalf;
+  view.k = out;
+  if (block.k_type == KvType::kF32) {
+    PackKHalf<V, float>(block, tile, next, h, view, out);
+  } else {
+    PackKHalf<V, uint16_t>(block, tile, next, h, view, out);
+  }
+}
+
+template <class V>
+void ViewV(const AttendBlock& block, const KvTile& tile, const KvTile* next, TileView& view) {
+  const bool convert = block.v_type == KvType::kF16 && block.rows() >= V::kPackRows;
+  const int64_t row_bytes = block.v_dim * static_cast<int64_t>(KvTypeBytes(block.v_type));
+  view.v_type = convert ? KvType::kF32 : block.v_type;
+  view.stretches = convert ? 1 : tile.pieces;
+  for (int p = 0; p < tile.pieces; ++p) {
+    const KvPiece& piece = tile.piece[p];
+    const std::byte* v = piece.v + piece.slot * row_bytes;
+    if (convert) {
+      CopyToFloat<V>(reinterpret_cast<const uint16_t*>(v), block.v32 + piece.lane * block.v_dim,
+                     piece.count * block.v_dim);
+    } else {
+      view.stretch[p] = {v, AheadOf(tile, next, p), piece.lane, piece.lane + piece.count};
+    }
+  }
+  if (!convert) return;
+  const KvPiece& last = tile.piece[tile.pieces - 1];
+  view.stretch[0] = {block.v32, 0, 0, last.lane + last.count};
+}
+
+// Up to V::kMaxRows query rows of a block, and what they see of the tile.
+struct RowSpan {
+  int from = 0, rows = 0;
+  int active = 0;  // rows that see any of the tile
+  int begin = 0, end = kAttendTile;         // lanes that every row sees, if all are active
+  int first = kAttendTile, last = 0;        // lanes that some row sees
+  int lo[kMaxBlockRows], hi[kMaxBlockRows]; // lanes that a row sees: [lo, hi); none: lo = hi = 0
+};
+
+static inline RowSpan MakeRowSpan(const AttendBlock& block, const KvTile& tile, int from, int rows) {
+  RowSpan span;
+  span.from = from;
+  span.rows = rows;
+  int n = from / block.group, head = from % block.group;
+  for (int r = 0; r < rows; ++r) {
+    const int64_t p = block.position[n];
+    int64_t lo = (block.window > 0 ? p + 1 - block.window : 0) - tile.begin;
+    int64_t hi = p + 1 - tile.begin;
+    lo = lo < 0 ? 0 : lo;
+    hi = hi > kAttendTile ? kAttendTile : hi;
+    const bool sees = lo < hi;
+    span.lo[r] = sees ? static_cast<int>(lo) : 0;
+    span.hi[r] = sees ? static_cast<int>(hi) : 0;
+    if (sees) {
+      ++span.active;
+      if (span.lo[r] > span.begin) span.begin = span.lo[r];
+      if (span.hi[r] < span.end) span.end = span.hi[r];
+      if (span.lo[r] < span.first) span.first = span.lo[r];
+      if (span.hi[r] > span.last) span.last = span.hi[r];
+    }
+    if (++head == block.group) head = 0, ++n;
+  }
+  return span;
+}
+
+// (a) Scores: s[r][lane].
+
+template <class V>
+void ScoreHalf(const AttendBlock& block, const HalfView& half, const float* turned,
+               int64_t chunk_stride, int rows, float* s) {
+  const int64_t k_bytes = KvTypeBytes(half.type);
+  for (int d = 0; d < block.k_dim; d += kAttendTile) {
+    const int count = block.k_dim - d < kAttendTile ? block.k_dim - d : kAttendTile;
+    const void* k = static_cast<const std::byte*>(half.k) + d * kHalf * k_bytes;
+    MultiplyInto<V>({turned, k, kHalf, count, s, kAttendTile, half.ahead,
+                     d == 0 ? Sum::kFromZero : Sum::kGoOn},
+                    half.type, rows, kHalf);
+    turned += chunk_stride;
+  }
+}
+
+// Where runs of several shifts meet in a half, it is scored once for each and each run's lanes taken.
+template <class V>
+void ScoreSeam(const AttendBlock& block, const TileView& view, int h, const RowSpan& span, float* s) {
+  const HalfView& half = view.half[h];
+  alignas(64) float part[V::kMaxRows * kAttendTile];
+  for (int p = half.first; p < half.last; ++p) {
+    const KvPiece& piece = view.tile->piece[p];
+    if (p == half.first || piece.shift != view.tile->piece[p - 1].shift) {
+      TurnRows<V>(block, piece.shift, span.from, span.from + span.rows, block.seam);
+      ScoreHalf<V>(block, half, block.seam, int64_t{span.rows} * kAttendTile, span.rows, part);
+    }
+    const int begin = piece.lane - h * kHalf;
+    const int end = begin + piece.count < kHalf ? begin + piece.count : kHalf;
+    for (int r = 0; r < span.rows; ++r) {
+      for (int j = begin < 0 ? 0 : begin; j < end; ++j) {
+        s[r * kAttendTile + j] = part[r * kAttendTile + j];
+      }
+    }
+  }
+}
+
+template <class V>
+void Score(const AttendBlock& block, const TileView& view, const RowSpan& span, float* s) {
+  for (int h = 0; h < 2; ++h) {
+    const HalfView& half = view.half[h];
+    if (span.first >= (h + 1) * kHalf || span.last <= h * kHalf) continue;
+    if (half.one_shift) {
+      ScoreHalf<V>(block, half, half.turned + span.from * kAttendTile,
+                   int64_t{block.rows()} * kAttendTile, span.rows, s + h * kHalf);
+    } else {
+      ScoreSeam<V>(block, view, h, span, s + h * kHalf);
+    }
+  }
+}
+
+// (b) Softmax over the tile: s becomes p.
+
+static inline uint64_t LaneBits(int lo, int hi) {  // 0 <= lo < hi <= 64
+  return ~uint64_t{0} >> (kAttendTile - hi) & ~uint64_t{0} << lo;
+}
+
+static inline float MaxOf(float a, float b) { return a > b ? a : b; }
+
+// The maximum as NUMERICS.md words it, over lanes in order: only with NaN does the order matter.
+static inline float MaxInOrder(float m, const float* s, int lo, int hi) {
+  for (int j = lo; j < hi; ++j) m = MaxOf(m, s[j]);
+  return m;
+}
+
+template <class V>
+float RowMax(float m, const float* s, int lo, int hi) {
+  using F = typename V::F;
+  constexpr int L = V::kLanes;
+  const F lowest = V::Set1(-__builtin_inff());
+  const uint64_t bits = LaneBits(lo, hi);
+  F most = lowest;
+  bool nan = false;
+#pragma GCC unroll 2
+  for (int j = 0; j < kAttendTile; j += 2 * L) {
+    const F x = V::Keep(V::Load(s + j), lowest, bits >> j);
+    const F y = V::Keep(V::Load(s + j + L), lowest, bits >> (j + L));
+    nan |= V::AnyNan(x, y);
+    most = V::Max(most, V::Max(x, y));
+  }
+  return nan ? MaxInOrder(m, s, lo, hi) : MaxOf(m, V::ReduceMax(most));
+}
+
+template <class V>
+void RowProbabilities(float m, float alpha, uint64_t bits, float* s, float* l) {
+  using F = typename V::F;
+  constexpr int L = V::kLanes;
+  const F most = V::Set1(m), a = V::Set1(alpha), zero = V::Set1(0.0f);
+#pragma GCC unroll 4
+  for (int j = 0; j < kAttendTile; j += L) {
+    const F p = V::Keep(V::Exp(V::Sub(V::Load(s + j), most)), zero, bits >> j);
+    V::Store(s + j, p);
+    V::Store(l + j, V::Fma(V::Load(l + j), a, p));
+  }
+}
+
+template <class V>
+void ScaleRow(float alpha, int count, float* o) {
+  for (int d = 0; d < count; d += V::kLanes) {
+    V::Store(o + d, V::Mul(V::Load(o + d), V::Set1(alpha)));
+  }
+}
+
+template <class V>
+void Softmax(const AttendBlock& block, const RowSpan& span, const SoftmaxStates& states, float* s) {
+  alignas(64) float m[kMaxBlockRows], alpha[kMaxBlockRows];
+  for (int r = 0; r < kMaxBlockRows; ++r) m[r] = alpha[r] = 0.0f;
+  for (int r = 0; r < span.rows; ++r) {
+    if (span.lo[r] == span.hi[r]) continue;
+    const float before = states.m[span.from + r];
+    m[r] = RowMax<V>(before, s + r * kAttendTile, span.lo[r], span.hi[r]);
+    alpha[r] = before - m[r];
+    states.m[span.from + r] = m[r];
+  }
+  for (int r = 0; r < kMaxBlockRows; r += V::kLanes) {
+    V::Store(alpha + r, V::Exp(V::Load(alpha + r)));
+  }
+  for (int r = 0; r < span.rows; ++r) {
+    if (span.lo[r] == span.hi[r]) continue;
+    const int x = span.from + r;
+    RowProbabilities<V>(m[r], alpha[r], LaneBits(span.lo[r], span.hi[r]), s + r * kAttendTile,
+                        states.l + int64_t{x} * kAttendTile);
+    // At the start o is +0 and stays so times +0.
+    const float idle = states.seen[x] != 0 ? 1.0f : 0.0f;
+    if (alpha[r] != idle) ScaleRow<V>(alpha[r], block.v_dim, states.o + int64_t{x} * block.v_dim);
+    states.seen[x] = 1;
+  }
+}
+
+// (c) Mixing: o += p V over lanes [begin, end), for rows [from, to) of the span.
+template <class V>
+void MixLanes(const AttendBlock& block, const TileView& view, const RowSpan& span, int from, int to,
+              int begin, int end, const float* p, float* o) {
+  const int64_t row_bytes = block.v_dim * static_cast<int64_t>(KvTypeBytes(view.v_type));
+  for (int n = 0; n < view.stretches; ++n) {
+    const VStretch& v = view.stretch[n];
+    const int lo = v.lane > begin ? v.lane : begin, hi = v.end < end ? v.end : end;
+    if (lo >= hi) continue;
+    MultiplyInto<V>({p + from * kAttendTile + lo,
+                     static_cast<const std::byte*>(v.v) + (lo - v.lane) * row_bytes, block.v_dim,
+                     hi - lo, o + (span.from + from) * int64_t{block.v_dim}, block.v_dim, v.ahead,
+                     Sum::kGoOn},
+                    view.v_type, to - from, block.v_dim);
+  }
+}
+
+// Rows that see the same lanes go together.
+template <class V, class LanesOf>
+void MixRagged(const AttendBlock& block, const TileView& view, const RowSpan& span, const float* p,
+               float* o, const LanesOf& lanes_of) {
+  for (int from = 0; from < span.rows;) {
+    int to = from + 1;
+    while (to < span.rows && span.lo[to] == span.lo[from] && span.hi[to] == span.hi[from]) ++to;
+    const auto [begin, end] = lanes_of(from);
+    if (begin < end) MixLanes<V>(block, view, span, from, to, begin, end, p, o);
+    from = to;
+  }
+}
+
+struct Lanes {
+  int begin, end;
+};
+
+template <class V>
+void Mix(const AttendBlock& block, const TileView& view, const RowSpan& span, const float* p,
+         float* o) {
+  if (span.active < span.rows || span.begin >= span.end) {
+    MixRagged<V>(block, view, span, p, o, [&](int r) { return Lanes{span.lo[r], span.hi[r]}; });
+    return;
+  }
+  if (span.first < span.begin) {
+    MixRagged<V>(block, view, span, p, o, [&](int r) { return Lanes{span.lo[r], span.begin}; });
+  }
+  MixLanes<V>(block, view, span, 0, span.rows, span.begin, span.end, p, o);
+  if (span.end < span.last) {
+    MixRagged<V>(block, view, span, p, o, [&](int r) { return Lanes{span.end, span.hi[r]}; });
+  }
+}
+
+// The table of kernels.
+
+template <class V>
+void Start(const AttendBlock& block, const SoftmaxStates& states) {
+  const int64_t rows = block.rows();
+  for (int64_t x = 0; x < rows; ++x) states.m[x] = -__builtin_inff();
+  __builtin_memset(states.l, 0, rows * kAttendTile * sizeof(float));
+  __builtin_memset(states.o, 0, rows * block.v_dim * sizeof(float));
+  __builtin_memset(states.seen, 0, rows);
+}
+
+template <class V>
+void Tile(AttendBlock& block, const KvTile& tile, const KvTile* next, const SoftmaxStates& states) {
+  TileView view;
+  view.tile = &tile;
+  for (int h = 0; h < 2; ++h) ViewHalf<V>(block, tile, next, h, view.half[h]);
+  ViewV<V>(block, tile, next, view);
+  const int rows = block.rows(), spans = (rows + V::kMaxRows - 1) / V::kMaxRows;
+  alignas(64) float s[V::kMaxRows * kAttendTile];
+  for (int i = 0; i < spans; ++i) {
+    const int from = rows * i / spans, to = rows * (i + 1) / spans;
+    const RowSpan span = MakeRowSpan(block, tile, from, to - from);
+    if (span.active == 0) continue;
+    Score<V>(block, view, span, s);
+    Softmax<V>(block, span, states, s);
+    Mix<V>(block, view, span, s, states.o);
+  }
+}
+
+template <class V>
+void MergeRow(float a, float b, int count, float* into, const float* from) {
+  for (int j = 0; j < count; j += V::kLanes) {
+    V::Store(into + j, V::Fma(V::Load(into + j), V::Set1(a),
+                              V::Mul(V::Load(from + j), V::Set1(b))));
+  }
+}
+
+template <class V>
+void Merge(const AttendBlock& block, const SoftmaxStates& into, const SoftmaxStates& from) {
+  alignas(64) float a[kMaxBlockRows], b[kMaxBlockRows];
+  const int rows = block.rows();
+  for (int base = 0; base < rows; base += kMaxBlockRows) {
+    const int n = rows - base < kMaxBlockRows ? rows - base : kMaxBlockRows;
+    for (int r = 0; r < kMaxBlockRows; ++r) a[r] = b[r] = 0.0f;
+    for (int x = base; x < base + n; ++x) {
+      if (from.seen[x] == 0) continue;
+      const float m = MaxOf(into.m[x], from.m[x]);
+      a[x - base] = into.m[x] - m;
+      b[x - base] = from.m[x] - m;
+    }
+    for (int r = 0; r < kMaxBlockRows; r += V::kLanes) {
+      V::Store(a + r, V::Exp(V::Load(a + r)));
+      V::Store(b + r, V::Exp(V::Load(b + r)));
+    }
+    for (int x = base; x < base + n; ++x) {
+      if (from.seen[x] == 0) continue;
+      float* l = into.l + int64_t{x} * kAttendTile;
+      float* o = into.o + int64_t{x} * block.v_dim;
+      const float* from_l = from.l + int64_t{x} * kAttendTile;
+      const float* from_o = from.o + int64_t{x} * block.v_dim;
+      if (into.seen[x] == 0) {
+        __builtin_memcpy(l, from_l, kAttendTile * sizeof(float));
+        __builtin_memcpy(o, from_o, block.v_dim * sizeof(float));
+        into.m[x] = from.m[x];
+        into.seen[x] = 1;
+        continue;
+      }
+      MergeRow<V>(a[x - base], b[x - base], kAttendTile, l, from_l);
+      MergeRow<V>(a[x - base], b[x - base], block.v_dim, o, from_o);
+      into.m[x] = MaxOf(into.m[x], from.m[x]);
+    }
+  }
+}
+
+template <class V>
+void Finish(const AttendBlock& block, const SoftmaxStates& states) {
+  for (int x = 0; x < block.rows(); ++x) {
+    float* l = states.l + int64_t{x} * kAttendTile;
+    for (int w = kAttendTile / 2; w > 0; w /= 2) {
+      for (int j = 0; j < w; ++j) l[j] = l[j] + l[j + w];
+    }
+    const typename V::F inv = V::Set1(1.0f / l[0]);
+    const float* o = states.o + int64_t{x} * block.v_dim;
+    float* out = block.out + block.row[x / block.group] * block.out_stride +
+                 (x % block.group) * block.v_dim;
+    for (int d = 0; d < block.v_dim; d += V::kLanes) {
+      V::Store(out + d, V::Mul(V::Load(o + d), inv));
+    }
+  }
+}
+
+template <class V>
+constexpr AttendKernels KernelsOf() {
+  return {Start<V>, Tile<V>, Merge<V>, Finish<V>};
+}
+
+}  // namespace attend
+}  // namespace holdfast

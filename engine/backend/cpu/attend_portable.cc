@@ -1,0 +1,75 @@
+// Attention kernels in plain C++: any processor, and the one to read first.
+#include <cmath>
+
+#include "engine/backend/cpu/attend_kernels.h"
+#include "engine/backend/exact_math.h"
+#include "engine/backend/half.h"
+
+namespace holdfast {
+namespace {
+
+struct Portable {
+  static constexpr int kLanes = 16, kCols = 1, kMaxRows = 4, kPackRows = 1;
+  struct F {
+    float at[kLanes];
+  };
+
+  template <class Fn>
+  static F Each(const Fn& fn) {
+    F out;
+    for (int j = 0; j < kLanes; ++j) out.at[j] = fn(j);
+    return out;
+  }
+  static F Load(const float* p) {
+    return Each([&](int j) { return p[j]; });
+  }
+  static F Load(const uint16_t* p) {
+    return Each([&](int j) { return HalfToFloat(p[j]); });
+  }
+  static void Store(float* p, const F& x) {
+    for (int j = 0; j < kLanes; ++j) p[j] = x.at[j];
+  }
+  static F Set1(float x) {
+    return Each([&](int) { return x; });
+  }
+  static F Add(const F& a, const F& b) {
+    return Each([&](int j) { return a.at[j] + b.at[j]; });
+  }
+  static F Sub(const F& a, const F& b) {
+    return Each([&](int j) { return a.at[j] - b.at[j]; });
+  }
+  static F Mul(const F& a, const F& b) {
+    return Each([&](int j) { return a.at[j] * b.at[j]; });
+  }
+  static F Fma(const F& a, const F& b, const F& c) {
+    return Each([&](int j) { return std::fma(a.at[j], b.at[j], c.at[j]); });
+  }
+  static F Max(const F& a, const F& b) {
+    return Each([&](int j) { return a.at[j] > b.at[j] ? a.at[j] : b.at[j]; });
+  }
+  static F Exp(const F& x) {
+    return Each([&](int j) { return ExpF(x.at[j]); });
+  }
+  static F Keep(const F& x, const F& other, uint64_t bits) {
+    return Each([&](int j) { return (bits >> j & 1) != 0 ? x.at[j] : other.at[j]; });
+  }
+  static float ReduceMax(const F& x) {
+    float m = x.at[0];
+    for (float value : x.at) m = m > value ? m : value;
+    return m;
+  }
+  static bool AnyNan(const F& x, const F& y) {
+    bool nan = false;
+    for (int j = 0; j < kLanes; ++j) nan |= x.at[j] != x.at[j] || y.at[j] != y.at[j];
+    return nan;
+  }
+  static void Fetch(const void* p) { __builtin_prefetch(p); }
+};
+
+constexpr AttendKernels kKernels = attend::KernelsOf<Portable>();
+
+}  // namespace
+
+const AttendKernels* AttendPortable() { return &kKernels; }
+
+}  // namespace holdfast

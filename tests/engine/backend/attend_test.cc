@@ -1,0 +1,324 @@
+// Attention at every level against the reference, to the bit (NaN made canonical). Slots that no run
+// uses, and every byte around them, hold NaN, infinities and -0.
+#include <algorithm>
+#include <array>
+#include <bit>
+#include <cmath>
+#include <cstring>
+#include <memory>
+#include <random>
+#include <string>
+#include <vector>
+
+#include "doctest/doctest.h"
+#include "engine/backend/backend.h"
+#include "engine/backend/cpu/attend.h"
+#include "engine/backend/cpu/thread_pool.h"
+#include "engine/backend/half.h"
+#include "engine/backend/reference/reference.h"
+
+namespace holdfast {
+namespace {
+
+std::vector<CpuLevel> LevelsHere() {
+  std::vector<CpuLevel> levels = {CpuLevel::kPortable};
+#if defined(__x86_64__)
+  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) {
+    levels.push_back(CpuLevel::kAvx2);
+  }
+  if (__builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
+      __builtin_cpu_supports("avx512dq")) {
+    levels.push_back(CpuLevel::kAvx512);
+  }
+#endif
+  return levels;
+}
+
+struct Shape {
+  KvType k_type = KvType::kF16, v_type = KvType::kF16;
+  int k_dim = 64, v_dim = 64;
+  int kv_heads = 1, per_kv_head = 3;
+  int window = 0;
+  int rope_dim = 0;  // 0 = k_dim
+};
+
+enum class Cut {
+  kWhole,      // full pages and a partial last one, at home
+  kMisaligned  // runs of any count, first slot and shift
+};
+
+// Some sequences, their pages and the rows that look at them.
+class Scene {
+ public:
+  Scene(const Shape& shape, uint32_t seed) : shape_(shape), random_(seed) {
+    group_.layers = 2;
+    group_.heads = shape.kv_heads;
+    group_.k_dim = shape.k_dim;
+    group_.v_dim = shape.v_dim;
+    group_.k_type = shape.k_type;
+    group_.v_type = shape.v_type;
+    group_.window = shape.window;
+    rope_ = std::make_unique<RopeTable>(shape.rope_dim > 0 ? shape.rope_dim : shape.k_dim, 10000.0,
+                                        std::vector<double>());
+  }
+
+  int Below(int n) { return static_cast<int>(random_() % static_cast<uint32_t>(n)); }
+
+  Scene& Sequence(int length, Cut cut, std::vector<int32_t> positions) {
+    Part& part = parts_.emplace_back();
+    for (int index = 0; index < length;) {
+      KvRun run;
+      run.count = std::min(length - index, kPageTokens);
+      if (cut == Cut::kMisaligned) {
+        run.count = std::min(run.count, 1 + Below(Below(3) == 0 ? 4 : kPageTokens));
+        run.first = Below(kPageTokens - run.count + 1);
+        const int kind = Below(4);
+        if (kind == 0) run.shift = Below(index + 1);
+        if (kind == 1) run.shift = -Below(200);
+        // Often the shift of the run before, as spans of several pages have.
+        if (kind == 2 && index > 0) run.shift = part.runs.back().shift;
+      }
+      run.page = NewPage(run);
+      part.runs.push_back(run);
+      index += run.count;
+    }
+    part.position = std::move(positions);
+    for (size_t i = 0; i < part.position.size(); ++i) part.row.push_back(rows_++);
+    rope_->Reserve(length + 256);
+    return *this;
+  }
+
+  // Gives the rows other places in q and out.
+  void ShuffleRows() {
+    std::vector<int32_t> order(rows_);
+    for (int i = 0; i < rows_; ++i) order[i] = i;
+    std::shuffle(order.begin(), order.end(), random_);
+    for (Part& part : parts_) {
+      for (int32_t& row : part.row) row = order[row];
+    }
+  }
+
+  std::vector<float>& Query() {
+    if (q_.empty()) {
+      q_.resize(int64_t{rows_} * QHeads() * shape_.k_dim);
+      std::normal_distribution<float> normal(0, 3);
+      for (float& x : q_) x = normal(random_);
+    }
+    return q_;
+  }
+
+  template <class Fn>
+  std::vector<float> Out(const Fn& attend) {
+    std::vector<AttendSequence> sequences;
+    for (const Part& part : parts_) sequences.push_back({part.runs, part.row, part.position});
+    AttendArgs args;
+    args.group = &group_;
+    args.layer = 1;
+    args.rope = rope_.get();
+    args.q_heads = QHeads();
+    args.scale = 1.0f / std::sqrt(static_cast<float>(shape_.k_dim));
+    args.q = Query().data();
+    std::vector<float> out(int64_t{rows_} * QHeads() * shape_.v_dim, -7.0f);
+    args.out = out.data();
+    args.sequences = sequences;
+    attend(args);
+    for (float& x : out) {
+      if (std::isnan(x)) x = std::bit_cast<float>(0x7fc00000u);
+    }
+    return out;
+  }
+
+  // Compares all levels with the reference, each with every pool of `threads`.
+  void Check(const std::vector<int>& threads = {1}) {
+    const std::vector<float> want = Out([](const AttendArgs& args) { reference::Attend(args); });
+    for (int count : threads) {
+      ThreadPool pool(count);
+      for (CpuLevel level : LevelsHere()) {
+        const std::vector<float> got = Out(
+            [&](const AttendArgs& args) { CpuAttend(pool, level, args, scratch_); });
+        REQUIRE(got.size() == want.size());
+        if (std::memcmp(got.data(), want.data(), got.size() * sizeof(float)) == 0) continue;
+        size_t at = 0;
+        while (std::bit_cast<uint32_t>(got[at]) == std::bit_cast<uint32_t>(want[at])) ++at;
+        CAPTURE(static_cast<int>(level));
+        CAPTURE(count);
+        CAPTURE(at);
+        FAIL("got " << got[at] << ", want " << want[at]);
+      }
+    }
+  }
+
+ private:
+  struct Part {
+    std::vector<KvRun> runs;
+    std::vector<int32_t> row, position;
+  };
+
+  int QHeads() const { return shape_.kv_heads * shape_.per_kv_head; }
+
+  void Put(KvType type, std::byte* array, int64_t index, float value) {
+    const uint16_t half = FloatToHalf(value);
+    if (type == KvType::kF32) {
+      std::memcpy(array + 4 * index, &value, 4);
+    } else {
+      std::memcpy(array + 2 * index, &half, 2);
+    }
+  }
+
+  // A payload of exactly its size, garbage but for the run's slots.
+  const std::byte* NewPage(const KvRun& run) {
+    constexpr std::array<float, 5> kGarbage = {NAN, INFINITY, -INFINITY, -0.0f, 65504.0f};
+    std::vector<std::byte>& page = pages_.emplace_back(group_.PayloadBytes());
+    std::normal_distribution<float> normal(0, 1);
+    for (int head = 0; head < group_.heads; ++head) {
+      std::byte* k = page.data() + group_.HeadOffset(1, head);
+      std::byte* v = k + group_.KBytes();
+      for (int64_t i = 0; i < int64_t{kPageTokens} * group_.k_dim; ++i) {
+        const int slot = static_cast<int>(i % kPageTokens);
+        const bool used = slot >= run.first && slot < run.first + run.count;
+        Put(group_.k_type, k, i, used ? normal(random_) : kGarbage[i / 7 % 5]);
+      }
+      for (int64_t i = 0; i < int64_t{kPageTokens} * group_.v_dim; ++i) {
+        const int slot = static_cast<int>(i / group_.v_dim);
+        const bool used = slot >= run.first && slot < run.first + run.count;
+        Put(group_.v_type, v, i, used ? normal(random_) : kGarbage[i % 5]);
+      }
+    }
+    return page.data();
+  }
+
+  Shape shape_;
+  std::mt19937 random_;
+  LayerGroup group_;
+  std::unique_ptr<RopeTable> rope_;
+  std::vector<Part> parts_;
+  std::vector<std::vector<std::byte>> pages_;
+  std::vector<float> q_;
+  int32_t rows_ = 0;
+  AttendScratch scratch_;
+};
+
+// begin, begin + 1, ..., end - 1
+std::vector<int32_t> Range(int begin, int end) {
+  std::vector<int32_t> out;
+  for (int i = begin; i < end; ++i) out.push_back(i);
+  return out;
+}
+
+TEST_CASE("attend: one row at the end of every length") {
+  for (int length = 1; length <= 600; length += length < 140 ? 1 : 1 + length % 13) {
+    CAPTURE(length);
+    Scene({}, length).Sequence(length, Cut::kWhole, {length - 1}).Check();
+  }
+}
+
+TEST_CASE("attend: rows of a prompt see their past alone") {
+  for (int length : {1, 2, 17, 63, 64, 65, 130}) {
+    CAPTURE(length);
+    Scene({}, length).Sequence(length, Cut::kWhole, Range(0, length)).Check();
+  }
+  Scene({.per_kv_head = 7}, 1).Sequence(330, Cut::kWhole, Range(225, 330)).Check();
+}
+
+TEST_CASE("attend: dims, dtypes and query heads per KV head") {
+  for (KvType k_type : {KvType::kF16, KvType::kF32}) {
+    for (int dim : {16, 48, 64, 80, 112, 128, 144}) {
+      for (int per_kv_head : {1, 3, 6, 7, 17}) {
+        Shape shape;
+        shape.k_type = k_type;
+        shape.v_type = dim % 32 == 0 ? k_type : KvType::kF16;
+        shape.k_dim = dim;
+        shape.v_dim = per_kv_head == 6 ? 32 : dim;
+        shape.kv_heads = 2;
+        shape.per_kv_head = per_kv_head;
+        shape.rope_dim = dim == 112 ? 56 : 0;
+        CAPTURE(dim);
+        CAPTURE(per_kv_head);
+        Scene(shape, dim).Sequence(100, Cut::kWhole, {99}).Check();
+        Scene(shape, dim + 1).Sequence(90, Cut::kMisaligned, Range(70, 90)).Check();
+      }
+    }
+  }
+}
+
+TEST_CASE("attend: runs cut and shifted anyhow") {
+  for (uint32_t seed = 0; seed < 60; ++seed) {
+    CAPTURE(seed);
+    Shape shape;
+    shape.k_type = seed % 3 == 0 ? KvType::kF32 : KvType::kF16;
+    shape.v_type = seed % 4 == 0 ? KvType::kF32 : KvType::kF16;
+    shape.k_dim = seed % 5 == 0 ? 128 : 64;
+    shape.per_kv_head = std::array{1, 3, 6, 7}[seed % 4];
+    Scene scene(shape, seed);
+    const int length = 1 + scene.Below(600), rows = 1 + scene.Below(std::min(length, 20));
+    scene.Sequence(length, Cut::kMisaligned, Range(length - rows, length)).Check();
+  }
+}
+
+TEST_CASE("attend: windows, positions in any order, several sequences") {
+  for (uint32_t seed = 0; seed < 60; ++seed) {
+    CAPTURE(seed);
+    Shape shape;
+    shape.per_kv_head = std::array{2, 3, 7}[seed % 3];
+    shape.kv_heads = 1 + seed % 2;
+    Scene dice({}, seed);
+    if (seed % 4 != 0) shape.window = std::array{1, 2, 31, 64, 65, 100, 300}[dice.Below(7)];
+    Scene scene(shape, seed);
+    for (int n = 1 + dice.Below(4); n > 0; --n) {
+      const int length = 1 + dice.Below(400);
+      std::vector<int32_t> positions;
+      for (int i = 1 + dice.Below(30); i > 0; --i) positions.push_back(dice.Below(length));
+      scene.Sequence(length, dice.Below(2) == 0 ? Cut::kWhole : Cut::kMisaligned, positions);
+    }
+    scene.ShuffleRows();
+    scene.Check();
+  }
+}
+
+TEST_CASE("attend: a sequence without rows, and a call without sequences") {
+  Scene scene({}, 5);
+  scene.Check();
+  scene.Sequence(40, Cut::kWhole, {}).Sequence(50, Cut::kWhole, {49}).Check();
+}
+
+TEST_CASE("attend: the cut among threads shows nowhere") {
+  Shape shape;
+  shape.per_kv_head = 7;
+  shape.kv_heads = 2;
+  Scene(shape, 1).Sequence(2000, Cut::kWhole, {1999}).Check({1, 2, 3, 4});
+  Scene(shape, 2).Sequence(1300, Cut::kMisaligned, {1299, 100, 257, 0}).Check({1, 2, 3, 4});
+  Scene(shape, 3)
+      .Sequence(700, Cut::kMisaligned, {699})
+      .Sequence(10, Cut::kWhole, {9})
+      .Sequence(1025, Cut::kWhole, {1023, 1024})
+      .Check({2, 4});
+  shape.window = 700;
+  Scene(shape, 4).Sequence(2000, Cut::kMisaligned, Range(1990, 2000)).Check({1, 3});
+  shape.window = 0;
+  shape.k_dim = shape.v_dim = 32;
+  Scene(shape, 5).Sequence(400, Cut::kWhole, Range(0, 400)).Check({3});
+}
+
+TEST_CASE("attend: queries that are huge or not finite") {
+  for (float special : {NAN, INFINITY, -INFINITY, 3e38f, -3e38f, 1e19f, -0.0f, 1e-40f}) {
+    CAPTURE(special);
+    Scene scene({}, 9);
+    scene.Sequence(300, Cut::kWhole, {299, 130, 5}).Sequence(70, Cut::kMisaligned, {69});
+    std::vector<float>& q = scene.Query();
+    for (size_t i = 0; i < q.size(); i += 37) q[i] = special;
+    scene.Check();
+  }
+}
+
+TEST_CASE("attend: scores far apart, so that rescaling and vanishing weights occur") {
+  for (float factor : {0.0f, 1e-3f, 10.0f, 40.0f}) {
+    CAPTURE(factor);
+    Scene scene({.per_kv_head = 6}, 11);
+    scene.Sequence(520, Cut::kWhole, {519, 518, 300, 64, 63});
+    for (float& x : scene.Query()) x *= factor;
+    scene.Check();
+  }
+}
+
+}  // namespace
+}  // namespace holdfast
