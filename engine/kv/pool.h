@@ -5,12 +5,19 @@
 // leases stays as cache until its slot is needed, and goes in order of release, oldest first.
 // Timelines release from their tail, so an ancestor never goes before its descendants.
 //
-// Memory comes in extents of kExtentBytes, touched by a background thread ahead of need (first touch
-// costs 0.4-2.3 s per GiB) and reused, never returned, up to `max_bytes`. A slot that passes from one
-// tenant to another is zeroed first.
+// Address space for `max_bytes` is reserved at once; a background thread touches it ahead of need (first
+// touch costs 0.4-2.3 s per GiB), so that about one extent of kExtentBytes always lies ready. Slots are
+// reused, never returned. A slot that passes from one tenant to another is zeroed first.
+//
+//            Allocate                Seal                  last lease released
+//   free ---------------> private ---------> sealed, leased ------------------> sealed, cached
+//     ^                      |                     ^  Find                           |   |
+//     +---- last release ----+                     +---------------------------------+   |
+//     +------------------------------- evicted by Allocate ------------------------------+
 //
 // Thread-safe: every call takes one lock for microseconds and does no I/O under it. Writing into a
-// private page's payload is its lease holder's business.
+// private page's payload is the business of its holders: a page with leases() == 1 has one writer, a
+// page with more has none (timelines copy on write).
 #pragma once
 
 #include <cstddef>
@@ -28,6 +35,8 @@
 namespace holdfast {
 
 class PagePool;
+
+inline constexpr size_t kExtentBytes = size_t{64} << 20;
 
 // Where the KV of a page came from when it entered the pool.
 enum class PageSource : uint8_t { kComputed, kDisk, kRemote };
@@ -51,6 +60,8 @@ class PageLease {
   const PageKey& key() const;                 // sealed pages only
   std::span<const TokenId> tokens() const;    // sealed pages only; kPageTokens of them
   PageSource source() const;
+  // Leases of this page, this one included. A holder that sees 1 is alone and stays so until it shares.
+  uint32_t leases() const;
   bool operator==(const PageLease& other) const {
     return pool_ == other.pool_ && slot_ == other.slot_;
   }
@@ -80,7 +91,8 @@ struct SealedPage {
 
 class PagePool {
  public:
-  // One payload per group and page. `max_bytes` bounds the slots' memory.
+  // One payload per group and page. `max_bytes` bounds the slots' memory; a pool for which the system
+  // has no address space has no slots (stats().slots_max == 0).
   PagePool(std::vector<LayerGroup> groups, size_t max_bytes);
   ~PagePool();
   PagePool(const PagePool&) = delete;
@@ -89,14 +101,15 @@ class PagePool {
   const std::vector<LayerGroup>& groups() const;
   size_t page_bytes() const;  // one slot, all groups
 
-  // A private page for `scope`; evicts cached pages where it must. kExhausted when all are leased.
+  // A private page for `scope`; evicts cached pages where it must. kExhausted when all are leased. Its
+  // bytes are zero or an earlier page of the same tenant.
   Result<PageLease> Allocate(const TenantScope& scope);
 
   // The sealed page of that key, pinned; an empty lease when there is none. Compares `tokens`.
   PageLease Find(const PageKey& key, std::span<const TokenId> tokens);
   bool Contains(const PageKey& key) const;
 
-  // Makes a private page immutable and findable. When the key is there already, the lease returned is
+  // Makes a private, full page immutable and findable. When the key is there already, the lease returned is
   // that page's and `page` is freed: equal keys mean equal bits. `parent` travels to the page's record.
   PageLease Seal(PageLease page, const PageKey& key, const PageKey& parent,
                  std::span<const TokenId> tokens, PageSource source);
@@ -108,6 +121,8 @@ class PagePool {
   // Drops every cached page (benchmarks and tests of the tiers below).
   void DropCached();
   PoolStats stats() const;
+  // Asserts that lists, index and counts agree, in time of the number of slots (debug builds, tests).
+  void CheckInvariants() const;
 
  private:
   friend class PageLease;
