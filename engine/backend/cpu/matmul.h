@@ -1,0 +1,24 @@
+// Weights and matrix products of the CPU backends (NUMERICS.md sections 2 and 4).
+//
+// One packed form serves every level (pack.h), so a weight that one CPU backend packed may be used
+// by another. Results are the reference's to the bit for any rows, threads and split.
+#pragma once
+
+#include <memory>
+#include <span>
+
+#include "engine/backend/backend.h"
+#include "engine/backend/cpu/thread_pool.h"
+
+namespace holdfast {
+
+// Any thread. kInvalid as reference::CheckSource says; kExhausted when there is no memory.
+Result<std::unique_ptr<Weight>> PackCpuWeight(const WeightSource& source);
+
+// `table` is from PackCpuWeight, ids are in range; out is [ids][inputs].
+void CpuEmbed(const Weight& table, std::span<const TokenId> ids, float* out);
+
+// args.w is from PackCpuWeight; `level` is kPortable, kAvx2 or kAvx512, and this processor has it.
+void CpuMatMul(ThreadPool& pool, CpuLevel level, const MatMulArgs& args);
+
+}  // namespace holdfast

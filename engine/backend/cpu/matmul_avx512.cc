@@ -1,0 +1,472 @@
+// Matrix products with AVX-512 VNNI. A vector is the 16 outputs of a tile; vpdpbusd multiplies four
+// unsigned codes of each by the same four signed activations, broadcast from memory.
+//
+// Everything here is in an unnamed namespace or an intrinsic: an inline function shared with other
+// files could be the copy that the linker keeps, with instructions that the processor lacks.
+// gcc 12's own intrinsics pass undefined vectors on purpose and warn of it.
+#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
+#pragma GCC diagnostic ignored "-Wuninitialized"
+
+#include <immintrin.h>
+
+#include "engine/backend/cpu/matmul_kernels.h"
+
+namespace holdfast {
+namespace {
+
+constexpr int kFewRows = 8;
+constexpr int kPanelRows = 6;
+
+// 1.5 * 2^23: the fp32 number whose bits, with an integer |n| < 2^22 added, are the number plus n.
+constexpr float kMagic = 12582912.0f;
+constexpr int32_t kMagicBits = 0x4b400000;
+
+using W = WeightType;
+constexpr bool HasMin(W t) { return t == W::kQ4_1 || t == W::kQ4_K; }
+
+__m512i LoadPlane(const uint8_t* p) { return _mm512_loadu_si512(p); }
+
+__m512i Broadcast4(const int8_t* p) {
+  int32_t v;
+  __builtin_memcpy(&v, p, 4);
+  return _mm512_set1_epi32(v);
+}
+
+// The codes of one group, read when made; Step(s) gives those of step s, unsigned.
+template <W kType>
+struct Group {
+  explicit Group(const uint8_t* p) {
+    if constexpr (kType == W::kQ8_0) {
+      at = p;
+    } else {
+      for (int i = 0; i < 4; ++i) nibbles[i] = LoadPlane(p + 64 * i);
+      if constexpr (kType == W::kQ5_0) high[0] = LoadPlane(p + 256);
+      if constexpr (kType == W::kQ6_K) {
+        high[0] = LoadPlane(p + 256);
+        high[1] = LoadPlane(p + 320);
+      }
+    }
+  }
+
+  __m512i Step(int s) const {
+    if constexpr (kType == W::kQ8_0) return LoadPlane(at + 64 * s);
+    const __m512i nibble = s < 4 ? nibbles[s] : _mm512_srli_epi16(nibbles[s - 4], 4);
+    const __m512i low = _mm512_and_si512(nibble, _mm512_set1_epi8(15));
+    if constexpr (kType == W::kQ5_0) return Join(low, Shift(high[0], 4 - s), 0x10);
+    if constexpr (kType == W::kQ6_K) return Join(low, Shift(high[s / 4], 4 - s % 4 * 2), 0x30);
+    return low;
+  }
+
+ private:
+  static __m512i Shift(__m512i v, int left) {  // what crosses a byte's edge is masked by Join
+    if (left == 0) return v;
+    return left > 0 ? _mm512_slli_epi16(v, left) : _mm512_srli_epi16(v, -left);
+  }
+  static __m512i Join(__m512i low, __m512i high_bits, char mask) {  // low | (high_bits & mask)
+    return _mm512_ternarylogic_epi32(low, high_bits, _mm512_set1_epi8(mask), 0xf8);
+  }
+
+  const uint8_t* at = nullptr;
+  __m512i nibbles[4];
+  __m512i high[2];
+};
+
+__m512 LoadHalf(const uint8_t* p) {
+  return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
+}
+__m512 LoadBytes(const uint8_t* p) {
+  return _mm512_cvtepi32_ps(
+      _mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))));
+}
+__m512 LoadSigned(const uint8_t* p) {
+  return _mm512_cvtepi32_ps(
+      _mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))));
+}
+
+// Scales of group g of a tile: [0] dw; [1] -min; Q6_K: [1], [2] its scales, [3] +0 - [1] * kMagic.
+template <W kType>
+void LoadScales(const uint8_t* scales, int64_t g, __m512* out) {
+  constexpr TileShape kShape = TileShapeOf(kType);
+  const uint8_t* record = scales + g / kShape.scale_groups * kShape.scale_bytes;
+  const __m512 zero = _mm512_setzero_ps();
+  out[0] = LoadHalf(record);
+  if constexpr (kType == W::kQ4_1) out[1] = LoadHalf(record + 32);
+  if constexpr (kType == W::kQ4_K) {
+    const uint8_t* bytes = record + 64 + g % 8 * 32;
+    const __m512 min = _mm512_mul_ps(LoadHalf(record + 32), LoadBytes(bytes + 16));
+    out[0] = _mm512_mul_ps(out[0], LoadBytes(bytes));
+    out[1] = _mm512_sub_ps(zero, min);
+  }
+  if constexpr (kType == W::kQ6_K) {
+    const uint8_t* bytes = record + 32 + g % 8 * 32;
+    out[1] = LoadSigned(bytes);
+    out[2] = LoadSigned(bytes + 16);
+    out[3] = _mm512_fnmadd_ps(out[1], _mm512_set1_ps(kMagic), zero);
+  }
+}
+
+// acc after one group: its sum s (Q6_K: s over elements 0..15, with kMagicBits, s1 over the rest).
+template <W kType>
+__m512 AddGroup(__m512 acc, __m512i s, __m512i s1, const __m512* scale,
+                const MatMulCall& c, int64_t at) {
+  __m512 sum;
+  if constexpr (kType == W::kQ6_K) {
+    // (magic + lo) * sc0 - magic * sc0 = lo * sc0; every step is exact: |result| < 2^24. It is
+    // never -0, which float(S) isn't either.
+    const __m512 low = _mm512_fmadd_ps(_mm512_castsi512_ps(s), scale[1], scale[3]);
+    sum = _mm512_fmadd_ps(_mm512_cvtepi32_ps(s1), scale[2], low);
+  } else {
+    sum = _mm512_cvtepi32_ps(s);
+  }
+  acc = _mm512_fmadd_ps(sum, _mm512_mul_ps(scale[0], _mm512_set1_ps(c.da[at])), acc);
+  if constexpr (HasMin(kType)) acc = _mm512_fmadd_ps(scale[1], _mm512_set1_ps(c.dsum[at]), acc);
+  return acc;
+}
+
+template <W kType>
+__m512i StartSum(const MatMulCall& c, int64_t at) {
+  if constexpr (HasMin(kType)) return _mm512_setzero_si512();
+  const int32_t magic = kType == W::kQ6_K ? kMagicBits : 0;
+  return _mm512_set1_epi32(c.start[0][at] + magic);
+}
+
+__mmask16 OutputMask(int64_t outputs) {
+  return outputs >= kTileOutputs ? 0xffff
+                                 : outputs <= 0 ? 0 : static_cast<__mmask16>((1 << outputs) - 1);
+}
+
+// Rows [row, row + kRows) times kTiles tiles from `tile`.
+template <W kType, int kRows, int kTiles>
+void FewQuantized(const MatMulCall& c, int64_t row, int64_t tile) {
+  constexpr TileShape kShape = TileShapeOf(kType);
+  const uint8_t* codes = c.w->Codes(tile);
+  const uint8_t* scales = c.w->Scales(tile);
+  const int64_t stride = static_cast<int64_t>(c.w->tile_bytes());
+  const int8_t* q = c.q + row * c.groups * kQuantGroup;
+  const int64_t q_stride = c.groups * kQuantGroup;
+  __m512 total[kTiles][kRows];
+  for (int64_t begin = 0; begin < c.groups; begin += kPartGroups) {
+    const int64_t end = begin + kPartGroups < c.groups ? begin + kPartGroups : c.groups;
+    __m512 acc[kTiles][kRows];
+    for (auto& tile_acc : acc) {
+      for (auto& a : tile_acc) a = _mm512_setzero_ps();
+    }
+    for (int64_t g = begin; g < end; ++g) {
+#pragma GCC unroll 4
+      for (int t = 0; t < kTiles; ++t) {
+        const Group<kType> group(codes + t * stride + g * kShape.code_bytes);
+        __m512i s[kRows], s1[kRows];
+#pragma GCC unroll 8
+        for (int r = 0; r < kRows; ++r) {
+          const int64_t at = (row + r) * c.groups + g;
+          s[r] = StartSum<kType>(c, at);
+          if constexpr (kType == W::kQ6_K) s1[r] = _mm512_set1_epi32(c.start[1][at]);
+        }
+#pragma GCC unroll 8
+        for (int step = 0; step < 8; ++step) {
+          const __m512i w = group.Step(step);
+#pragma GCC unroll 8
+          for (int r = 0; r < kRows; ++r) {
+            const __m512i x = Broadcast4(q + r * q_stride + g * kQuantGroup + 4 * step);
+            __m512i& sum = kType == W::kQ6_K && step >= 4 ? s1[r] : s[r];
+            sum = _mm512_dpbusd_epi32(sum, w, x);
+          }
+        }
+        __m512 scale[4];
+        LoadScales<kType>(scales + t * stride, g, scale);
+#pragma GCC unroll 8
+        for (int r = 0; r < kRows; ++r) {
+          const int64_t at = (row + r) * c.groups + g;
+          acc[t][r] = AddGroup<kType>(acc[t][r], s[r], s1[r], scale, c, at);
+        }
+      }
+    }
+    for (int t = 0; t < kTiles; ++t) {
+      for (int r = 0; r < kRows; ++r) {
+        total[t][r] = begin == 0 ? acc[t][r] : _mm512_add_ps(total[t][r], acc[t][r]);
+      }
+    }
+  }
+  for (int t = 0; t < kTiles; ++t) {
+    const int64_t o = (tile + t) * kTileOutputs;
+    const __mmask16 mask = OutputMask(c.w->outputs() - o);
+    for (int r = 0; r < kRows; ++r) {
+      __m512 y = total[t][r];
+      if (c.bias != nullptr) y = _mm512_add_ps(y, _mm512_maskz_loadu_ps(mask, c.bias + o));
+      _mm512_mask_storeu_ps(c.y + (row + r) * c.y_stride + o, mask, y);
+    }
+  }
+}
+
+__m512 LoadWeights(const uint8_t* codes, int64_t i, W type) {
+  return type == W::kF16 ? LoadHalf(codes + 32 * i) : _mm512_loadu_ps(codes + 64 * i);
+}
+
+template <W kType, int kRows, int kTiles>
+void FewFloat(const MatMulCall& c, int64_t row, int64_t tile) {
+  const uint8_t* codes = c.w->Codes(tile);
+  const int64_t stride = static_cast<int64_t>(c.w->tile_bytes());
+  const int64_t inputs = c.w->inputs();
+  const float* x = c.x + row * inputs;
+  __m512 total[kTiles][kRows];
+  for (int64_t begin = 0; begin < inputs; begin += kPartElements) {
+    const int64_t end = begin + kPartElements < inputs ? begin + kPartElements : inputs;
+    __m512 acc[kTiles][kRows];
+    for (auto& tile_acc : acc) {
+      for (auto& a : tile_acc) a = _mm512_setzero_ps();
+    }
+    for (int64_t i = begin; i < end; ++i) {
+#pragma GCC unroll 4
+      for (int t = 0; t < kTiles; ++t) {
+        const __m512 w = LoadWeights(codes + t * stride, i, kType);
+#pragma GCC unroll 8
+        for (int r = 0; r < kRows; ++r) {
+          acc[t][r] = _mm512_fmadd_ps(w, _mm512_set1_ps(x[r * inputs + i]), acc[t][r]);
+        }
+      }
+    }
+    for (int t = 0; t < kTiles; ++t) {
+      for (int r = 0; r < kRows; ++r) {
+        total[t][r] = begin == 0 ? acc[t][r] : _mm512_add_ps(total[t][r], acc[t][r]);
+      }
+    }
+  }
+  for (int t = 0; t < kTiles; ++t) {
+    const int64_t o = (tile + t) * kTileOutputs;
+    const __mmask16 mask = OutputMask(c.w->outputs() - o);
+    for (int r = 0; r < kRows; ++r) {
+      __m512 y = total[t][r];
+      if (c.bias != nullptr) y = _mm512_add_ps(y, _mm512_maskz_loadu_ps(mask, c.bias + o));
+      _mm512_mask_storeu_ps(c.y + (row + r) * c.y_stride + o, mask, y);
+    }
+  }
+}
+
+template <W kType, int kRows, int kTiles>
+void FewTiles(const MatMulCall& c, int64_t row, int64_t tile) {
+  if constexpr (NeedsQuantized(kType)) {
+    FewQuantized<kType, kRows, kTiles>(c, row, tile);
+  } else {
+    FewFloat<kType, kRows, kTiles>(c, row, tile);
+  }
+}
+
+// Several tiles at once are several streams of memory: one row alone wants four.
+template <W kType, int kRows>
+void FewRange(const MatMulCall& c, int64_t row, int64_t tile, int64_t tiles) {
+  constexpr int kTogether = kRows == 1 ? 4 : kRows <= 4 ? 2 : 1;
+  int64_t t = 0;
+  for (; t + kTogether <= tiles; t += kTogether) {
+    FewTiles<kType, kRows, kTogether>(c, row, tile + t);
+  }
+  for (; t < tiles; ++t) FewTiles<kType, kRows, 1>(c, row, tile + t);
+}
+
+template <W kType>
+void FewOfType(const MatMulCall& c, int64_t row, int rows, int64_t tile, int64_t tiles) {
+  switch (rows) {
+    case 1: return FewRange<kType, 1>(c, row, tile, tiles);
+    case 2: return FewRange<kType, 2>(c, row, tile, tiles);
+    case 3: return FewRange<kType, 3>(c, row, tile, tiles);
+    case 4: return FewRange<kType, 4>(c, row, tile, tiles);
+    case 5: return FewRange<kType, 5>(c, row, tile, tiles);
+    case 6: return FewRange<kType, 6>(c, row, tile, tiles);
+    case 7: return FewRange<kType, 7>(c, row, tile, tiles);
+    default: return FewRange<kType, 8>(c, row, tile, tiles);
+  }
+}
+
+void Few(const MatMulCall& c, int64_t row, int rows, int64_t tile, int64_t tiles) {
+  switch (c.w->type()) {
+    case W::kQ4_1: return FewOfType<W::kQ4_1>(c, row, rows, tile, tiles);
+    case W::kQ5_0: return FewOfType<W::kQ5_0>(c, row, rows, tile, tiles);
+    case W::kQ8_0: return FewOfType<W::kQ8_0>(c, row, rows, tile, tiles);
+    case W::kQ4_K: return FewOfType<W::kQ4_K>(c, row, rows, tile, tiles);
+    case W::kQ6_K: return FewOfType<W::kQ6_K>(c, row, rows, tile, tiles);
+    case W::kF16: return FewOfType<W::kF16>(c, row, rows, tile, tiles);
+    case W::kF32: return FewOfType<W::kF32>(c, row, rows, tile, tiles);
+  }
+}
+
+template <W kType>
+void UnpackTile(const uint8_t* codes, const uint8_t* scales, int64_t first, int t, Panel* p) {
+  constexpr TileShape kShape = TileShapeOf(kType);
+  for (int u = 0; u < p->units; ++u) {
+    if constexpr (NeedsQuantized(kType)) {
+      const Group<kType> group(codes + (first + u) * kShape.code_bytes);
+#pragma GCC unroll 8
+      for (int s = 0; s < 8; ++s) _mm512_store_si512(p->codes.q[u][s][t], group.Step(s));
+      __m512 scale[4];
+      LoadScales<kType>(scales, first + u, scale);
+      _mm512_store_ps(p->scale[u][0] + t * 16, scale[0]);
+      if constexpr (HasMin(kType)) _mm512_store_ps(p->scale[u][1] + t * 16, scale[1]);
+      if constexpr (kType == W::kQ6_K) {
+        for (int i = 1; i < 4; ++i) _mm512_store_ps(p->scale[u][i] + t * 16, scale[i]);
+      }
+    } else {
+      _mm512_store_ps(p->codes.f[u] + t * 16, LoadWeights(codes, first + u, kType));
+    }
+  }
+}
+
+void Unpack(const PackedWeight& w, Panel* p) {
+  const int64_t tile = p->first_output / kTileOutputs;
+  const int64_t first = p->part * (NeedsQuantized(w.type()) ? kPartGroups : kPartElements);
+  for (int t = 0; t < kPanelTiles; ++t) {
+    const int64_t from = tile + t < w.tiles() ? tile + t : tile;  // a last odd tile stands twice
+    const uint8_t* codes = w.Codes(from);
+    const uint8_t* scales = w.Scales(from);
+    switch (w.type()) {
+      case W::kQ4_1: UnpackTile<W::kQ4_1>(codes, scales, first, t, p); break;
+      case W::kQ5_0: UnpackTile<W::kQ5_0>(codes, scales, first, t, p); break;
+      case W::kQ8_0: UnpackTile<W::kQ8_0>(codes, scales, first, t, p); break;
+      case W::kQ4_K: UnpackTile<W::kQ4_K>(codes, scales, first, t, p); break;
+      case W::kQ6_K: UnpackTile<W::kQ6_K>(codes, scales, first, t, p); break;
+      case W::kF16: UnpackTile<W::kF16>(codes, scales, first, t, p); break;
+      case W::kF32: UnpackTile<W::kF32>(codes, scales, first, t, p); break;
+    }
+  }
+}
+
+// Adds a part's chains to y, and the bias after the last.
+template <int kRows>
+void StorePart(const MatMulCall& c, const Panel& p, int64_t row, const __m512 (*acc)[kPanelTiles]) {
+#pragma GCC unroll 2
+  for (int t = 0; t < kPanelTiles; ++t) {
+    const __mmask16 mask = OutputMask(p.outputs - t * kTileOutputs);
+    const int64_t o = p.first_output + t * kTileOutputs;
+#pragma GCC unroll 12
+    for (int r = 0; r < kRows; ++r) {
+      float* to = c.y + (row + r) * c.y_stride + o;
+      __m512 y = acc[r][t];
+      if (p.part > 0) y = _mm512_add_ps(_mm512_maskz_loadu_ps(mask, to), y);
+      if (p.last && c.bias != nullptr) {
+        y = _mm512_add_ps(y, _mm512_maskz_loadu_ps(mask, c.bias + o));
+      }
+      _mm512_mask_storeu_ps(to, mask, y);
+    }
+  }
+}
+
+// What a type's integer sums need beside codes and activations.
+enum class Terms { kOffset, kMin, kTwoScales };
+constexpr W TypeOf(Terms t) {
+  return t == Terms::kOffset ? W::kQ8_0 : t == Terms::kMin ? W::kQ4_1 : W::kQ6_K;
+}
+
+template <Terms kTerms, int kRows>
+void PanelRows(const MatMulCall& c, const Panel& p, int64_t row) {
+  constexpr W kType = TypeOf(kTerms);
+  const int64_t q_stride = c.groups * kQuantGroup;
+  const int64_t first = p.part * kPartGroups;
+  const int8_t* q = c.q + row * q_stride + first * kQuantGroup;
+  const int64_t base = row * c.groups + first;
+  __m512 acc[kRows][kPanelTiles];
+  for (auto& row_acc : acc) {
+    for (auto& a : row_acc) a = _mm512_setzero_ps();
+  }
+  for (int g = 0; g < p.units; ++g, q += kQuantGroup) {
+    __m512i s[kRows][kPanelTiles], s1[kRows][kPanelTiles];
+#pragma GCC unroll 8
+    for (int r = 0; r < kRows; ++r) {
+      s[r][0] = s[r][1] = StartSum<kType>(c, base + r * c.groups + g);
+    }
+#pragma GCC unroll 8
+    for (int step = 0; step < 8; ++step) {
+      const __m512i w0 = _mm512_load_si512(p.codes.q[g][step][0]);
+      const __m512i w1 = _mm512_load_si512(p.codes.q[g][step][1]);
+      if constexpr (kTerms == Terms::kTwoScales) {
+        if (step == 4) {
+          for (int r = 0; r < kRows; ++r) {
+            for (int t = 0; t < kPanelTiles; ++t) {
+              const __m512 low = _mm512_fmadd_ps(_mm512_castsi512_ps(s[r][t]), 
+                  _mm512_load_ps(p.scale[g][1] + 16 * t), _mm512_load_ps(p.scale[g][3] + 16 * t));
+              s1[r][t] = _mm512_castps_si512(low);
+              s[r][t] = _mm512_set1_epi32(c.start[1][base + r * c.groups + g]);
+            }
+          }
+        }
+      }
+#pragma GCC unroll 8
+      for (int r = 0; r < kRows; ++r) {
+        const __m512i x = Broadcast4(q + r * q_stride + 4 * step);
+        s[r][0] = _mm512_dpbusd_epi32(s[r][0], w0, x);
+        s[r][1] = _mm512_dpbusd_epi32(s[r][1], w1, x);
+      }
+    }
+#pragma GCC unroll 8
+    for (int r = 0; r < kRows; ++r) {
+      const int64_t at = base + r * c.groups + g;
+      const __m512 da = _mm512_set1_ps(c.da[at]);
+#pragma GCC unroll 2
+      for (int t = 0; t < kPanelTiles; ++t) {
+        __m512 sum = _mm512_cvtepi32_ps(s[r][t]);
+        if constexpr (kTerms == Terms::kTwoScales) {
+          sum = _mm512_fmadd_ps(sum, _mm512_load_ps(p.scale[g][2] + 16 * t),
+                                _mm512_castsi512_ps(s1[r][t]));
+        }
+        const __m512 d = _mm512_mul_ps(da, _mm512_load_ps(p.scale[g][0] + 16 * t));
+        acc[r][t] = _mm512_fmadd_ps(sum, d, acc[r][t]);
+        if constexpr (kTerms == Terms::kMin) {
+          acc[r][t] = _mm512_fmadd_ps(_mm512_load_ps(p.scale[g][1] + 16 * t),
+                                      _mm512_set1_ps(c.dsum[at]), acc[r][t]);
+        }
+      }
+    }
+  }
+  StorePart<kRows>(c, p, row, acc);
+}
+
+template <int kRows>
+void PanelRowsFloat(const MatMulCall& c, const Panel& p, int64_t row) {
+  const int64_t inputs = c.w->inputs();
+  const float* x = c.x + row * inputs + p.part * kPartElements;
+  __m512 acc[kRows][kPanelTiles];
+  for (auto& row_acc : acc) {
+    for (auto& a : row_acc) a = _mm512_setzero_ps();
+  }
+  for (int i = 0; i < p.units; ++i) {
+    const __m512 w0 = _mm512_load_ps(p.codes.f[i]);
+    const __m512 w1 = _mm512_load_ps(p.codes.f[i] + 16);
+#pragma GCC unroll 8
+    for (int r = 0; r < kRows; ++r) {
+      const __m512 v = _mm512_set1_ps(x[r * inputs + i]);
+      acc[r][0] = _mm512_fmadd_ps(w0, v, acc[r][0]);
+      acc[r][1] = _mm512_fmadd_ps(w1, v, acc[r][1]);
+    }
+  }
+  StorePart<kRows>(c, p, row, acc);
+}
+
+template <int kRows>
+void PanelOfRows(const MatMulCall& c, const Panel& p, int64_t row) {
+  switch (c.w->type()) {
+    case W::kQ5_0:
+    case W::kQ8_0: return PanelRows<Terms::kOffset, kRows>(c, p, row);
+    case W::kQ4_1:
+    case W::kQ4_K: return PanelRows<Terms::kMin, kRows>(c, p, row);
+    case W::kQ6_K: return PanelRows<Terms::kTwoScales, kRows>(c, p, row);
+    case W::kF16:
+    case W::kF32: return PanelRowsFloat<kRows>(c, p, row);
+  }
+}
+
+void RunPanel(const MatMulCall& c, const Panel& p, int64_t row, int rows) {
+  switch (rows) {
+    case 1: return PanelOfRows<1>(c, p, row);
+    case 2: return PanelOfRows<2>(c, p, row);
+    case 3: return PanelOfRows<3>(c, p, row);
+    case 4: return PanelOfRows<4>(c, p, row);
+    case 5: return PanelOfRows<5>(c, p, row);
+    default: return PanelOfRows<kPanelRows>(c, p, row);
+  }
+}
+
+}  // namespace
+
+const MatMulKernels& Avx512MatMulKernels() {
+  static constexpr MatMulKernels kKernels{kFewRows, kPanelRows, Few, Unpack, RunPanel};
+  return kKernels;
+}
+
+}  // namespace holdfast

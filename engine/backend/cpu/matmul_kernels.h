@@ -1,0 +1,72 @@
+// What matmul.cc (the plan: parts, tiles, rows, threads) asks of an instruction set's kernels.
+//
+// Two ways through a product:
+//   few     weights are unpacked in registers and meet all rows at once: 1 to few_rows rows, where
+//           reading the weights is what takes the time;
+//   panel   one part (NUMERICS.md: 1024 elements, 512 for float types) of 32 outputs is unpacked
+//           to bytes and fp32 scales, then all rows pass over it, panel_rows at a time.
+// Both compute the same chains, so the plan may choose freely.
+//
+// This header is compiled under several instruction sets: constants and plain structs only.
+#pragma once
+
+#include <cstdint>
+
+#include "engine/backend/cpu/pack.h"
+
+namespace holdfast {
+
+inline constexpr int kPartGroups = 32;     // groups of a part of a quantised product
+inline constexpr int kPartElements = 512;  // elements of a part of a float product
+inline constexpr int kPanelTiles = 2;
+inline constexpr int kPanelOutputs = kPanelTiles * kTileOutputs;
+
+// A product as kernels see it. Row arrays are [rows][groups].
+struct MatMulCall {
+  const PackedWeight* w = nullptr;
+  int64_t groups = 0;
+  const int8_t* q = nullptr;        // [rows][groups * 32]
+  const float* da = nullptr;        // scale of the group
+  // What a group's integer sum starts from, so that codes may be unsigned: -offset * sum q, for
+  // Q6_K apart for elements 0..15 and 16..31. Null for types without an offset.
+  const int32_t* start[2] = {};
+  const float* dsum = nullptr;      // da * float(sum q), types with a minimum; else null
+  const float* x = nullptr;         // [rows][inputs], float types
+  const float* bias = nullptr;
+  float* y = nullptr;
+  int64_t y_stride = 0;
+};
+
+// One part of 32 outputs, unpacked. What a kernel reads of it fits into L1 or little more.
+struct alignas(64) Panel {
+  int64_t first_output = 0;
+  int outputs = 0;     // 1..32, those that exist
+  int64_t part = 0;
+  int units = 0;       // groups, or elements of a float type
+  bool last = false;   // of the product's parts: the bias is added here
+  union Codes {
+    uint8_t q[kPartGroups][8][kPanelTiles][64];  // [group][step]: planes; AVX2: Q8_0 signed
+    int16_t w[kPartGroups * kQuantGroup][kPanelOutputs];  // portable, without the offset
+    float f[kPartElements][kPanelOutputs];                // float types
+  };
+  alignas(64) Codes codes;
+  // [0] dw; [1] -min; Q6_K: [1], [2] its two scales as fp32, [3] what the level needs beside.
+  alignas(64) float scale[kPartGroups][4][kPanelOutputs];
+};
+
+struct MatMulKernels {
+  int few_rows;    // 0: always by panels
+  int panel_rows;
+  // Rows [row, row + rows), rows <= few_rows, times tiles [tile, tile + tiles): whole products.
+  void (*few)(const MatMulCall& call, int64_t row, int rows, int64_t tile, int64_t tiles);
+  // Fills codes and scale of panel; first_output, part, units are set.
+  void (*unpack)(const PackedWeight& w, Panel* panel);
+  // Rows [row, row + rows), rows <= panel_rows: y = part 0, or y + this part.
+  void (*panel)(const MatMulCall& call, const Panel& panel, int64_t row, int rows);
+};
+
+const MatMulKernels& PortableMatMulKernels();
+const MatMulKernels& Avx2MatMulKernels();
+const MatMulKernels& Avx512MatMulKernels();
+
+}  // namespace holdfast

@@ -1,0 +1,321 @@
+#include "engine/backend/cpu/pack.h"
+
+#include <sys/mman.h>
+
+#include <algorithm>
+#include <cassert>
+#include <cstdlib>
+#include <cstring>
+#include <string>
+
+#include "engine/backend/cpu/matmul.h"
+#include "engine/backend/half.h"
+#include "engine/backend/reference/reference.h"
+
+namespace holdfast {
+namespace {
+
+constexpr size_t kHugePage = size_t{2} << 20;
+// From here on a weight gets its own mapping, aligned for huge pages: a decoding step reads every
+// weight once, and with 4 KiB pages a tenth of the bandwidth goes into page walks.
+constexpr size_t kMapBytes = kHugePage;
+
+uint32_t Load32(const uint8_t* p) {
+  uint32_t v;
+  std::memcpy(&v, p, 4);
+  return v;
+}
+void Store32(uint8_t* p, uint32_t v) { std::memcpy(p, &v, 4); }
+
+uint8_t* MapAligned(size_t bytes) {
+  void* raw = mmap(nullptr, bytes + kHugePage, PROT_READ | PROT_WRITE,
+                   MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+  if (raw == MAP_FAILED) return nullptr;
+  auto* begin = static_cast<uint8_t*>(raw);
+  const size_t skip = (kHugePage - reinterpret_cast<uintptr_t>(begin) % kHugePage) % kHugePage;
+  if (skip > 0) munmap(begin, skip);
+  uint8_t* data = begin + skip;
+  if (skip < kHugePage) {
+    const size_t used = (bytes + 4095) / 4096 * 4096;
+    munmap(data + used, bytes + kHugePage - skip - used);
+  }
+  madvise(data, bytes, MADV_HUGEPAGE);  // advice: works without
+  return data;
+}
+
+// One lane's part of a record: where its 4-byte words and its scales go.
+struct Lane {
+  uint8_t* codes;   // of the record's first group, at the lane's first word
+  uint8_t* scales;  // of the record
+  int lane;
+  void Word(int group, int code_bytes, int plane, uint32_t v) const {
+    Store32(codes + group * code_bytes + plane * 64, v);
+  }
+  void Half(int index, const uint8_t* from) const {
+    std::memcpy(scales + index * 32 + lane * 2, from, 2);
+  }
+  void Byte(int halves, int index, uint8_t v) const {
+    scales[halves * 32 + index * 16 + lane] = v;
+  }
+};
+
+void PackQ8_0(const uint8_t* b, const Lane& to) {
+  to.Half(0, b);
+  for (int s = 0; s < 8; ++s) to.Word(0, 0, s, Load32(b + 2 + 4 * s) ^ 0x80808080u);
+}
+
+void PackQ4_1(const uint8_t* b, const Lane& to) {
+  to.Half(0, b);
+  to.Half(1, b + 2);
+  for (int p = 0; p < 4; ++p) to.Word(0, 0, p, Load32(b + 4 + 4 * p));
+}
+
+// Bits 0, 4, 8 .. 28 of v, side by side.
+uint32_t GatherEveryFourth(uint32_t v) {
+  v &= 0x11111111u;
+  v = (v | v >> 3) & 0x03030303u;
+  v = (v | v >> 6) & 0x000f000fu;
+  return (v | v >> 12) & 0xffu;
+}
+
+void PackQ5_0(const uint8_t* b, const Lane& to) {
+  to.Half(0, b);
+  const uint32_t high = Load32(b + 2);
+  for (int p = 0; p < 4; ++p) to.Word(0, 0, p, Load32(b + 6 + 4 * p));
+  uint32_t plane = 0;
+  for (int k = 0; k < 4; ++k) plane |= GatherEveryFourth(high >> k) << 8 * k;
+  to.Word(0, 0, 4, plane);
+}
+
+void PackQ4_K(const uint8_t* b, const Lane& to) {
+  constexpr int kCodes = TileShapeOf(WeightType::kQ4_K).code_bytes;
+  constexpr uint32_t kLow = 0x0f0f0f0fu;
+  to.Half(0, b);
+  to.Half(1, b + 2);
+  const uint8_t* s = b + 4;
+  for (int j = 0; j < 4; ++j) {
+    to.Byte(2, 2 * j, s[j] & 63);
+    to.Byte(2, 2 * j + 1, s[j + 4] & 63);
+    to.Byte(2, 2 * (j + 4), static_cast<uint8_t>((s[j + 8] & 15) | (s[j] >> 6) << 4));
+    to.Byte(2, 2 * (j + 4) + 1, static_cast<uint8_t>(s[j + 8] >> 4 | (s[j + 4] >> 6) << 4));
+  }
+  for (int pair = 0; pair < 4; ++pair) {
+    const uint8_t* q = b + 16 + 32 * pair;
+    for (int p = 0; p < 4; ++p) {
+      const uint32_t first = Load32(q + 4 * p), second = Load32(q + 16 + 4 * p);
+      to.Word(2 * pair, kCodes, p, (first & kLow) | (second & kLow) << 4);
+      to.Word(2 * pair + 1, kCodes, p, (first >> 4 & kLow) | (second & ~kLow));
+    }
+  }
+}
+
+void PackQ6_K(const uint8_t* b, const Lane& to) {
+  constexpr int kCodes = TileShapeOf(WeightType::kQ6_K).code_bytes;
+  constexpr uint32_t kLow = 0x0f0f0f0fu, kPair = 0x03030303u;
+  to.Half(0, b + 208);
+  for (int i = 0; i < 16; ++i) to.Byte(1, i, b[192 + i]);
+  for (int group = 0; group < 8; ++group) {
+    const int j = group % 4, shift = j < 2 ? 0 : 4;
+    const uint8_t* low = b + group / 4 * 64 + j % 2 * 32;
+    const uint8_t* high = b + 128 + group / 4 * 32;
+    for (int p = 0; p < 4; ++p) {
+      const uint32_t first = Load32(low + 4 * p) >> shift & kLow;
+      const uint32_t second = Load32(low + 16 + 4 * p) >> shift & kLow;
+      to.Word(group, kCodes, p, first | second << 4);
+    }
+    for (int h = 0; h < 2; ++h) {
+      uint32_t plane = 0;
+      for (int i = 0; i < 4; ++i) {
+        plane |= (Load32(high + 16 * h + 4 * i) >> 2 * j & kPair) << 2 * i;
+      }
+      to.Word(group, kCodes, 4 + h, plane);
+    }
+  }
+}
+
+template <typename T>
+void PackFloatTile(const WeightSource& s, int64_t first, int lanes, uint8_t* codes) {
+  for (int lane = 0; lane < lanes; ++lane) {
+    const auto* row = reinterpret_cast<const uint8_t*>(s.data) +
+                      static_cast<size_t>(first + lane) * s.inputs * sizeof(T);
+    uint8_t* to = codes + lane * sizeof(T);
+    for (int64_t i = 0; i < s.inputs; ++i) {
+      std::memcpy(to + i * kTileOutputs * sizeof(T), row + i * sizeof(T), sizeof(T));
+    }
+  }
+}
+
+// A record at a time, all lanes of it: the reads are 16 streams, the writes one.
+template <WeightType kType, void (*kPackBlock)(const uint8_t*, const Lane&)>
+void PackQuantizedTile(const WeightSource& s, int64_t first, int lanes, uint8_t* codes,
+                       uint8_t* scales) {
+  constexpr TileShape kShape = TileShapeOf(kType);
+  const BlockShape block = WeightBlock(kType);
+  const int64_t blocks = s.inputs / block.elements;
+  const size_t row_bytes = static_cast<size_t>(blocks) * block.bytes;
+  const auto* rows = reinterpret_cast<const uint8_t*>(s.data) + row_bytes * first;
+  for (int64_t i = 0; i < blocks; ++i) {
+    uint8_t* record = codes + i * kShape.scale_groups * kShape.code_bytes;
+    uint8_t* record_scales = scales + i * kShape.scale_bytes;
+    for (int lane = 0; lane < lanes; ++lane) {
+      kPackBlock(rows + lane * row_bytes + i * block.bytes,
+                 Lane{record + 4 * lane, record_scales, lane});
+    }
+  }
+}
+
+void PackTile(const WeightSource& s, int64_t first, int lanes, uint8_t* codes, uint8_t* scales) {
+  switch (s.type) {
+    case WeightType::kF32: return PackFloatTile<uint32_t>(s, first, lanes, codes);
+    case WeightType::kF16: return PackFloatTile<uint16_t>(s, first, lanes, codes);
+    case WeightType::kQ8_0:
+      return PackQuantizedTile<WeightType::kQ8_0, PackQ8_0>(s, first, lanes, codes, scales);
+    case WeightType::kQ5_0:
+      return PackQuantizedTile<WeightType::kQ5_0, PackQ5_0>(s, first, lanes, codes, scales);
+    case WeightType::kQ4_1:
+      return PackQuantizedTile<WeightType::kQ4_1, PackQ4_1>(s, first, lanes, codes, scales);
+    case WeightType::kQ4_K:
+      return PackQuantizedTile<WeightType::kQ4_K, PackQ4_K>(s, first, lanes, codes, scales);
+    case WeightType::kQ6_K:
+      return PackQuantizedTile<WeightType::kQ6_K, PackQ6_K>(s, first, lanes, codes, scales);
+  }
+}
+
+// What Embed needs of one output, read back from its tile.
+class RowReader {
+ public:
+  RowReader(const PackedWeight& w, int64_t output)
+      : type_(w.type()), shape_(TileShapeOf(w.type())),
+        lane_(static_cast<int>(output % kTileOutputs)), codes_(w.Codes(output / kTileOutputs)),
+        scales_(w.Scales(output / kTileOutputs)) {}
+
+  float FloatElement(int64_t i) const {
+    if (type_ == WeightType::kF16) return Half(codes_ + i * shape_.code_bytes, 0);
+    float value;
+    std::memcpy(&value, codes_ + i * shape_.code_bytes + lane_ * 4, 4);
+    return value;
+  }
+
+  void Group(int64_t g, float* out) const {
+    const uint8_t* record = scales_ + g / shape_.scale_groups * shape_.scale_bytes;
+    const int in_record = static_cast<int>(g % shape_.scale_groups);
+    uint8_t code[32];
+    Codes(g, code);
+    const float d = Half(record, 0);
+    switch (type_) {
+      case WeightType::kQ4_1: return Affine(code, d, Half(record, 1), out);
+      case WeightType::kQ4_K: {
+        const uint8_t* bytes = record + 64 + in_record * 32 + lane_;
+        const float dmin = Half(record, 1);
+        return Affine(code, d * static_cast<float>(bytes[0]),
+                      -(dmin * static_cast<float>(bytes[16])), out);
+      }
+      case WeightType::kQ6_K: {
+        const uint8_t* bytes = record + 32 + in_record * 32 + lane_;
+        for (int i = 0; i < 32; ++i) {
+          const auto sc = static_cast<float>(static_cast<int8_t>(bytes[i / 16 * 16]));
+          out[i] = static_cast<float>(code[i] - 32) * (d * sc);
+        }
+        return;
+      }
+      default: {
+        const int offset = type_ == WeightType::kQ8_0 ? 128 : 16;
+        for (int i = 0; i < 32; ++i) out[i] = static_cast<float>(code[i] - offset) * d;
+      }
+    }
+  }
+
+ private:
+  float Half(const uint8_t* halves, int index) const {
+    uint16_t h;
+    std::memcpy(&h, halves + index * 32 + lane_ * 2, 2);
+    return HalfToFloat(h);
+  }
+
+  static void Affine(const uint8_t* code, float d, float m, float* out) {
+    for (int i = 0; i < 32; ++i) out[i] = __builtin_fmaf(static_cast<float>(code[i]), d, m);
+  }
+
+  void Codes(int64_t g, uint8_t* code) const {
+    const uint8_t* planes = codes_ + g * shape_.code_bytes + lane_ * 4;
+    for (int i = 0; i < 32; ++i) {
+      const int step = i / 4, byte = i % 4;
+      if (type_ == WeightType::kQ8_0) {
+        code[i] = planes[step * 64 + byte];
+        continue;
+      }
+      int c = planes[step % 4 * 64 + byte] >> step / 4 * 4 & 15;
+      if (type_ == WeightType::kQ5_0) c |= (planes[256 + byte] >> step & 1) << 4;
+      if (type_ == WeightType::kQ6_K) {
+        c |= (planes[256 + step / 4 * 64 + byte] >> step % 4 * 2 & 3) << 4;
+      }
+      code[i] = static_cast<uint8_t>(c);
+    }
+  }
+
+  WeightType type_;
+  TileShape shape_;
+  int lane_;
+  const uint8_t* codes_;
+  const uint8_t* scales_;
+};
+
+}  // namespace
+
+PackedWeight::PackedWeight(const WeightSource& source) : Weight(source) {
+  const TileShape shape = TileShapeOf(source.type);
+  const int64_t units = NeedsQuantized(source.type) ? source.inputs / kQuantGroup : source.inputs;
+  tiles_ = (source.outputs + kTileOutputs - 1) / kTileOutputs;
+  code_bytes_ = static_cast<size_t>(units) * shape.code_bytes;
+  tile_bytes_ = code_bytes_ + static_cast<size_t>(units / shape.scale_groups) * shape.scale_bytes;
+  tile_bytes_ = (tile_bytes_ + 63) / 64 * 64;
+  bytes_ = tile_bytes_ * static_cast<size_t>(tiles_);
+  data_ = bytes_ >= kMapBytes ? MapAligned(bytes_)
+                              : static_cast<uint8_t*>(std::aligned_alloc(64, bytes_));
+}
+
+PackedWeight::~PackedWeight() {
+  if (bytes_ < kMapBytes) {
+    std::free(data_);
+  } else if (data_ != nullptr) {
+    munmap(data_, bytes_);
+  }
+}
+
+Result<std::unique_ptr<PackedWeight>> PackedWeight::Pack(const WeightSource& source) {
+  HOLDFAST_RETURN_IF_ERROR(reference::CheckSource(source));
+  std::unique_ptr<PackedWeight> weight(new PackedWeight(source));
+  if (weight->data_ == nullptr) {
+    return Status::Exhausted("no memory for a weight of " + std::to_string(weight->bytes_) +
+                             " bytes");
+  }
+  for (int64_t tile = 0; tile < weight->tiles_; ++tile) {
+    const int64_t first = tile * kTileOutputs;
+    const int lanes = static_cast<int>(std::min<int64_t>(kTileOutputs, source.outputs - first));
+    uint8_t* codes = weight->data_ + tile * weight->tile_bytes_;
+    if (lanes < kTileOutputs) std::memset(codes, 0, weight->tile_bytes_);
+    PackTile(source, first, lanes, codes, codes + weight->code_bytes_);
+  }
+  return weight;
+}
+
+Result<std::unique_ptr<Weight>> PackCpuWeight(const WeightSource& source) {
+  HOLDFAST_ASSIGN_OR_RETURN(std::unique_ptr<PackedWeight> weight, PackedWeight::Pack(source));
+  return std::unique_ptr<Weight>(std::move(weight));
+}
+
+void CpuEmbed(const Weight& table, std::span<const TokenId> ids, float* out) {
+  const auto& packed = static_cast<const PackedWeight&>(table);
+  for (TokenId id : ids) {
+    const RowReader row(packed, id);
+    if (NeedsQuantized(packed.type())) {
+      const int64_t groups = packed.inputs() / kQuantGroup;
+      for (int64_t g = 0; g < groups; ++g) row.Group(g, out + g * kQuantGroup);
+    } else {
+      for (int64_t i = 0; i < packed.inputs(); ++i) out[i] = row.FloatElement(i);
+    }
+    out += packed.inputs();
+  }
+}
+
+}  // namespace holdfast
