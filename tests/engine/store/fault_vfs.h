@@ -1,0 +1,34 @@
+// FaultVfs: an SQLite VFS over the default one whose n-th write, sync or truncation fails. Lives as
+// long as the databases that were opened by its name.
+#pragma once
+
+#include <memory>
+#include <string>
+
+namespace holdfast::testing {
+
+class FaultVfs {
+ public:
+  enum class Fault { kIoError, kDiskFull };
+  enum class Repeat { kOnce, kFromThenOn };
+
+  FaultVfs();
+  ~FaultVfs();
+  FaultVfs(const FaultVfs&) = delete;
+  FaultVfs& operator=(const FaultVfs&) = delete;
+
+  const std::string& name() const;
+  // The n-th operation from now on (1 = the next) fails.
+  void FailAt(int n, Fault fault, Repeat repeat);
+  void Heal();
+  int operations() const;  // writes, syncs and truncations since the beginning
+  int faults() const;      // that were injected
+  int syncs() const;
+
+  struct State;
+
+ private:
+  std::unique_ptr<State> state_;
+};
+
+}  // namespace holdfast::testing
