@@ -10,7 +10,7 @@
 //     Q8_0              8 planes: byte w + 128 of step s in plane s
 //     Q4_1, Q4_K        4 planes: plane p has step p in its low and step p + 4 in its high nibbles
 //     Q5_0              the same, then 1 plane with bit 4 of step s in bit s
-//     Q6_K              the same, then 2 planes: bits 4, 5 of step 4 h + i in plane h, bits 2 i, 2 i + 1
+//     Q6_K              the same, then 2 planes: bits 4, 5 of step 4 h + i in bits 2 i .. of plane h
 //   scales, f16 and bytes as in the file, [16] each:
 //     Q8_0, Q5_0        d                               per group
 //     Q4_1              d, m                            per group
