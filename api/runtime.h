@@ -65,6 +65,7 @@ struct ChatRequest {
 struct ChatTokenLogprob {
   std::string text;                   // bytes of the token
   Sample sample;
+  std::vector<std::string> top_texts; // of sample.top, in order
 };
 
 enum class ChatFinish : uint8_t { kStop, kLength, kToolCalls, kCancelled, kError };

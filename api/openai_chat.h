@@ -1,0 +1,66 @@
+// /v1/chat/completions: bytes to ChatRequest, ChatEvents to bytes. JSON ends here (DESIGN section 7).
+// Pure: no I/O, no state beyond an answer's own.
+#pragma once
+
+#include <cstdint>
+#include <optional>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "api/api_error.h"
+#include "api/json.h"
+#include "api/runtime.h"
+
+namespace holdfast {
+
+// What the HTTP side needs to know beside the ChatRequest itself.
+struct ChatCall {
+  ChatRequest request;
+  std::string model;            // as asked for; the answer names the real one
+  bool stream = false;
+  bool include_usage = false;   // stream_options.include_usage
+  bool return_token_ids = false;
+  bool logprobs = false;
+};
+
+inline constexpr size_t kMaxMessages = 4096;
+inline constexpr size_t kMaxTools = 512;
+inline constexpr size_t kMaxTextBytes = 16u << 20;  // of one content
+
+// Reads the body of POST /v1/chat/completions (or of POST .../turns, whose `messages` only add).
+// Fills everything but tenant, request id and idempotency key. Fields that we do not know are
+// ignored, as agents send many.
+std::optional<ApiError> ReadChatCall(std::string_view body, ChatCall* out);
+
+// The `keeper` object of responses.
+Json KeeperJson(const TurnReport& report);
+Json UsageJson(const ChatDone& done);
+
+// Writes one answer, whole or as chunks; both carry the same id and time.
+class ChatWriter {
+ public:
+  ChatWriter(const ChatCall& call, std::string id, std::string model, int64_t created_unix_s);
+
+  // chat.completion
+  std::string Whole(const ChatDone& done, const std::vector<TokenId>& tokens,
+                    const std::vector<ChatTokenLogprob>& logprobs) const;
+
+  // chat.completion.chunk: the `data:` payloads for one event, none to a few.
+  std::vector<std::string> Chunks(const ChatEvent& event);
+  // The payload for an error in mid-stream.
+  static std::string ErrorChunk(const ApiError& error);
+
+ private:
+  Json Base(std::string_view object) const;
+  std::string Chunk(Json delta, const ChatEvent& event, Json finish_reason = nullptr) const;
+
+  const ChatCall& call_;
+  std::string id_, model_;
+  int64_t created_;
+  bool role_sent_ = false;
+};
+
+const char* FinishName(ChatFinish finish);
+
+}  // namespace holdfast
