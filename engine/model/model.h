@@ -101,7 +101,8 @@ class ForwardPass {
 
   // After done(): the logits of row r (ForwardRow::logits set), [vocab]; empty for a failed row.
   std::span<const float> logits(int64_t row) const;
-  // True when a value that is not finite appeared in this row: its sequence can't go on.
+  // True when a value that is not finite appeared in this row or in another of its sequence (whose KV
+  // this one may have seen): the sequence can't go on. Other sequences are not touched by it.
   bool failed(int64_t row) const;
 
  private:

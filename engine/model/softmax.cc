@@ -1,0 +1,44 @@
+#include "engine/model/softmax.h"
+
+#include <algorithm>
+#include <cassert>
+
+#include "engine/backend/cpu/lanes_portable.h"
+#include "engine/model/softmax_inl.h"
+
+namespace holdfast {
+namespace {
+
+float RunExpRow(const ExpRowArgs& args) {
+  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) return ExpRowAvx2(args);
+  return ExpRowPortable(args);
+}
+
+}  // namespace
+
+float ExpRowPortable(const ExpRowArgs& args) { return ExpRowLanes<LanesPortable>(args); }
+
+float RowMax(std::span<const float> x) {
+  assert(!x.empty());
+  constexpr size_t kChains = 16;  // independent, so that the compiler can make vectors of them
+  float m[kChains];
+  std::fill(m, m + kChains, x[0]);
+  size_t i = 0;
+  for (; i + kChains <= x.size(); i += kChains) {
+    for (size_t j = 0; j < kChains; ++j) m[j] = x[i + j] > m[j] ? x[i + j] : m[j];
+  }
+  for (; i < x.size(); ++i) m[0] = x[i] > m[0] ? x[i] : m[0];
+  return *std::max_element(m, m + kChains);
+}
+
+float ExpRow(std::span<const float> x, float max, float temperature, float* out) {
+  return RunExpRow({static_cast<int64_t>(x.size()), x.data(), max, temperature, out});
+}
+
+double LogSumExp(std::span<const float> x) {
+  const float max = RowMax(x);
+  const float sum = RunExpRow({static_cast<int64_t>(x.size()), x.data(), max, 1.0f, nullptr});
+  return static_cast<double>(max) + Log(static_cast<double>(sum));
+}
+
+}  // namespace holdfast
