@@ -1,0 +1,123 @@
+#include "engine/backend/cpu/thread_pool.h"
+
+#include <doctest/doctest.h>
+
+#include <atomic>
+#include <chrono>
+#include <cstdio>
+#include <ctime>
+#include <limits>
+#include <thread>
+#include <vector>
+
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
+
+using namespace holdfast;
+
+namespace {
+
+double CpuSeconds() {
+  timespec t;
+  clock_gettime(CLOCK_PROCESS_CPUTIME_ID, &t);
+  return static_cast<double>(t.tv_sec) + static_cast<double>(t.tv_nsec) * 1e-9;
+}
+
+}  // namespace
+
+TEST_CASE("every task runs once, on a thread of the pool") {
+  for (int threads : {1, 2, 3, 8}) {
+    ThreadPool pool(threads);
+    CHECK(pool.threads() == threads);
+    for (int64_t tasks : {0, 1, 2, 3, 7, 100, 5000}) {
+      std::vector<std::atomic<int>> done(tasks);
+      std::atomic<bool> bad_thread = false;
+      pool.Run(tasks, [&](int64_t task, int thread) {
+        done[task].fetch_add(1);
+        if (thread < 0 || thread >= threads) bad_thread = true;
+      });
+      CHECK(!bad_thread);
+      for (const auto& count : done) REQUIRE(count == 1);
+    }
+  }
+}
+
+TEST_CASE("all writes of the tasks are seen when Run returns, in thousands of short runs") {
+  ThreadPool pool(4);
+  std::vector<int64_t> value(64);
+  for (int64_t n = 1; n <= 20000; ++n) {
+    const int64_t tasks = 1 + n % 64;
+    pool.Run(tasks, [&](int64_t task, int) { value[task] = n; });
+    for (int64_t task = 0; task < tasks; ++task) REQUIRE(value[task] == n);
+  }
+}
+
+TEST_CASE("no two threads have the same number at the same time") {
+  ThreadPool pool(4);
+  std::atomic<int> inside[4] = {};
+  std::atomic<bool> clash = false;
+  for (int n = 0; n < 2000; ++n) {
+    pool.Run(16, [&](int64_t, int thread) {
+      if (inside[thread].fetch_add(1) != 0) clash = true;
+      inside[thread].fetch_sub(1);
+    });
+  }
+  CHECK(!clash);
+}
+
+#if defined(__x86_64__)
+TEST_CASE("denormals are kept on every thread, whatever the caller had set") {
+  ThreadPool pool(3);
+  const unsigned before = _mm_getcsr();
+  _mm_setcsr(0x1f80 | 0x8040);  // flush to zero, denormals are zero
+  std::atomic<int> lost = 0;
+  pool.Run(1000, [&](int64_t, int) {
+    volatile float smallest = std::numeric_limits<float>::denorm_min();
+    volatile float twice = smallest + smallest;
+    if (twice == 0.0f) lost.fetch_add(1);
+    _mm_setcsr(0x1f80 | 0x8040);  // a foreign library in a task
+    _mm_setcsr(0x1f80);
+  });
+  CHECK(lost == 0);
+  _mm_setcsr(0x1f80 | 0x8040);
+  pool.Run(1, [&](int64_t, int) {
+    volatile float smallest = std::numeric_limits<float>::denorm_min();
+    volatile float twice = smallest + smallest;
+    if (twice == 0.0f) lost.fetch_add(1);
+  });
+  CHECK(lost == 0);
+  _mm_setcsr(before);
+}
+#endif
+
+TEST_CASE("an idle pool sleeps") {
+  ThreadPool pool(2);
+  pool.Run(100, [](int64_t, int) {});
+  // Wait on a condition that the clock fulfils, then compare CPU time with wall time.
+  const auto begin = std::chrono::steady_clock::now();
+  const double cpu = CpuSeconds();
+  std::atomic<uint32_t> never = 0;
+  std::thread waker([&] {
+    timespec t = {0, 200'000'000};
+    nanosleep(&t, nullptr);
+    never = 1;
+    never.notify_all();
+  });
+  never.wait(0);
+  waker.join();
+  const std::chrono::duration<double> wall = std::chrono::steady_clock::now() - begin;
+  CHECK(wall.count() >= 0.2);
+  CHECK(CpuSeconds() - cpu < 0.02);
+}
+
+TEST_CASE("what a run costs (printed only)") {
+  for (int threads : {1, 2, 4}) {
+    ThreadPool pool(threads);
+    const auto begin = std::chrono::steady_clock::now();
+    constexpr int kRuns = 20000;
+    for (int n = 0; n < kRuns; ++n) pool.Run(threads, [](int64_t, int) {});
+    const std::chrono::duration<double, std::micro> took = std::chrono::steady_clock::now() - begin;
+    std::printf("%d threads: %.2f us per run\n", threads, took.count() / kRuns);
+  }
+}
