@@ -206,6 +206,24 @@ struct Connection {
 };
 thread_local Connection current;
 
+class SinkBody : public HttpBody {
+ public:
+  SinkBody(httplib::DataSink* sink, int fd, const std::atomic<bool>& stopping)
+      : sink_(sink), fd_(fd), stopping_(stopping) {}
+  bool Write(std::string_view piece) override {
+    alive_ = alive_ && sink_->write(piece.data(), piece.size());
+    return alive_;
+  }
+  bool ClientGone() const override { return !alive_ || stopping_ || PeerClosed(fd_); }
+  bool alive() const { return alive_; }
+
+ private:
+  httplib::DataSink* sink_;
+  int fd_;
+  const std::atomic<bool>& stopping_;
+  bool alive_ = true;
+};
+
 class Exchange : public HttpExchange {
  public:
   Exchange(httplib::Response* response, int fd, const std::atomic<bool>& stopping)
@@ -216,18 +234,16 @@ class Exchange : public HttpExchange {
     response_->set_content(std::move(body), std::string(content_type));
   }
   void Stream(int status, std::string_view content_type,
-              std::function<void(const Write&)> run) override {
+              std::function<void(HttpBody&)> run) override {
     Head(status);
     response_->set_header("Cache-Control", "no-store");
     response_->set_chunked_content_provider(
-        std::string(content_type), [run = std::move(run)](size_t, httplib::DataSink& sink) {
-          bool alive = true;
-          run([&](std::string_view piece) {
-            alive = alive && sink.is_writable() && sink.write(piece.data(), piece.size());
-            return alive;
-          });
-          if (alive) sink.done();
-          return alive;
+        std::string(content_type),
+        [run = std::move(run), fd = fd_, &stopping = stopping_](size_t, httplib::DataSink& sink) {
+          SinkBody body(&sink, fd, stopping);
+          run(body);
+          if (body.alive()) sink.done();
+          return body.alive();
         });
   }
   bool ClientGone() const override { return stopping_ || PeerClosed(fd_); }

@@ -6,7 +6,7 @@
 // a connection over the cap gets 503 and is closed. No request or response is ever compressed.
 //
 // Handlers run on their connection's thread and may block. A handler answers once: Send, or
-// StartStream with Write for each piece. Thread-safe: Stop, active_connections.
+// Stream, whose body is then written piece by piece. Thread-safe: Stop, active_connections.
 #pragma once
 
 #include <cstddef>
@@ -45,7 +45,17 @@ struct HttpRequest {
   std::string_view header(const std::string& lower_name) const;  // "" when absent
 };
 
-// The answer to one request. Belongs to the handler's thread.
+// The body of an answer in pieces. Lives during `run` only; belongs to the connection's thread.
+class HttpBody {
+ public:
+  virtual ~HttpBody() = default;
+  // False when the client is gone or takes nothing: stop then.
+  virtual bool Write(std::string_view piece) = 0;
+  // True when the peer has closed its side or the server is stopping. Cheap: ask often.
+  virtual bool ClientGone() const = 0;
+};
+
+// The answer to one request. Lives until the handler returns; belongs to its thread.
 class HttpExchange {
  public:
   using Headers = std::vector<std::pair<std::string, std::string>>;
@@ -56,13 +66,11 @@ class HttpExchange {
   }
   // The whole answer.
   virtual void Send(int status, std::string_view content_type, std::string body) = 0;
-  // An answer in pieces: `run` is called once the status line and headers are out, and calls `write`
-  // for each piece; `write` is false when the client is gone or takes nothing.
-  using Write = std::function<bool(std::string_view)>;
+  // An answer in pieces: `run` is called after the handler has returned, once the status line and
+  // headers are out; so it must own what it uses.
   virtual void Stream(int status, std::string_view content_type,
-                      std::function<void(const Write& write)> run) = 0;
-  // True when the peer has closed its side or the server is stopping. Cheap: ask often.
-  virtual bool ClientGone() const = 0;
+                      std::function<void(HttpBody& body)> run) = 0;
+  virtual bool ClientGone() const = 0;  // as HttpBody's
 
  protected:
   Headers headers_;

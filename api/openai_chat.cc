@@ -431,6 +431,4 @@ std::vector<std::string> ChatWriter::Chunks(const ChatEvent& event) {
   return out;
 }
 
-std::string ChatWriter::ErrorChunk(const ApiError& error) { return ErrorJson(error); }
-
 }  // namespace holdfast

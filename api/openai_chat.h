@@ -48,8 +48,6 @@ class ChatWriter {
 
   // chat.completion.chunk: the `data:` payloads for one event, none to a few.
   std::vector<std::string> Chunks(const ChatEvent& event);
-  // The payload for an error in mid-stream.
-  static std::string ErrorChunk(const ApiError& error);
 
  private:
   Json Base(std::string_view object) const;

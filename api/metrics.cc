@@ -1,0 +1,88 @@
+// Prometheus' text format (version 0.0.4), written directly: a few dozen numbers read from Stats need
+// no registry of their own.
+#include <cstdio>
+
+#include "api/server.h"
+
+namespace holdfast {
+namespace {
+
+class Page {
+ public:
+  explicit Page(const std::string& model) {
+    for (char c : model) label_ += c == '"' || c == '\\' || c == '\n' ? '_' : c;
+  }
+  void Counter(const char* name, const char* help, double v) { Add(name, help, "counter", v); }
+  void Gauge(const char* name, const char* help, double v) { Add(name, help, "gauge", v); }
+  std::string Take() { return std::move(text_); }
+
+ private:
+  void Add(const char* name, const char* help, const char* type, double value) {
+    char number[64];
+    std::snprintf(number, sizeof(number), "%.17g", value);
+    text_ += std::string("# HELP holdfast_") + name + " " + help + "\n# TYPE holdfast_" + name +
+             " " + type + "\nholdfast_" + name + "{model=\"" + label_ + "\"} " + number + "\n";
+  }
+  std::string label_, text_;
+};
+
+double Num(uint64_t v) { return static_cast<double>(v); }
+
+void AddEngine(Page* page, const EngineStats& e) {
+  page->Counter("steps_total", "Steps of the model thread.", Num(e.steps));
+  page->Counter("rows_total", "Rows computed.", Num(e.rows));
+  page->Counter("prefill_rows_total", "Rows of prompts.", Num(e.prefill_rows));
+  page->Counter("decode_rows_total", "Rows of generated tokens.", Num(e.decode_rows));
+  page->Counter("generated_tokens_total", "Tokens generated.", Num(e.generated));
+  page->Gauge("running_sequences", "Sequences on the model thread.", e.running);
+  page->Gauge("queued_requests", "Requests that wait.", e.queued);
+  page->Gauge("step_seconds_max", "Longest step so far.", e.step_ms_max / 1000);
+  page->Counter("busy_seconds_total", "Time that the model thread computed.", e.busy_seconds);
+}
+
+void AddPool(Page* page, const PoolStats& p) {
+  page->Gauge("pool_slots", "Page slots that memory is there for.", Num(p.slots));
+  page->Gauge("pool_slots_max", "Page slots at most.", Num(p.slots_max));
+  page->Gauge("pool_leased_pages", "Pages in use.", Num(p.leased));
+  page->Gauge("pool_cached_pages", "Sealed pages that nobody uses now.", Num(p.cached));
+  page->Counter("pool_hits_total", "Pages found by key.", Num(p.hits));
+  page->Counter("pool_misses_total", "Pages not found by key.", Num(p.misses));
+  page->Counter("pool_evictions_total", "Pages that made room.", Num(p.evictions));
+}
+
+void AddStore(Page* page, const StoreStats& s) {
+  page->Gauge("store_pages", "Pages on disk.", Num(s.pages));
+  page->Gauge("store_bytes", "Bytes of pages on disk.", Num(s.bytes));
+  page->Gauge("store_dead_bytes", "Bytes on disk that wait for compaction.", Num(s.dead_bytes));
+  page->Counter("store_puts_total", "Pages written.", Num(s.puts));
+  page->Counter("store_gets_total", "Pages read.", Num(s.gets));
+  page->Counter("store_misses_total", "Pages asked for and not there.", Num(s.get_misses));
+  page->Counter("store_corrupt_total", "Pages that failed verification.", Num(s.corrupt));
+  page->Counter("store_io_errors_total", "Reads and writes that failed.", Num(s.io_errors));
+}
+
+void AddKeeper(Page* page, const KeeperStats& k) {
+  page->Gauge("sessions", "Sessions kept.", Num(k.sessions));
+  page->Counter("turns_committed_total", "Turns committed.", Num(k.turns_committed));
+  page->Counter("turns_aborted_total", "Turns aborted.", Num(k.turns_aborted));
+  page->Counter("turn_retries_total", "Turns asked again after an abort.", Num(k.retries));
+  page->Counter("turn_replays_total", "Turns served from the log.", Num(k.replays));
+  page->Gauge("running_turns", "Turns under way.", Num(k.running));
+  page->Gauge("resident_timelines", "Heads that are warm.", Num(k.resident_timelines));
+  page->Gauge("degraded", "1 while nothing durable can be taken on.", k.degraded ? 1 : 0);
+}
+
+}  // namespace
+
+std::string MetricsText(const Runtime::Stats& stats, const std::string& model,
+                        size_t connections) {
+  Page page(model);
+  page.Gauge("http_connections", "Open connections.", Num(connections));
+  AddEngine(&page, stats.engine);
+  AddPool(&page, stats.engine.pool);
+  AddStore(&page, stats.store);
+  AddKeeper(&page, stats.keeper);
+  return page.Take();
+}
+
+}  // namespace holdfast

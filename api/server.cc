@@ -1,0 +1,265 @@
+#include "api/server.h"
+
+#include <openssl/crypto.h>
+#include <openssl/rand.h>
+
+#include <algorithm>
+#include <array>
+#include <thread>
+
+#include "api/fields.h"
+
+namespace holdfast {
+namespace {
+
+constexpr std::string_view kJsonType = "application/json; charset=utf-8";
+constexpr size_t kMaxRequestId = 128;
+
+bool IsLoopback(std::string_view host) {
+  return host == "localhost" || host == "::1" || host == "[::1]" || host.starts_with("127.");
+}
+
+// "127.0.0.1:8420" -> "127.0.0.1"; "[::1]:8420" -> "[::1]".
+std::string_view WithoutPort(std::string_view host) {
+  const size_t bracket = host.find(']');
+  const size_t colon = host.find(':', bracket == std::string_view::npos ? 0 : bracket);
+  return host.substr(0, colon);
+}
+
+std::string_view HostOfOrigin(std::string_view origin) {
+  const size_t scheme = origin.find("://");
+  return scheme == std::string_view::npos ? origin : WithoutPort(origin.substr(scheme + 3));
+}
+
+std::string RandomId(std::string_view prefix) {
+  std::array<unsigned char, 12> bytes{};
+  RAND_bytes(bytes.data(), static_cast<int>(bytes.size()));
+  std::string id(prefix);
+  for (unsigned char b : bytes) {
+    id += "0123456789abcdef"[b >> 4];
+    id += "0123456789abcdef"[b & 15];
+  }
+  return id;
+}
+
+bool IsPlainId(std::string_view id) {
+  return !id.empty() && id.size() <= kMaxRequestId &&
+         std::all_of(id.begin(), id.end(), [](unsigned char c) { return c > 32 && c < 127; });
+}
+
+// Compares in constant time against every key; the tenant, or null.
+const std::string* TenantOf(const std::vector<ApiKey>& keys, std::string_view token) {
+  const Digest digest = Sha256(token.data(), token.size());
+  const std::string* found = nullptr;
+  for (const ApiKey& k : keys) {
+    if (CRYPTO_memcmp(k.key_digest.bytes.data(), digest.bytes.data(), 32) == 0) found = &k.tenant;
+  }
+  return found;
+}
+
+std::string_view BearerToken(const HttpRequest& request) {
+  std::string_view value = request.header("authorization");
+  if (value.starts_with("Bearer ")) return value.substr(7);
+  return request.header("x-api-key");
+}
+
+void SendError(HttpExchange& exchange, const ApiError& error) {
+  if (error.retry_after_s > 0) {
+    exchange.AddHeader("retry-after", std::to_string(error.retry_after_s));
+  }
+  if (!error.should_retry) exchange.AddHeader("x-should-retry", "false");
+  exchange.Send(error.status, kJsonType, ErrorJson(error));
+}
+
+Json ModelJson(const Call& call) {
+  const ModelConfig& config = call.runtime.engine().model().config();
+  return {{"id", call.options.model_name},
+          {"object", "model"},
+          {"created", 0},
+          {"owned_by", "holdfast"},
+          {"context_length", call.runtime.engine().max_context()},
+          {"max_model_len", call.runtime.engine().max_context()},
+          {"architecture", config.architecture},
+          {"fingerprint", call.runtime.engine().model().fingerprint().Hex()}};
+}
+
+void HandleModels(Call& call) {
+  call.Reply(200, {{"object", "list"}, {"data", Json::array({ModelJson(call)})}});
+}
+
+void HandleModel(Call& call) {
+  if (call.request.segments[0] != call.options.model_name) {
+    return call.Refuse(Status::NotFound("model_not_found: no model '" + call.request.segments[0] +
+                                        "'; this server has '" + call.options.model_name + "'"));
+  }
+  call.Reply(200, ModelJson(call));
+}
+
+void HandleTokenize(Call& call) {
+  Result<Json> body = ParseJson(call.request.body);
+  if (!body.ok()) return call.Refuse(body.status());
+  std::optional<ApiError> error;
+  Fields fields(*body, "", &error);
+  const std::string_view name = fields.Find("content") != nullptr ? "content"
+                                : fields.Find("prompt") != nullptr ? "prompt"
+                                                                   : "text";
+  if (fields.Find(name) == nullptr) fields.Fail("content", "is missing");
+  const std::string text = fields.Text(name, "", call.options.limits.body_bytes);
+  const bool special = fields.Bool("parse_special", false);
+  if (error.has_value()) return call.Refuse(*error);
+  const Tokenizer& tokenizer = call.runtime.engine().tokenizer();
+  const auto tokens = special ? tokenizer.Encode(text) : tokenizer.EncodePlain(text);
+  if (!tokens.ok()) return call.Refuse(tokens.status());
+  call.Reply(200, {{"tokens", *tokens}, {"count", tokens->size()}});
+}
+
+void HandleDetokenize(Call& call) {
+  Result<Json> body = ParseJson(call.request.body);
+  if (!body.ok()) return call.Refuse(body.status());
+  std::optional<ApiError> error;
+  Fields fields(*body, "", &error);
+  const Json* tokens = fields.Array("tokens", 1u << 20);
+  if (tokens == nullptr) fields.Fail("tokens", "is missing");
+  const Tokenizer& tokenizer = call.runtime.engine().tokenizer();
+  StreamDecoder decoder(&tokenizer, StreamDecoder::Specials::kShow);
+  std::string text;
+  for (size_t i = 0; tokens != nullptr && i < tokens->size() && !error.has_value(); ++i) {
+    const Json& t = (*tokens)[i];
+    if (!t.is_number_integer() || t.get<int64_t>() < 0 ||
+        t.get<int64_t>() >= static_cast<int64_t>(tokenizer.vocab_size())) {
+      fields.Fail("tokens[" + std::to_string(i) + "]", "is not a token of this model");
+    } else {
+      text += decoder.Push(t.get<TokenId>());
+    }
+  }
+  if (error.has_value()) return call.Refuse(*error);
+  call.Reply(200, {{"content", text + decoder.Flush()}});
+}
+
+}  // namespace
+
+void Call::Reply(int status, const Json& body) {
+  exchange.Send(status, kJsonType, DumpJson(body));
+}
+
+void Call::Refuse(const ApiError& error) { SendError(exchange, error); }
+
+struct Server::Impl {
+  explicit Impl(ServerOptions o) : options(std::move(o)), http(options.limits) {}
+
+  using Handler = void (*)(Call&);
+  void Add(std::string method, std::string_view pattern, Handler handler) {
+    http.Route(std::move(method), pattern,
+               [this, handler](const HttpRequest& request, HttpExchange& exchange) {
+                 Serve(request, exchange, handler);
+               });
+  }
+
+  void Serve(const HttpRequest& request, HttpExchange& exchange, Handler handler) {
+    std::string id(request.header("x-request-id"));
+    if (!IsPlainId(id)) id = RandomId("req_");
+    exchange.AddHeader("x-request-id", id);
+    Runtime* r = runtime.load();
+    if (r == nullptr) return SendError(exchange, ErrorOf(503, "the model is loading"));
+    Call call{request, exchange, *r, options, "default", std::move(id)};
+    if (!options.keys.empty()) {
+      const std::string* tenant = TenantOf(options.keys, BearerToken(request));
+      if (tenant == nullptr) return SendError(exchange, ErrorOf(401, "the API key is not valid"));
+      call.tenant = *tenant;
+    }
+    handler(call);
+  }
+
+  // Before a body is read: the key where keys are set; where none are, the Host and Origin headers, so
+  // that no web page elsewhere can talk to a server on its visitor's machine.
+  bool Gate(const HttpRequest& request, HttpExchange& exchange) const {
+    if (request.path == "/health") return true;
+    if (!options.keys.empty()) {
+      if (request.method == "OPTIONS" || TenantOf(options.keys, BearerToken(request)) != nullptr) {
+        return true;
+      }
+      return SendError(exchange, ErrorOf(401, "the API key is missing or not valid")), false;
+    }
+    const std::string_view host = WithoutPort(request.header("host"));
+    if (!host.empty() && !IsLoopback(host) && host != options.host) {
+      return SendError(exchange, ErrorOf(403, "Host '" + std::string(host) +
+                                                  "' is not this server; set an API key")), false;
+    }
+    const std::string_view origin = request.header("origin");
+    if (origin.empty() || IsLoopback(HostOfOrigin(origin)) ||
+        std::find(options.origins.begin(), options.origins.end(), origin) !=
+            options.origins.end()) {
+      return true;
+    }
+    return SendError(exchange, ErrorOf(403, "Origin '" + std::string(origin) +
+                                                "' is not allowed; see --origin")), false;
+  }
+
+  void AddRoutes();
+
+  ServerOptions options;
+  HttpServer http;
+  std::atomic<Runtime*> runtime{nullptr};
+  std::thread acceptor;
+};
+
+void Server::Impl::AddRoutes() {
+  http.SetErrorBody([](int status, const std::string& m) { return ErrorJson(ErrorOf(status, m)); });
+  http.SetGate([this](const HttpRequest& q, HttpExchange& e) { return Gate(q, e); });
+  http.Route("GET", "/health", [this](const HttpRequest&, HttpExchange& e) {
+    const bool ready = runtime.load() != nullptr;
+    e.Send(ready ? 200 : 503, kJsonType, ready ? R"({"status":"ok"})" : R"({"status":"loading"})");
+  });
+  http.Route("GET", "/metrics", [this](const HttpRequest&, HttpExchange& e) {
+    Runtime* r = runtime.load();
+    e.Send(200, "text/plain; version=0.0.4",
+           MetricsText(r != nullptr ? r->stats() : Runtime::Stats{}, options.model_name,
+                       http.active_connections()));
+  });
+  Add("GET", "/v1/models", &HandleModels);
+  Add("GET", "/v1/models/{}", &HandleModel);
+  Add("POST", "/tokenize", &HandleTokenize);
+  Add("POST", "/detokenize", &HandleDetokenize);
+  Add("POST", "/v1/chat/completions", &HandleChat);
+  Add("POST", "/v1/sessions", &HandleCreateSession);
+  Add("GET", "/v1/sessions", &HandleListSessions);
+  Add("GET", "/v1/sessions/{}", &HandleGetSession);
+  Add("DELETE", "/v1/sessions/{}", &HandleDeleteSession);
+  Add("GET", "/v1/sessions/{}/items", &HandleItems);
+  Add("GET", "/v1/sessions/{}/tokens", &HandleTokens);
+  Add("POST", "/v1/sessions/{}/turns", &HandleTurns);
+  Add("GET", "/v1/sessions/{}/branches", &HandleBranches);
+  Add("POST", "/v1/sessions/{}/fork", &HandleFork);
+  Add("POST", "/v1/sessions/{}/rewind", &HandleRewind);
+  Add("POST", "/v1/sessions/{}/snapshot", &HandleSnapshot);
+  Add("GET", "/v1/sessions/{}/snapshots", &HandleSnapshots);
+  Add("GET", "/v1/sessions/{}/events", &HandleEvents);
+}
+
+Server::Server(ServerOptions options) : impl_(new Impl(std::move(options))) { impl_->AddRoutes(); }
+
+Server::~Server() {
+  Stop();
+  WaitUntilStopped();
+}
+
+Result<int> Server::Listen() {
+  if (impl_->options.keys.empty() && !IsLoopback(impl_->options.host)) {
+    return Status::Invalid("http: to listen on " + impl_->options.host +
+                           ", beyond this machine, set an API key (--api-key TENANT=KEY)");
+  }
+  HOLDFAST_ASSIGN_OR_RETURN(impl_->options.port,
+                            impl_->http.Listen(impl_->options.host, impl_->options.port));
+  impl_->acceptor = std::thread([this] { impl_->http.Serve(); });
+  return impl_->options.port;
+}
+
+void Server::Attach(Runtime* runtime) { impl_->runtime = runtime; }
+
+void Server::WaitUntilStopped() {
+  if (impl_->acceptor.joinable()) impl_->acceptor.join();
+}
+
+void Server::Stop() { impl_->http.Stop(); }
+
+}  // namespace holdfast

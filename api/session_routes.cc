@@ -1,0 +1,248 @@
+// Sessions over HTTP: create, list, read, fork, rewind, snapshot, delete. Lists have OpenAI's shape:
+// {"object":"list","data":[...],"has_more":...,"next":...}; `after` and `limit` page through them.
+#include <charconv>
+
+#include "api/fields.h"
+#include "api/server.h"
+
+namespace holdfast {
+namespace {
+
+constexpr int kMaxPage = 1000;
+constexpr size_t kMaxTokensShown = 1u << 20;
+
+Json TextOrNull(const std::string& s) { return s.empty() ? Json(nullptr) : Json(s); }
+
+Json SessionJson(const SessionInfo& s) {
+  Json meta = nullptr;
+  if (!s.meta_json.empty()) {
+    if (auto parsed = ParseJson(s.meta_json); parsed.ok()) meta = std::move(*parsed);
+  }
+  return {{"object", "session"},
+          {"id", s.id},
+          {"external_id", TextOrNull(s.external_id)},
+          {"anonymous", s.anonymous},
+          {"model", s.model},
+          {"default_branch", s.default_branch},
+          {"branches", s.branches},
+          {"turns", s.turns},
+          {"items", s.items},
+          {"tokens", s.tokens},
+          {"ttl_s", s.ttl_s},
+          {"metadata", std::move(meta)},
+          {"created_at", s.created_ms / 1000},
+          {"updated_at", s.updated_ms / 1000}};
+}
+
+Json BranchJson(const BranchInfo& b) {
+  return {{"object", "branch"},
+          {"name", b.name},
+          {"session_id", b.session_id},
+          {"parent", TextOrNull(b.parent)},
+          {"parent_tokens", b.parent_tokens},
+          {"items", b.items},
+          {"tokens", b.tokens},
+          {"generation", b.generation},
+          {"default", b.is_default},
+          {"busy", b.busy},
+          {"resident", b.resident},
+          {"created_at", b.created_ms / 1000},
+          {"updated_at", b.updated_ms / 1000}};
+}
+
+Json ItemJson(const ItemInfo& i) {
+  Json message = nullptr;
+  if (auto parsed = ParseJson(i.raw_json); parsed.ok()) message = std::move(*parsed);
+  return {{"object", "item"},
+          {"index", i.index},
+          {"role", i.role},
+          {"call_id", TextOrNull(i.call_id)},
+          {"turn_id", TextOrNull(i.turn_id)},
+          {"sampled", i.sampled},
+          {"tokens",
+           {{"first", i.first}, {"count", i.count}, {"header", i.header}, {"trailer", i.trailer}}},
+          {"message", std::move(message)}};
+}
+
+Json SnapshotJson(const SnapshotInfo& s) {
+  return {{"object", "snapshot"},      {"id", s.id},         {"label", TextOrNull(s.label)},
+          {"branch", s.branch},        {"tokens", s.tokens}, {"items", s.items},
+          {"created_at", s.created_ms / 1000}};
+}
+
+Json EventJson(const EventInfo& e) {
+  return {{"object", "event"},
+          {"seq", e.seq},
+          {"type", e.kind},
+          {"branch", TextOrNull(e.branch)},
+          {"turn_id", TextOrNull(e.turn_id)},
+          {"detail", TextOrNull(e.detail)},
+          {"ts_ms", e.at_ms}};
+}
+
+// `limit` and `after` of the query.
+std::optional<ListRange> ReadRange(Call& call) {
+  ListRange range;
+  if (const auto it = call.request.query.find("after"); it != call.request.query.end()) {
+    range.after = it->second;
+  }
+  const auto it = call.request.query.find("limit");
+  if (it == call.request.query.end()) return range;
+  const char* end = it->second.data() + it->second.size();
+  if (std::from_chars(it->second.data(), end, range.limit).ptr == end && range.limit >= 1 &&
+      range.limit <= kMaxPage) {
+    return range;
+  }
+  ApiError e = ErrorOf(400, "limit must be from 1 to " + std::to_string(kMaxPage));
+  e.param = "limit";
+  call.Refuse(e);
+  return std::nullopt;
+}
+
+std::string QueryText(const Call& call, const std::string& name) {
+  const auto it = call.request.query.find(name);
+  return it == call.request.query.end() ? "" : it->second;
+}
+
+template <typename T, typename ToJson>
+void ReplyList(Call& call, const Result<Listed<T>>& listed, ToJson to_json) {
+  if (!listed.ok()) return call.Refuse(listed.status());
+  Json data = Json::array();
+  for (const T& row : listed->rows) data.push_back(to_json(row));
+  call.Reply(200, {{"object", "list"},
+                   {"data", std::move(data)},
+                   {"has_more", !listed->next.empty()},
+                   {"next", TextOrNull(listed->next)}});
+}
+
+template <typename T, typename ToJson>
+void ReplyRows(Call& call, Result<std::vector<T>> rows, ToJson to_json) {
+  if (!rows.ok()) return call.Refuse(rows.status());
+  ReplyList(call, Result<Listed<T>>(Listed<T>{std::move(*rows), ""}), to_json);
+}
+
+template <typename T, typename ToJson>
+void ReplyOne(Call& call, int status, const Result<T>& row, ToJson to_json) {
+  if (!row.ok()) return call.Refuse(row.status());
+  call.Reply(status, to_json(*row));
+}
+
+// The body as an object; an empty body is {}. Null after a refusal.
+std::optional<Json> ReadBody(Call& call) {
+  if (call.request.body.empty()) return Json::object();
+  Result<Json> body = ParseJson(call.request.body);
+  if (body.ok()) return std::move(*body);
+  call.Refuse(body.status());
+  return std::nullopt;
+}
+
+// Fork and rewind are the same thing: a new branch, which becomes the default one or not.
+void MakeBranchFrom(Call& call, MakeBranch::Default default_branch) {
+  const std::optional<Json> body = ReadBody(call);
+  if (!body.has_value()) return;
+  std::optional<ApiError> error;
+  Fields fields(*body, "", &error);
+  MakeBranch make;
+  make.from = fields.Text("branch", "", 256);
+  make.name = fields.Text("name", "", 256);
+  make.snapshot = fields.Text("snapshot", "", 256);
+  if (fields.Find("at_item") != nullptr) make.at_item = fields.Int("at_item", 0, 1 << 30, 0);
+  if (fields.Find("at_token") != nullptr) make.at_token = fields.Int("at_token", 0, 1 << 30, 0);
+  if (make.at_item.has_value() + make.at_token.has_value() + !make.snapshot.empty() > 1) {
+    fields.Fail("at_item", "at_token and snapshot exclude each other");
+  }
+  make.default_branch = default_branch;
+  if (error.has_value()) return call.Refuse(*error);
+  ReplyOne(call, 201, call.runtime.keeper().Branch(call.tenant, call.request.segments[0], make),
+           BranchJson);
+}
+
+}  // namespace
+
+void HandleCreateSession(Call& call) {
+  const std::optional<Json> body = ReadBody(call);
+  if (!body.has_value()) return;
+  std::optional<ApiError> error;
+  Fields fields(*body, "", &error);
+  CreateSession create;
+  create.external_id = fields.Text(fields.Find("id") != nullptr ? "id" : "external_id", "", 256);
+  if (create.external_id.starts_with("sess_")) {
+    fields.Fail("id", "must not begin with 'sess_': those ids are given by the server");
+  }
+  create.ttl_s = fields.Int("ttl_s", 0, int64_t{10} * 365 * 86400, 0);
+  if (const Json* meta = fields.Object("metadata")) create.meta_json = DumpJson(*meta);
+  if (error.has_value()) return call.Refuse(*error);
+  ReplyOne(call, 201, call.runtime.keeper().Create(call.tenant, create), SessionJson);
+}
+
+void HandleListSessions(Call& call) {
+  const auto range = ReadRange(call);
+  if (!range.has_value()) return;
+  ReplyList(call, call.runtime.keeper().List(call.tenant, *range), SessionJson);
+}
+
+void HandleGetSession(Call& call) {
+  ReplyOne(call, 200, call.runtime.keeper().Get(call.tenant, call.request.segments[0]),
+           SessionJson);
+}
+
+void HandleDeleteSession(Call& call) {
+  const Status s = call.runtime.keeper().Delete(call.tenant, call.request.segments[0]);
+  if (!s.ok()) return call.Refuse(s);
+  call.Reply(200, {{"id", call.request.segments[0]}, {"object", "session.deleted"},
+                   {"deleted", true}});
+}
+
+void HandleItems(Call& call) {
+  const auto range = ReadRange(call);
+  if (!range.has_value()) return;
+  ReplyList(call,
+            call.runtime.keeper().Items(call.tenant, call.request.segments[0],
+                                        QueryText(call, "branch"), *range),
+            ItemJson);
+}
+
+void HandleTokens(Call& call) {
+  const auto tokens = call.runtime.keeper().Tokens(call.tenant, call.request.segments[0],
+                                                   QueryText(call, "branch"));
+  if (!tokens.ok()) return call.Refuse(tokens.status());
+  if (tokens->size() > kMaxTokensShown) {
+    return call.Refuse(Status::Invalid("more than " + std::to_string(kMaxTokensShown) + " tokens"));
+  }
+  call.Reply(200, {{"object", "tokens"}, {"tokens", *tokens}, {"count", tokens->size()}});
+}
+
+void HandleBranches(Call& call) {
+  ReplyRows(call, call.runtime.keeper().Branches(call.tenant, call.request.segments[0]),
+            BranchJson);
+}
+
+void HandleFork(Call& call) { MakeBranchFrom(call, MakeBranch::Default::kKeep); }
+
+void HandleRewind(Call& call) { MakeBranchFrom(call, MakeBranch::Default::kMove); }
+
+void HandleSnapshot(Call& call) {
+  const std::optional<Json> body = ReadBody(call);
+  if (!body.has_value()) return;
+  std::optional<ApiError> error;
+  Fields fields(*body, "", &error);
+  const std::string branch = fields.Text("branch", "", 256), label = fields.Text("label", "", 256);
+  if (error.has_value()) return call.Refuse(*error);
+  ReplyOne(call, 201,
+           call.runtime.keeper().Snapshot(call.tenant, call.request.segments[0], branch, label),
+           SnapshotJson);
+}
+
+void HandleSnapshots(Call& call) {
+  ReplyRows(call, call.runtime.keeper().Snapshots(call.tenant, call.request.segments[0]),
+            SnapshotJson);
+}
+
+void HandleEvents(Call& call) {
+  const auto range = ReadRange(call);
+  if (!range.has_value()) return;
+  ReplyList(call, call.runtime.keeper().Events(call.tenant, call.request.segments[0], *range),
+            EventJson);
+}
+
+}  // namespace holdfast
