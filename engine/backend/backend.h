@@ -212,7 +212,7 @@ struct CpuOptions {
   int threads = 0;  // 0 = one per core that this process may use
   // Empty: the environment variable HOLDFAST_CPU ("reference", "portable", "avx2", "avx512"), and
   // where that is not set the best level that this processor has. kInvalid when it lacks the level.
-  std::string level;
+  std::string level = {};
 };
 Result<std::unique_ptr<Backend>> MakeCpuBackend(const CpuOptions& options);
 

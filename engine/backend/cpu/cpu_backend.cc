@@ -16,13 +16,6 @@
 #include "engine/backend/reference/reference.h"
 
 namespace holdfast {
-#ifdef HOLDFAST_NO_MATMUL
-Result<std::unique_ptr<Weight>> PackCpuWeight(const WeightSource& s) { return reference::Pack(s); }
-void CpuEmbed(const Weight& table, std::span<const TokenId> ids, float* out) {
-  reference::Embed(table, ids, out);
-}
-void CpuMatMul(ThreadPool&, CpuLevel, const MatMulArgs& args) { reference::MatMul(args); }
-#endif
 namespace {
 
 constexpr int kMaxThreads = 256;
