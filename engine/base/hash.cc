@@ -36,31 +36,32 @@ bool Digest::FromHex(std::string_view hex, Digest* out) {
   return true;
 }
 
-Hasher::Hasher(std::string_view tag) : ctx_(EVP_MD_CTX_new()) {
+Sha256Stream::Sha256Stream() : ctx_(EVP_MD_CTX_new()) {
   // Only memory exhaustion can fail here, and then nothing sensible is left to do.
   if (ctx_ == nullptr || EVP_DigestInit_ex(ctx_, EVP_sha256(), nullptr) != 1) std::abort();
-  Text(tag);
 }
 
-Hasher::~Hasher() { EVP_MD_CTX_free(ctx_); }
+Sha256Stream::~Sha256Stream() { EVP_MD_CTX_free(ctx_); }
 
-void Hasher::Raw(const void* data, size_t size) { EVP_DigestUpdate(ctx_, data, size); }
+void Sha256Stream::Update(const void* data, size_t size) { EVP_DigestUpdate(ctx_, data, size); }
+
+Digest Sha256Stream::Finish() {
+  Digest d;
+  EVP_DigestFinal_ex(ctx_, d.bytes.data(), nullptr);
+  return d;
+}
+
+Hasher::Hasher(std::string_view tag) { Text(tag); }
 
 Hasher& Hasher::U64(uint64_t v) {
-  Raw(&v, sizeof(v));
+  stream_.Update(&v, sizeof(v));
   return *this;
 }
 
 Hasher& Hasher::Bytes(const void* data, size_t size) {
   U64(size);
-  Raw(data, size);
+  stream_.Update(data, size);
   return *this;
-}
-
-Digest Hasher::Finish() {
-  Digest d;
-  EVP_DigestFinal_ex(ctx_, d.bytes.data(), nullptr);
-  return d;
 }
 
 Digest Sha256(const void* data, size_t size) {

@@ -36,15 +36,27 @@ struct DigestHash {
   }
 };
 
+// SHA-256 of the bare bytes, no tag or length (for file checksums that others print too): in pieces,
+// or at once.
+class Sha256Stream {
+ public:
+  Sha256Stream();
+  ~Sha256Stream();
+  Sha256Stream(const Sha256Stream&) = delete;
+  Sha256Stream& operator=(const Sha256Stream&) = delete;
+  void Update(const void* data, size_t size);
+  Digest Finish();
+
+ private:
+  evp_md_ctx_st* ctx_;
+};
+Digest Sha256(const void* data, size_t size);
+
 // Not thread-safe; one builder, one digest.
 class Hasher {
  public:
   // `tag` separates domains ("page-key-1", "fp-1"); it is the first field.
   explicit Hasher(std::string_view tag);
-  ~Hasher();
-  Hasher(const Hasher&) = delete;
-  Hasher& operator=(const Hasher&) = delete;
-
   Hasher& Bytes(const void* data, size_t size);  // length as u64 little endian, then the bytes
   Hasher& Text(std::string_view s) { return Bytes(s.data(), s.size()); }
   Hasher& U64(uint64_t v);
@@ -54,14 +66,10 @@ class Hasher {
     static_assert(std::is_trivially_copyable_v<T>);
     return Bytes(v.data(), v.size_bytes());
   }
-  Digest Finish();
+  Digest Finish() { return stream_.Finish(); }
 
  private:
-  void Raw(const void* data, size_t size);
-  evp_md_ctx_st* ctx_;
+  Sha256Stream stream_;
 };
-
-// SHA-256 of the bare bytes, no tag or length (for file checksums that others print too).
-Digest Sha256(const void* data, size_t size);
 
 }  // namespace holdfast
