@@ -177,6 +177,31 @@ TEST_CASE_FIXTURE(Fixture, "pages with a seam stay private, those after it are k
   CHECK(t.tail().rows == 8);
 }
 
+TEST_CASE_FIXTURE(Fixture, "a page of the right place but of other tokens before is no beginning of ours") {
+  Timeline source = Computed(ToyTokens(64, 500));
+  Timeline t = Computed(ToyTokens(32));
+  REQUIRE(t.Splice(source.runs()[1].page.Share(), 0, 20, 0).ok());
+  CHECK(t.runs()[1].origin == KvOrigin::kShifted);
+  t.Extend(ToyTokens(12, 700));
+  ToyComputeAll(t);
+  REQUIRE(t.runs().size() == 3);  // not copied together and keyed
+  CHECK(t.runs()[1].page == source.runs()[1].page);
+  CHECK_FALSE(t.runs()[2].page.sealed());
+  CHECK(t.tail().rows == 0);
+}
+
+TEST_CASE_FIXTURE(Fixture, "a fork has the taint of what it shares") {
+  Timeline source = Computed(ToyTokens(64, 500));
+  Timeline t = Computed(ToyTokens(40));
+  REQUIRE(t.Splice(source.runs()[0].page.Share(), 0, 24, 40).ok());  // ends with a page
+  const Digest taint = t.taint();
+  REQUIRE(t.Splice(source.runs()[1].page.Share(), 0, 8, 32).ok());
+  CHECK(t.Fork(40)->taint().IsZero());
+  CHECK(t.Fork(64)->taint() == taint);
+  CHECK(t.Fork(72)->taint() == t.taint());
+  CHECK(t.Fork(71)->taint() != t.taint());
+}
+
 TEST_CASE_FIXTURE(Fixture, "what can't be spliced is refused") {
   Timeline source = Computed(ToyTokens(40, 500));
   Timeline t = Computed(ToyTokens(40));
