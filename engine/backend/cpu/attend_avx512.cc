@@ -26,6 +26,9 @@ struct Avx512 {
     return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
   }
   static void Store(float* p, F x) { _mm512_storeu_ps(p, x); }
+  static void StoreFirst(float* p, F x, int n) {
+    _mm512_mask_storeu_ps(p, static_cast<__mmask16>(n < kLanes ? (1 << n) - 1 : 0xffff), x);
+  }
   static F Set1(float x) { return _mm512_set1_ps(x); }
   static F Add(F a, F b) { return _mm512_add_ps(a, b); }
   static F Sub(F a, F b) { return _mm512_sub_ps(a, b); }
@@ -37,7 +40,7 @@ struct Avx512 {
   }
   static float ReduceMax(F x) { return _mm512_reduce_max_ps(x); }
   static bool AnyNan(F x, F y) { return _mm512_cmp_ps_mask(x, y, _CMP_UNORD_Q) != 0; }
-  static void Fetch(const void* p) { _mm_prefetch(static_cast<const char*>(p), _MM_HINT_T0); }
+  static void Fetch(const void* p) { _mm_prefetch(static_cast<const char*>(p), _MM_HINT_T1); }
 
   // The last step multiplies by 2^n with one rounding, as the definition's product does.
   static F Exp(F x) {

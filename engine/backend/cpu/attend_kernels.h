@@ -6,6 +6,7 @@
 //   Load(p)        p float*, or uint16_t* with an exact conversion from F16;  Store(p, x)
 //   Set1, Add, Sub, Mul, Fma(a, b, c) = a * b + c, Max(a, b) = a > b ? a : b
 //   Exp            of NUMERICS.md section 8
+//   StoreFirst(p, x, n)   the first n lanes (n may exceed kLanes) and nothing else
 //   Keep(x, other, bits)  lane j is x where bit j of `bits` is set, else `other`
 //   ReduceMax(x)   the greatest lane, when no lane is NaN
 //   AnyNan(x, y)   true when a lane of either is NaN
@@ -196,7 +197,7 @@ const float* Turned(AttendBlock& block, int shift) {
 // A tile as the kernels read it.
 
 struct HalfView {
-  const void* k = nullptr;  // [k_dim][32]; null when no token lies in this half
+  const void* k = nullptr;  // [k_dim][32]; null when no token lies in this half, or TileView::apart
   KvType type = KvType::kF32;
   int64_t ahead = 0;
   int first = 0, last = 0;        // pieces with lanes in this half: [first, last)
@@ -212,7 +213,9 @@ struct VStretch {
 
 struct TileView {
   const KvTile* tile = nullptr;
+  const KvTile* next = nullptr;
   HalfView half[2];
+  bool apart = false;  // K lies across the halves and is scored piece by piece
   KvType v_type = KvType::kF32;
   int stretches = 0;
   VStretch stretch[kAttendTile];
@@ -253,8 +256,15 @@ void PackKHalf(const AttendBlock& block, const KvTile& tile, const KvTile* next,
   }
 }
 
+// Few rows read K where it lies; for many it is gathered and converted once.
 template <class V>
-void ViewHalf(AttendBlock& block, const KvTile& tile, const KvTile* next, int h, HalfView& view) {
+bool Gathers(const AttendBlock& block) {
+  return block.rows() >= V::kPackRows;
+}
+
+template <class V>
+void ViewHalf(AttendBlock& block, const KvTile& tile, const KvTile* next, int h, TileView& out) {
+  HalfView& view = out.half[h];
   const int begin = h * kHalf, end = begin + kHalf;
   while (view.first < tile.pieces &&
          tile.piece[view.first].lane + tile.piece[view.first].count <= begin) {
@@ -267,27 +277,30 @@ void ViewHalf(AttendBlock& block, const KvTile& tile, const KvTile* next, int h,
   }
   if (view.last == view.first) return;
   const KvPiece& piece = tile.piece[view.first];
-  if (view.one_shift) view.turned = Turned<V>(block, piece.shift);
   const bool in_place = view.last - view.first == 1 && piece.lane == begin && piece.slot == 0;
-  const bool convert = block.k_type == KvType::kF16 && block.rows() >= V::kPackRows;
-  if (in_place && !convert) {
+  if (!in_place && !Gathers<V>(block)) {
+    out.apart = true;
+    return;
+  }
+  if (view.one_shift) view.turned = Turned<V>(block, piece.shift);
+  if (in_place && (block.k_type == KvType::kF32 || !Gathers<V>(block))) {
     view.k = piece.k;
     view.type = block.k_type;
     view.ahead = AheadOf(tile, next, view.first);
     return;
   }
-  float* out = block.k32 + h * block.k_dim * kHalf;
-  view.k = out;
+  float* gathered = block.k32 + h * block.k_dim * kHalf;
+  view.k = gathered;
   if (block.k_type == KvType::kF32) {
-    PackKHalf<V, float>(block, tile, next, h, view, out);
+    PackKHalf<V, float>(block, tile, next, h, view, gathered);
   } else {
-    PackKHalf<V, uint16_t>(block, tile, next, h, view, out);
+    PackKHalf<V, uint16_t>(block, tile, next, h, view, gathered);
   }
 }
 
 template <class V>
 void ViewV(const AttendBlock& block, const KvTile& tile, const KvTile* next, TileView& view) {
-  const bool convert = block.v_type == KvType::kF16 && block.rows() >= V::kPackRows;
+  const bool convert = block.v_type == KvType::kF16 && Gathers<V>(block);
   const int64_t row_bytes = block.v_dim * static_cast<int64_t>(KvTypeBytes(block.v_type));
   view.v_type = convert ? KvType::kF32 : block.v_type;
   view.stretches = convert ? 1 : tile.pieces;
@@ -343,21 +356,32 @@ static inline RowSpan MakeRowSpan(const AttendBlock& block, const KvTile& tile, 
 
 // (a) Scores: s[r][lane].
 
+// `columns` tokens (a multiple of 16) of K [k_dim][32] for up to V::kMaxRows rows of turned queries,
+// whose chunks of 64 dims lie `chunk_stride` apart.
+struct ScoreArgs {
+  const void* k;
+  KvType type;
+  int columns;
+  int64_t ahead;
+  const float* turned;
+  int64_t chunk_stride;
+};
+
 template <class V>
-void ScoreHalf(const AttendBlock& block, const HalfView& half, const float* turned,
-               int64_t chunk_stride, int rows, float* s) {
-  const int64_t k_bytes = KvTypeBytes(half.type);
+void ScoreColumns(const AttendBlock& block, const ScoreArgs& args, int rows, float* s) {
+  const int64_t row_bytes = kHalf * static_cast<int64_t>(KvTypeBytes(args.type));
+  const float* turned = args.turned;
   for (int d = 0; d < block.k_dim; d += kAttendTile) {
     const int count = block.k_dim - d < kAttendTile ? block.k_dim - d : kAttendTile;
-    const void* k = static_cast<const std::byte*>(half.k) + d * kHalf * k_bytes;
-    MultiplyInto<V>({turned, k, kHalf, count, s, kAttendTile, half.ahead,
-                     d == 0 ? Sum::kFromZero : Sum::kGoOn},
-                    half.type, rows, kHalf);
-    turned += chunk_stride;
+    MultiplyInto<V>({turned, static_cast<const std::byte*>(args.k) + d * row_bytes, kHalf, count, s,
+                     kAttendTile, args.ahead, d == 0 ? Sum::kFromZero : Sum::kGoOn},
+                    args.type, rows, args.columns);
+    turned += args.chunk_stride;
   }
 }
 
-// Where runs of several shifts meet in a half, it is scored once for each and each run's lanes taken.
+// A half that was gathered from runs of several shifts is scored once for each, and each run's lanes
+// are taken from its own.
 template <class V>
 void ScoreSeam(const AttendBlock& block, const TileView& view, int h, const RowSpan& span, float* s) {
   const HalfView& half = view.half[h];
@@ -366,7 +390,9 @@ void ScoreSeam(const AttendBlock& block, const TileView& view, int h, const RowS
     const KvPiece& piece = view.tile->piece[p];
     if (p == half.first || piece.shift != view.tile->piece[p - 1].shift) {
       TurnRows<V>(block, piece.shift, span.from, span.from + span.rows, block.seam);
-      ScoreHalf<V>(block, half, block.seam, int64_t{span.rows} * kAttendTile, span.rows, part);
+      ScoreColumns<V>(block, {half.k, half.type, kHalf, half.ahead, block.seam,
+                              int64_t{span.rows} * kAttendTile},
+                      span.rows, part);
     }
     const int begin = piece.lane - h * kHalf;
     const int end = begin + piece.count < kHalf ? begin + piece.count : kHalf;
@@ -378,14 +404,44 @@ void ScoreSeam(const AttendBlock& block, const TileView& view, int h, const RowS
   }
 }
 
+// Scores the slots of each piece where they lie and moves them to the piece's lanes.
 template <class V>
-void Score(const AttendBlock& block, const TileView& view, const RowSpan& span, float* s) {
+void ScoreApart(AttendBlock& block, const TileView& view, const RowSpan& span, float* s) {
+  const int64_t k_bytes = static_cast<int64_t>(KvTypeBytes(block.k_type));
+  alignas(64) float part[V::kMaxRows * kAttendTile];
+  for (int p = 0; p < view.tile->pieces; ++p) {
+    const KvPiece& piece = view.tile->piece[p];
+    if (piece.lane >= span.last || piece.lane + piece.count <= span.first) continue;
+    const int begin = piece.slot / 16 * 16, end = (piece.slot + piece.count + 15) / 16 * 16;
+    const float* turned = Turned<V>(block, piece.shift) + span.from * kAttendTile;
+    ScoreColumns<V>(block, {piece.k + begin * k_bytes, block.k_type, end - begin,
+                            AheadOf(*view.tile, view.next, p), turned,
+                            int64_t{block.rows()} * kAttendTile},
+                    span.rows, part);
+    for (int r = 0; r < span.rows; ++r) {
+      const float* from = part + r * kAttendTile + piece.slot - begin;
+      float* to = s + r * kAttendTile + piece.lane;
+      for (int j = 0; j < piece.count; j += V::kLanes) {
+        V::StoreFirst(to + j, V::Load(from + j), piece.count - j);
+      }
+    }
+  }
+}
+
+template <class V>
+void Score(AttendBlock& block, const TileView& view, const RowSpan& span, float* s) {
+  if (view.apart) {
+    ScoreApart<V>(block, view, span, s);
+    return;
+  }
   for (int h = 0; h < 2; ++h) {
     const HalfView& half = view.half[h];
     if (span.first >= (h + 1) * kHalf || span.last <= h * kHalf) continue;
     if (half.one_shift) {
-      ScoreHalf<V>(block, half, half.turned + span.from * kAttendTile,
-                   int64_t{block.rows()} * kAttendTile, span.rows, s + h * kHalf);
+      ScoreColumns<V>(block, {half.k, half.type, kHalf, half.ahead,
+                              half.turned + span.from * kAttendTile,
+                              int64_t{block.rows()} * kAttendTile},
+                      span.rows, s + h * kHalf);
     } else {
       ScoreSeam<V>(block, view, h, span, s + h * kHalf);
     }
@@ -406,32 +462,41 @@ static inline float MaxInOrder(float m, const float* s, int lo, int hi) {
   return m;
 }
 
-template <class V>
+// Which lanes a row sees: the usual case, all 64, needs no selecting.
+enum class Sees { kAll, kSome };
+
+template <class V, Sees kSees>
+typename V::F KeepSeen(typename V::F x, float other, uint64_t bits) {
+  if constexpr (kSees == Sees::kAll) return x;
+  return V::Keep(x, V::Set1(other), bits);
+}
+
+template <class V, Sees kSees>
 float RowMax(float m, const float* s, int lo, int hi) {
   using F = typename V::F;
   constexpr int L = V::kLanes;
-  const F lowest = V::Set1(-__builtin_inff());
+  constexpr float kLowest = -__builtin_inff();
   const uint64_t bits = LaneBits(lo, hi);
-  F most = lowest;
+  F most = V::Set1(kLowest);
   bool nan = false;
 #pragma GCC unroll 2
   for (int j = 0; j < kAttendTile; j += 2 * L) {
-    const F x = V::Keep(V::Load(s + j), lowest, bits >> j);
-    const F y = V::Keep(V::Load(s + j + L), lowest, bits >> (j + L));
+    const F x = KeepSeen<V, kSees>(V::Load(s + j), kLowest, bits >> j);
+    const F y = KeepSeen<V, kSees>(V::Load(s + j + L), kLowest, bits >> (j + L));
     nan |= V::AnyNan(x, y);
     most = V::Max(most, V::Max(x, y));
   }
   return nan ? MaxInOrder(m, s, lo, hi) : MaxOf(m, V::ReduceMax(most));
 }
 
-template <class V>
+template <class V, Sees kSees>
 void RowProbabilities(float m, float alpha, uint64_t bits, float* s, float* l) {
   using F = typename V::F;
   constexpr int L = V::kLanes;
-  const F most = V::Set1(m), a = V::Set1(alpha), zero = V::Set1(0.0f);
+  const F most = V::Set1(m), a = V::Set1(alpha);
 #pragma GCC unroll 4
   for (int j = 0; j < kAttendTile; j += L) {
-    const F p = V::Keep(V::Exp(V::Sub(V::Load(s + j), most)), zero, bits >> j);
+    const F p = KeepSeen<V, kSees>(V::Exp(V::Sub(V::Load(s + j), most)), 0.0f, bits >> j);
     V::Store(s + j, p);
     V::Store(l + j, V::Fma(V::Load(l + j), a, p));
   }
@@ -446,23 +511,30 @@ void ScaleRow(float alpha, int count, float* o) {
 
 template <class V>
 void Softmax(const AttendBlock& block, const RowSpan& span, const SoftmaxStates& states, float* s) {
-  alignas(64) float m[kMaxBlockRows], alpha[kMaxBlockRows];
-  for (int r = 0; r < kMaxBlockRows; ++r) m[r] = alpha[r] = 0.0f;
+  alignas(64) float m[kMaxBlockRows], alpha[kMaxBlockRows] = {};
   for (int r = 0; r < span.rows; ++r) {
-    if (span.lo[r] == span.hi[r]) continue;
+    const int lo = span.lo[r], hi = span.hi[r];
+    if (lo == hi) continue;
     const float before = states.m[span.from + r];
-    m[r] = RowMax<V>(before, s + r * kAttendTile, span.lo[r], span.hi[r]);
+    const float* row = s + r * kAttendTile;
+    m[r] = hi - lo == kAttendTile ? RowMax<V, Sees::kAll>(before, row, lo, hi)
+                                  : RowMax<V, Sees::kSome>(before, row, lo, hi);
     alpha[r] = before - m[r];
     states.m[span.from + r] = m[r];
   }
-  for (int r = 0; r < kMaxBlockRows; r += V::kLanes) {
+  for (int r = 0; r < span.rows; r += V::kLanes) {
     V::Store(alpha + r, V::Exp(V::Load(alpha + r)));
   }
   for (int r = 0; r < span.rows; ++r) {
-    if (span.lo[r] == span.hi[r]) continue;
-    const int x = span.from + r;
-    RowProbabilities<V>(m[r], alpha[r], LaneBits(span.lo[r], span.hi[r]), s + r * kAttendTile,
-                        states.l + int64_t{x} * kAttendTile);
+    const int lo = span.lo[r], hi = span.hi[r], x = span.from + r;
+    if (lo == hi) continue;
+    float* row = s + r * kAttendTile;
+    float* l = states.l + int64_t{x} * kAttendTile;
+    if (hi - lo == kAttendTile) {
+      RowProbabilities<V, Sees::kAll>(m[r], alpha[r], 0, row, l);
+    } else {
+      RowProbabilities<V, Sees::kSome>(m[r], alpha[r], LaneBits(lo, hi), row, l);
+    }
     // At the start o is +0 and stays so times +0.
     const float idle = states.seen[x] != 0 ? 1.0f : 0.0f;
     if (alpha[r] != idle) ScaleRow<V>(alpha[r], block.v_dim, states.o + int64_t{x} * block.v_dim);
@@ -535,7 +607,8 @@ template <class V>
 void Tile(AttendBlock& block, const KvTile& tile, const KvTile* next, const SoftmaxStates& states) {
   TileView view;
   view.tile = &tile;
-  for (int h = 0; h < 2; ++h) ViewHalf<V>(block, tile, next, h, view.half[h]);
+  view.next = next;
+  for (int h = 0; h < 2; ++h) ViewHalf<V>(block, tile, next, h, view);
   ViewV<V>(block, tile, next, view);
   const int rows = block.rows(), spans = (rows + V::kMaxRows - 1) / V::kMaxRows;
   alignas(64) float s[V::kMaxRows * kAttendTile];
@@ -596,18 +669,20 @@ void Merge(const AttendBlock& block, const SoftmaxStates& into, const SoftmaxSta
 
 template <class V>
 void Finish(const AttendBlock& block, const SoftmaxStates& states) {
+  constexpr int L = V::kLanes;
   for (int x = 0; x < block.rows(); ++x) {
     float* l = states.l + int64_t{x} * kAttendTile;
-    for (int w = kAttendTile / 2; w > 0; w /= 2) {
+    for (int w = kAttendTile / 2; w >= L; w /= 2) {
+      for (int j = 0; j < w; j += L) V::Store(l + j, V::Add(V::Load(l + j), V::Load(l + j + w)));
+    }
+    for (int w = L / 2; w > 0; w /= 2) {
       for (int j = 0; j < w; ++j) l[j] = l[j] + l[j + w];
     }
     const typename V::F inv = V::Set1(1.0f / l[0]);
     const float* o = states.o + int64_t{x} * block.v_dim;
     float* out = block.out + block.row[x / block.group] * block.out_stride +
                  (x % block.group) * block.v_dim;
-    for (int d = 0; d < block.v_dim; d += V::kLanes) {
-      V::Store(out + d, V::Mul(V::Load(o + d), inv));
-    }
+    for (int d = 0; d < block.v_dim; d += L) V::Store(out + d, V::Mul(V::Load(o + d), inv));
   }
 }
 

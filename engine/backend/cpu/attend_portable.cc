@@ -29,6 +29,9 @@ struct Portable {
   static void Store(float* p, const F& x) {
     for (int j = 0; j < kLanes; ++j) p[j] = x.at[j];
   }
+  static void StoreFirst(float* p, const F& x, int n) {
+    for (int j = 0; j < kLanes && j < n; ++j) p[j] = x.at[j];
+  }
   static F Set1(float x) {
     return Each([&](int) { return x; });
   }
