@@ -84,8 +84,10 @@ Result<std::unique_ptr<Model>> Model::Load(const std::string& path, Backend& bac
 
   HOLDFAST_ASSIGN_OR_RETURN(
       impl->weights, LoadWeights(*map, gguf, c, backend, options.threads, options.progress));
-  impl->fingerprint = impl->Fingerprint(UsedOperations(ComputeNumericsDigest(backend),
-                                                       impl->weights.types, options.kv_type));
+  const NumericsDigest numerics =
+      options.numerics != nullptr ? *options.numerics : ComputeNumericsDigest(backend);
+  impl->fingerprint =
+      impl->Fingerprint(UsedOperations(numerics, impl->weights.types, options.kv_type));
   return std::unique_ptr<Model>(new Model(std::move(impl)));
 }
 

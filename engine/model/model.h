@@ -34,6 +34,7 @@ struct LoadOptions {
   KvType kv_type = KvType::kF16;
   int threads = 0;                                  // for packing; 0 = one per core
   std::function<void(double fraction)> progress;    // may be empty; called from the loading thread
+  const NumericsDigest* numerics = nullptr;         // the backend's, if known; else it is computed
 };
 
 class Model {

@@ -26,7 +26,7 @@ struct SamplingParams {
   float frequency_penalty = 0.0f;  // OpenAI's: subtracted per occurrence in the output
   float repetition_penalty = 1.0f; // divides positive, multiplies negative logits of the last
   int repetition_window = 64;      //   `repetition_window` tokens, prompt included
-  std::vector<std::pair<TokenId, float>> logit_bias;
+  std::vector<std::pair<TokenId, float>> logit_bias = {};
   bool operator==(const SamplingParams&) const = default;
 };
 // kInvalid, naming the field, when out of range.
@@ -45,10 +45,10 @@ struct Sample {
 };
 
 struct SampleContext {
-  std::span<const float> logits;           // [vocab], finite
-  std::span<const TokenId> history;        // prompt and output so far (repetition window)
+  std::span<const float> logits = {};      // [vocab], finite
+  std::span<const TokenId> history = {};   // prompt and output so far (repetition window)
   size_t output_begin = 0;                 // history[output_begin..] is output (OpenAI penalties)
-  std::span<const uint32_t> mask;          // allowed tokens, bit i of word i/32; empty = all
+  std::span<const uint32_t> mask = {};     // allowed tokens, bit i of word i/32; empty = all
   uint64_t turn_seed = 0;
   int64_t position = 0;                    // index that the token will have
   int top_logprobs = 0;                    // 0..20
