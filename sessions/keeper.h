@@ -44,7 +44,8 @@ struct KeeperOptions {
   PagePool* pool = nullptr;
   Stitcher* stitcher = nullptr;
   PageStore* store = nullptr;        // for partial pages; null = none is kept
-  Digest fp;                         // Model::fingerprint()
+  Digest fp;                         // Model::fingerprint(): whose pages
+  Digest model_digest;               // Model::weights_digest(): whose tokens
   std::string model_name;
   int64_t max_context = 0;           // tokens of one timeline
 

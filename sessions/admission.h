@@ -1,0 +1,44 @@
+// Inside sessions: where a request goes on in a session's tree, before anything is leased or written.
+#pragma once
+
+#include <optional>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "engine/store/database.h"
+#include "sessions/keeper_impl.h"
+
+namespace holdfast {
+
+// A request's messages with their identities. When appending, the branch's stored items come first.
+struct History {
+  std::vector<ChatMessage> messages;
+  std::vector<ItemIdentity> identities;
+};
+
+struct PlaceRequest {
+  const History* history = nullptr;
+  std::string_view tools_json, kwargs_json;
+  HistoryMode mode = HistoryMode::kAsSampled;
+  Digest context;
+  Digest model_digest;
+  int64_t now_ms = 0;
+};
+
+// Where a request's turn begins: after `draft.base_tokens` tokens of `lineage`.
+struct Place {
+  const BranchRow* branch = nullptr;  // whose lineage was matched; null: the session has none
+  Lineage lineage;
+  std::vector<TokenId> prompt;        // all tokens of the context
+  TurnDraft draft;
+  std::optional<Miss> miss;
+  bool at_head() const { return branch == nullptr || branch->head == draft.base; }
+};
+
+// Chooses the branch whose history matches best among `candidates` (of `tree`), then renders and
+// tokenises what is new. `reader` loads token blobs.
+Result<Place> FindPlace(Database& db, const PromptRenderer& renderer, const SessionTree& tree,
+                        std::span<const BranchRow* const> candidates, const PlaceRequest& request);
+
+}  // namespace holdfast

@@ -1,0 +1,328 @@
+#include "sessions/keeper.h"
+
+#include <algorithm>
+#include <chrono>
+#include <cstring>
+#include <utility>
+
+#include "sessions/admission.h"
+#include "sessions/keeper_impl.h"
+
+namespace holdfast {
+namespace {
+
+constexpr int64_t kSweepEveryMs = 60'000;
+constexpr int kSweepSessions = 16;  // expired sessions deleted in one sweep
+
+// What a finished decode adds: the output node, and how much of it the head takes.
+struct Output {
+  std::vector<TokenId> tokens;
+  std::vector<TokenOrigin> origins;
+  std::vector<uint64_t> digests;
+  int64_t header = 0;  // tokens that open the output
+  int64_t kept = 0;    // of `tokens`; less than all where a stray end token stands last
+};
+
+Output MakeOutput(const Keeper::Impl& k, const Turn::Impl& turn, const TurnOutcome& outcome) {
+  const TurnDraft& draft = turn.draft;
+  Output out;
+  out.tokens.assign(draft.tokens.begin() + draft.input_count, draft.tokens.end());
+  out.origins.assign(draft.origins.begin() + draft.input_count, draft.origins.end());
+  out.header = static_cast<int64_t>(out.tokens.size());
+  size_t count = outcome.generated.size();
+  if (outcome.timeline) {
+    const int64_t there =
+        outcome.timeline->size() - static_cast<int64_t>(turn.prompt.size());
+    count = std::min(count, static_cast<size_t>(std::max<int64_t>(there, 0)));
+  }
+  for (size_t i = 0; i < count; ++i) {
+    const GeneratedToken& g = outcome.generated[i];
+    out.tokens.push_back(g.token);
+    out.origins.push_back(g.forced ? TokenOrigin::kForced : TokenOrigin::kSampled);
+    if (!g.forced) out.digests.push_back(g.digest);
+  }
+  out.kept = static_cast<int64_t>(out.tokens.size());
+  if (count > 0 && k.renderer->IsStrayEnd(out.tokens.back())) --out.kept;
+  return out;
+}
+
+// The input and output nodes of a turn with their items; sets *output_node.
+Status InsertNodes(Txn& txn, const Keeper::Impl& k, const Turn::Impl& turn, const Output& output,
+                   const TurnOutcome& outcome, NodeStatus status, int64_t* output_node) {
+  const TurnDraft& draft = turn.draft;
+  NewNode node;
+  node.sid = turn.sid;
+  node.parent = draft.base;
+  node.status = status;
+  node.turn = turn.start.turn_id;
+  node.sampling = turn.sampling_json;
+  node.seed = turn.seed;
+  node.template_digest = draft.context;
+  node.model_digest = k.options.model_digest;
+  if (draft.input_count > 0) {
+    node.tokens = std::span(draft.tokens).first(draft.input_count);
+    node.origins = std::span(draft.origins).first(draft.input_count);
+    HOLDFAST_ASSIGN_OR_RETURN(const int64_t input, InsertNode(txn, node));
+    for (const NewItem& item : draft.items) {
+      HOLDFAST_RETURN_IF_ERROR(InsertItem(txn, input, item));
+    }
+    node.parent = {input, draft.input_count};
+  }
+  node.kind = NodeKind::kOutput;
+  node.tokens = output.tokens;
+  node.origins = output.origins;
+  node.digests = output.digests;
+  HOLDFAST_ASSIGN_OR_RETURN(*output_node, InsertNode(txn, node));
+  NewItem item;
+  item.count = output.kept;
+  item.header = output.header;
+  const bool ended = output.kept > output.header &&
+                     k.options.tokenizer->IsEndOfGeneration(output.tokens[output.kept - 1]);
+  item.trailer = ended ? 1 : 0;
+  item.identity = IdentityOf(outcome.message);
+  item.content = outcome.message.text;
+  item.raw = outcome.message.raw_json;
+  return InsertItem(txn, *output_node, item);
+}
+
+Status MoveHead(Txn& txn, const Turn::Impl& turn, const Output& output, int64_t output_node,
+                const Digest& hash, int64_t now_ms) {
+  const TurnDraft& draft = turn.draft;
+  HOLDFAST_RETURN_IF_ERROR(txn.Run(
+      "UPDATE branch SET node = ?, count = ?, generation = generation + 1, head_hash = ?, "
+      "tokens = ?, items = ?, updated_ms = ? WHERE id = ? AND generation = ?",
+      output_node, output.kept, hash,
+      draft.base_tokens + static_cast<int64_t>(draft.tokens.size()) + output.kept - output.header,
+      draft.base_items + static_cast<int64_t>(draft.items.size()) + 1, now_ms, turn.branch,
+      turn.generation));
+  if (txn.changes() != 1) return Status::Conflict("the branch is gone or its head has moved");
+  return txn.Run(
+      "UPDATE session SET updated_ms = ?, "
+      "expires_ms = CASE WHEN ttl_s > 0 THEN ? + ttl_s * 1000 END WHERE sid = ?",
+      now_ms, now_ms, turn.sid);
+}
+
+}  // namespace
+
+Turn::Turn(std::unique_ptr<Impl> impl) : impl_(std::move(impl)) {}
+Turn::~Turn() {
+  if (!impl_->ended) impl_->keeper->AbortTurn(impl_.get(), {});
+}
+const TurnStart& Turn::start() const { return impl_->start; }
+uint64_t Turn::seed() const { return impl_->seed; }
+std::span<const TokenId> Turn::prompt() const { return impl_->prompt; }
+int64_t Turn::max_tokens() const { return impl_->max_tokens; }
+const std::optional<std::string>& Turn::replay() const { return impl_->replay; }
+std::span<const TokenId> Turn::replayed_tokens() const { return impl_->replayed; }
+Timeline Turn::TakeTimeline() {
+  Timeline t = std::move(*impl_->timeline);
+  impl_->timeline.reset();
+  return t;
+}
+
+int64_t Keeper::Impl::NowMs() {
+  return options.now_ms ? options.now_ms() : env.WallMicros() / 1000;
+}
+
+uint64_t Keeper::Impl::RandomU64() {
+  uint64_t v = 0;
+  // Without randomness ids would collide and be refused as conflicts, which is all that can be done.
+  env.FillRandom(std::as_writable_bytes(std::span(&v, 1))).IgnoreError();
+  return v;
+}
+
+std::string Keeper::Impl::NewId(std::string_view prefix) {
+  static constexpr char kHex[] = "0123456789abcdef";
+  std::string id(prefix);
+  const uint64_t parts[2] = {RandomU64(), RandomU64()};
+  for (int i = 0; i < 24; ++i) id += kHex[(parts[i / 16] >> (4 * (i % 16))) & 15];
+  return id;
+}
+
+Status Keeper::Impl::Recover() {
+  HOLDFAST_RETURN_IF_ERROR(options.db->Read([&](Reader& reader) {
+    Rows rows = reader.Query(
+        "SELECT (SELECT COALESCE(MAX(id), 0) FROM branch), (SELECT COUNT(*) FROM session)");
+    if (rows.Next()) {
+      next_branch = rows.Int(0) + 1;
+      sessions = static_cast<uint64_t>(rows.Int(1));
+    }
+    return rows.status();
+  }));
+  const int64_t now = NowMs();
+  return options.db->Write(
+      [now](Txn& txn) -> Status {
+        HOLDFAST_RETURN_IF_ERROR(
+            txn.Run("INSERT INTO event(sid, at_ms, kind, branch, turn, detail) "
+                    "SELECT t.sid, ?, 'turn_aborted', b.name, t.id, 'process ended' "
+                    "FROM turn t JOIN branch b ON b.id = t.branch WHERE t.status < 2",
+                    now));
+        return txn.Run("UPDATE turn SET status = ?, ended_ms = ? WHERE status < 2",
+                       TurnStatus::kAborted, now);
+      },
+      WriteClass::kTurn);
+}
+
+void Keeper::Impl::SweepExpired() {
+  const int64_t now = NowMs();
+  int64_t due = next_sweep_ms.load();
+  if (now < due || !next_sweep_ms.compare_exchange_strong(due, now + kSweepEveryMs)) return;
+  std::vector<SessionRow> expired;
+  options.db
+      ->Read([&](Reader& reader) {
+        Rows rows = reader.Query(
+            "SELECT sid, id FROM session WHERE expires_ms IS NOT NULL AND expires_ms <= ? LIMIT ?",
+            now, kSweepSessions);
+        while (rows.Next()) {
+          SessionRow s;
+          s.sid = rows.Int(0);
+          s.id = rows.Text(1);
+          expired.push_back(std::move(s));
+        }
+        return rows.status();
+      })
+      .IgnoreError();
+  // One that a turn runs on stays, and is looked at again in the next sweep.
+  for (const SessionRow& s : expired) DeleteSession(s).IgnoreError();
+}
+
+void Keeper::Impl::EndTurn(Turn::Impl* turn) {
+  turn->ended = true;
+  reserved_pages -= std::exchange(turn->reserved_pages, 0);
+  turn->timeline.reset();
+  turn->lease.Release();
+}
+
+CommitResult Keeper::Impl::CommitTurn(Turn::Impl* turn, TurnOutcome outcome) {
+  const auto start = std::chrono::steady_clock::now();
+  CommitResult result;
+  const Output output = MakeOutput(*this, *turn, outcome);
+  const int64_t now = NowMs();
+  if (turn->recorded) {
+    const Digest hash = LineageNext(turn->draft.hash, IdentityOf(outcome.message));
+    result.status = options.db->Write(
+        [&](Txn& txn) -> Status {
+          int64_t node = 0;
+          HOLDFAST_RETURN_IF_ERROR(
+              InsertNodes(txn, *this, *turn, output, outcome, NodeStatus::kCommitted, &node));
+          HOLDFAST_RETURN_IF_ERROR(MoveHead(txn, *turn, output, node, hash, now));
+          const std::string_view response = turn->keep_response ? outcome.response : "";
+          HOLDFAST_RETURN_IF_ERROR(txn.Run(
+              "UPDATE turn SET status = ?, output = ?, finish = ?, response = ?, ended_ms = ? "
+              "WHERE id = ?",
+              TurnStatus::kCommitted, node, outcome.finish,
+              std::as_bytes(std::span(response.data(), response.size())), now,
+              turn->start.turn_id));
+          return InsertEvent(txn, {turn->sid, now, "turn_committed", turn->start.branch,
+                                   turn->start.turn_id, outcome.finish});
+        },
+        WriteClass::kTurn);
+    result.durable = result.status.ok();
+  }
+  if (result.durable) {
+    ++committed;
+    turn->base.reset();
+    if (outcome.timeline) {
+      const int64_t keep =
+          static_cast<int64_t>(turn->prompt.size()) + output.kept - output.header;
+      Timeline timeline = std::move(*outcome.timeline);
+      if (timeline.size() <= keep || timeline.Truncate(keep).ok()) {
+        warm.Put({turn->sid, turn->branch, std::move(timeline)});
+      }
+    }
+  } else if (turn->base) {
+    warm.Return(std::move(*turn->base));
+  }
+  EndTurn(turn);
+  if (result.durable && turn->wait_for_pages && options.sync_pages) {
+    options.sync_pages().IgnoreError();  // the tokens are durable; pages can be made again
+  }
+  result.commit_ms =
+      std::chrono::duration<double, std::milli>(std::chrono::steady_clock::now() - start).count();
+  return result;
+}
+
+void Keeper::Impl::AbortTurn(Turn::Impl* turn, TurnOutcome outcome) {
+  if (turn->ended) return;
+  ++aborted;
+  if (turn->recorded) {
+    const Output output = MakeOutput(*this, *turn, outcome);
+    const bool any = static_cast<int64_t>(output.tokens.size()) > output.header;
+    const int64_t now = NowMs();
+    // Where this fails the row is found open at the next start, and aborted then.
+    options.db
+        ->Write(
+            [&](Txn& txn) -> Status {
+              int64_t node = 0;
+              if (any) {
+                HOLDFAST_RETURN_IF_ERROR(
+                    InsertNodes(txn, *this, *turn, output, outcome, NodeStatus::kAborted, &node));
+              }
+              HOLDFAST_RETURN_IF_ERROR(txn.Run(
+                  "UPDATE turn SET status = ?, output = ?, finish = ?, ended_ms = ? WHERE id = ?",
+                  TurnStatus::kAborted, any ? SqlValue(node) : SqlValue(), outcome.finish, now,
+                  turn->start.turn_id));
+              return InsertEvent(txn, {turn->sid, now, "turn_aborted", turn->start.branch,
+                                       turn->start.turn_id, outcome.finish});
+            },
+            WriteClass::kTurn)
+        .IgnoreError();
+  }
+  outcome.timeline.reset();
+  if (turn->base) warm.Return(std::move(*turn->base));
+  EndTurn(turn);
+}
+
+Keeper::Keeper(std::unique_ptr<Impl> impl) : impl_(std::move(impl)) {}
+Keeper::~Keeper() { Shutdown(); }
+
+std::vector<Migration> Keeper::Migrations() { return SessionMigrations(); }
+
+Result<std::unique_ptr<Keeper>> Keeper::Open(const KeeperOptions& options) {
+  auto impl = std::make_unique<Impl>(options);
+  HOLDFAST_ASSIGN_OR_RETURN(impl->renderer,
+                            PromptRenderer::Create(options.tokenizer, options.chat_template));
+  HOLDFAST_RETURN_IF_ERROR(impl->Recover());
+  impl->SweepExpired();
+  return std::unique_ptr<Keeper>(new Keeper(std::move(impl)));
+}
+
+Result<std::unique_ptr<Turn>> Keeper::Begin(const TurnRequest& request) {
+  if (impl_->shut) return Status::Unavailable("shutting down");
+  impl_->SweepExpired();
+  return AdmitTurn(*impl_, request);
+}
+
+CommitResult Keeper::Commit(std::unique_ptr<Turn> turn, TurnOutcome outcome) {
+  return impl_->CommitTurn(&turn->impl(), std::move(outcome));
+}
+
+void Keeper::Abort(std::unique_ptr<Turn> turn, TurnOutcome outcome) {
+  impl_->AbortTurn(&turn->impl(), std::move(outcome));
+}
+
+void Keeper::MakeRoom(int64_t pages) { impl_->warm.MakeRoom(pages); }
+
+void Keeper::Shutdown() {
+  if (impl_->shut.exchange(true)) return;
+  impl_->leases.Close();
+  impl_->warm.LetGoOfAll();
+}
+
+KeeperStats Keeper::stats() const {
+  const WarmHeads::Stats warm = impl_->warm.stats();
+  KeeperStats s;
+  s.sessions = impl_->sessions;
+  s.turns_committed = impl_->committed;
+  s.turns_aborted = impl_->aborted;
+  s.retries = impl_->retries;
+  s.replays = impl_->replays;
+  s.running = static_cast<uint64_t>(impl_->leases.held());
+  s.resident_timelines = warm.heads;
+  s.tails_written = warm.tails_written;
+  s.tails_restored = warm.tails_restored;
+  s.degraded = impl_->options.db->degraded();
+  return s;
+}
+
+}  // namespace holdfast

@@ -1,0 +1,87 @@
+// Inside sessions: what keeper.cc, admission.cc and keeper_tree.cc share.
+#pragma once
+
+#include <atomic>
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "engine/base/env.h"
+#include "sessions/keeper.h"
+#include "sessions/lease.h"
+#include "sessions/log.h"
+#include "sessions/prompt.h"
+#include "sessions/warm.h"
+
+namespace holdfast {
+
+// What a turn adds to the log after its base, worked out at Begin and written by Commit or Abort.
+struct TurnDraft {
+  Point base;
+  int64_t base_tokens = 0, base_items = 0;
+  std::vector<TokenId> tokens;       // input, then what opens the output
+  std::vector<TokenOrigin> origins;  // one per token
+  int64_t input_count = 0;           // tokens of the input node; 0 = there is none
+  std::vector<NewItem> items;        // of the input node
+  Digest hash;                       // of the lineage with the input's items
+  Digest context;                    // template, tokenizer, model, tools, template arguments
+};
+
+struct Turn::Impl {
+  Keeper::Impl* keeper = nullptr;
+  TurnStart start;
+  uint64_t seed = 0;
+  std::vector<TokenId> prompt;
+  int64_t max_tokens = 0;
+  std::optional<Timeline> timeline;
+  std::optional<std::string> replay;
+  std::vector<TokenId> replayed;
+
+  HeadLeases::Lease lease;
+  std::optional<WarmHeads::Head> base;  // the warm head before this turn; it returns after an abort
+  std::string tenant, sampling_json;
+  int64_t sid = 0, branch = 0, generation = 0;
+  bool recorded = false;                // there is a row: the turn can be committed
+  bool keep_response = false;           // it has an idempotency key
+  bool wait_for_pages = false;
+  TurnDraft draft;
+  int64_t reserved_pages = 0;
+  bool ended = false;
+};
+
+struct Keeper::Impl {
+  explicit Impl(const KeeperOptions& o)
+      : options(o), leases(o.max_waiting),
+        warm({o.pool, o.store, o.db, o.fp, o.max_resident}) {}
+
+  const KeeperOptions options;
+  RealEnv env;
+  std::unique_ptr<PromptRenderer> renderer;
+  HeadLeases leases;
+  WarmHeads warm;
+  std::atomic<bool> shut{false};
+  std::atomic<int64_t> next_branch{1};
+  std::atomic<int64_t> next_sweep_ms{0};
+  std::atomic<int64_t> reserved_pages{0};  // that running turns may still ask the pool for
+  std::atomic<uint64_t> sessions{0}, committed{0}, aborted{0}, retries{0}, replays{0};
+
+  int64_t NowMs();
+  uint64_t RandomU64();
+  std::string NewId(std::string_view prefix);  // prefix and 24 hexadecimal digits
+  Digest RootHash(const Digest& context) const { return LineageRoot(context); }
+
+  Status Recover();
+  void SweepExpired();
+  Status DeleteSession(const SessionRow& session);
+  void EndTurn(Turn::Impl* turn);  // gives back the lease and the reservation
+  void AbortTurn(Turn::Impl* turn, TurnOutcome outcome);
+  CommitResult CommitTurn(Turn::Impl* turn, TurnOutcome outcome);
+};
+
+// admission.cc
+Result<std::unique_ptr<Turn>> AdmitTurn(Keeper::Impl& keeper, const TurnRequest& request);
+
+}  // namespace holdfast

@@ -1,0 +1,182 @@
+// The token log: rows of the sessions' tables as plain values, and all SQL that reads a session's tree
+// or writes turns. Functions run inside the closures of Database::Read and Database::Write.
+#pragma once
+
+#include <cstdint>
+#include <map>
+#include <optional>
+#include <span>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "engine/store/database.h"
+#include "sessions/history.h"
+#include "sessions/prompt.h"
+#include "sessions/schema.h"
+#include "sessions/tree.h"
+
+namespace holdfast {
+
+// `count` tokens of node `node`; node 0 is the root, before every token.
+struct Point {
+  int64_t node = 0, count = 0;
+  bool operator==(const Point&) const = default;
+};
+
+struct SessionRow {
+  int64_t sid = 0;
+  std::string id, external_id, model, meta;
+  bool anonymous = false;
+  Digest model_digest;
+  int64_t default_branch = 0;
+  uint64_t seed = 0;
+  int64_t next_ordinal = 0, ttl_s = 0, created_ms = 0, updated_ms = 0;
+};
+
+struct BranchRow {
+  int64_t id = 0;
+  std::string name, parent_name;
+  int64_t ordinal = 0, generation = 0, tokens = 0, items = 0, parent_tokens = 0;
+  Point head;
+  Digest head_hash;
+  int64_t created_ms = 0, updated_ms = 0;
+};
+
+struct NodeRow {  // without its blobs
+  int64_t id = 0;
+  Point parent;
+  NodeKind kind = NodeKind::kInput;
+  Digest template_digest, model_digest;
+  std::string turn;
+};
+
+struct ItemRow {  // without its texts
+  int64_t id = 0, node = 0, first = 0, count = 0, header = 0, trailer = 0;
+  ItemIdentity identity;
+};
+
+// Everything of a session but tokens and texts, at one moment.
+struct SessionTree {
+  SessionRow session;
+  std::vector<BranchRow> branches;  // by ordinal
+  std::map<int64_t, NodeRow> nodes;
+  std::map<int64_t, std::vector<ItemRow>> items;  // by node, ascending
+  const BranchRow* FindBranch(std::string_view name) const;
+  const BranchRow* BranchById(int64_t id) const;
+};
+
+// The way from the root to a point.
+struct Lineage {
+  Point head;
+  int64_t tokens = 0;
+  struct Step {
+    int64_t node = 0, first = 0, count = 0;  // tokens first .. first+count-1 of the lineage
+  };
+  std::vector<Step> steps;
+  std::vector<StoredItem> items;        // whole ones; an item that the head cuts is left out
+  std::vector<const ItemRow*> rows;     // beside `items`
+  std::vector<Point> item_points;       // the point at the end of each item
+  Digest template_digest, model_digest; // of its last node; zero at the root
+  // Point after `tokens` tokens.
+  Point At(int64_t tokens) const;
+};
+Lineage LineageOf(const SessionTree& tree, Point head);
+
+// Where a session is looked for. Expired ones are not found.
+struct SessionKey {
+  std::string_view tenant, id;  // "sess_..." or the client's own
+  int64_t now_ms = 0;
+};
+// kNotFound.
+Result<SessionRow> FindSession(Reader& reader, const SessionKey& key);
+Result<SessionTree> LoadTree(Reader& reader, const SessionRow& session);
+Result<std::vector<TokenId>> LoadTokens(Reader& reader, const Lineage& lineage);
+
+struct ItemTexts {
+  std::string content, raw;
+};
+Result<ItemTexts> LoadItemTexts(Reader& reader, int64_t item);
+
+// The session and branch whose whole head is named by `head_hash`, among the tenant's anonymous ones.
+struct AnonymousHit {
+  SessionRow session;
+  int64_t branch = 0;
+};
+Result<std::optional<AnonymousHit>> FindAnonymous(Reader& reader, const SessionKey& tenant,
+                                                  const Digest& head_hash);
+
+struct TurnRow {
+  int64_t n = 0, sid = 0, branch = 0;
+  std::string id, session_id;
+  Digest request_digest, input_digest;
+  Point parent;
+  TurnStatus status = TurnStatus::kAdmitted;
+  uint64_t seed = 0;
+  int64_t prompt_tokens = 0, output = 0;
+  std::string response;
+};
+Result<std::optional<TurnRow>> FindTurnByKey(Reader& reader, std::string_view tenant,
+                                             std::string_view idempotency_key);
+// The latest aborted turn that began from `parent` with this input.
+Result<std::optional<TurnRow>> FindAborted(Reader& reader, int64_t sid, Point parent,
+                                           const Digest& input_digest);
+// The latest aborted first turn of an anonymous session with this request.
+Result<std::optional<TurnRow>> FindAbortedFirst(Reader& reader, std::string_view tenant,
+                                                const Digest& request_digest);
+
+struct NewSession {
+  std::string id, tenant, external_id, model, meta;
+  bool anonymous = false;
+  Digest model_digest, root_hash;
+  uint64_t seed = 0;
+  int64_t ttl_s = 0, now_ms = 0, main_branch = 0;
+};
+// With its branch "main" at the root. kConflict when the external id is there. Sets `sid`.
+Status InsertSession(Txn& txn, const NewSession& session, int64_t* sid);
+
+struct NewBranch {
+  int64_t id = 0, sid = 0;
+  std::string name;  // "" = "b" and its ordinal
+  Point head;
+  Digest head_hash;
+  int64_t tokens = 0, items = 0, now_ms = 0;
+  std::string parent_name;
+};
+// Sets name and ordinal. kConflict when the name is taken or the session is gone.
+Status InsertBranch(Txn& txn, NewBranch* branch, int64_t* ordinal);
+
+struct NewNode {
+  int64_t sid = 0;
+  Point parent;
+  NodeKind kind = NodeKind::kInput;
+  NodeStatus status = NodeStatus::kCommitted;
+  std::string turn, sampling;
+  std::span<const TokenId> tokens;
+  std::span<const TokenOrigin> origins;
+  std::span<const uint64_t> digests;
+  uint64_t seed = 0;
+  Digest template_digest, model_digest;
+};
+Result<int64_t> InsertNode(Txn& txn, const NewNode& node);
+
+struct NewItem {
+  int64_t first = 0, count = 0, header = 0, trailer = 0;
+  ItemIdentity identity;
+  std::string content, raw;
+};
+Status InsertItem(Txn& txn, int64_t node, const NewItem& item);
+
+struct NewEvent {
+  int64_t sid = 0, at_ms = 0;
+  std::string_view kind, branch, turn, detail;
+};
+Status InsertEvent(Txn& txn, const NewEvent& event);
+
+// A span of T as SQLite stores it.
+template <typename T>
+std::span<const std::byte> BlobOf(std::span<const T> values) {
+  return std::as_bytes(values);
+}
+
+}  // namespace holdfast

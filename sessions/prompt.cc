@@ -1,0 +1,190 @@
+#include "sessions/prompt.h"
+
+#include <algorithm>
+
+namespace holdfast {
+namespace {
+
+size_t CommonBytes(std::string_view a, std::string_view b) {
+  return std::mismatch(a.begin(), a.end(), b.begin(), b.end()).first - a.begin();
+}
+
+// Byte at which each token begins, and the end of the last: tokens+1 numbers. Empty when the tokens do
+// not spell the text byte for byte (a tokenizer that normalises).
+std::vector<size_t> TokenStarts(const Tokenizer& tokenizer, std::span<const TokenId> tokens,
+                                std::string_view text) {
+  std::vector<size_t> starts{0};
+  starts.reserve(tokens.size() + 1);
+  for (TokenId t : tokens) starts.push_back(starts.back() + tokenizer.TokenText(t).size());
+  if (starts.back() != text.size()) starts.clear();
+  return starts;
+}
+
+// The first token that begins at `byte` or later.
+int64_t TokenAt(const std::vector<size_t>& starts, size_t byte) {
+  return std::lower_bound(starts.begin(), starts.end() - 1, byte) - starts.begin();
+}
+
+// Plain ranges of a text of which the first `cut` bytes are replaced by `add` bytes.
+std::vector<PlainRange> Moved(std::span<const PlainRange> plain, size_t cut, size_t add) {
+  std::vector<PlainRange> out;
+  for (const PlainRange& r : plain) {
+    if (r.end <= cut) continue;
+    out.push_back({std::max(r.begin, cut) - cut + add, r.end - cut + add});
+  }
+  return out;
+}
+
+void MarkOrigins(PromptTokens* out, int64_t trailer_tokens) {
+  out->origins.assign(out->tokens.size(), TokenOrigin::kTemplate);
+  for (const ItemSpan& item : out->items) {
+    std::fill(out->origins.begin() + item.body_begin, out->origins.begin() + item.body_end,
+              TokenOrigin::kGiven);
+  }
+  std::fill_n(out->origins.begin(), trailer_tokens, TokenOrigin::kForced);
+}
+
+}  // namespace
+
+std::string MessagesJson(std::span<const ChatMessage> messages, int count) {
+  size_t bytes = 2;
+  for (int i = 0; i < count; ++i) bytes += messages[i].raw_json.size() + 1;
+  std::string json;
+  json.reserve(bytes);
+  json += '[';
+  for (int i = 0; i < count; ++i) {
+    if (i > 0) json += ',';
+    json += messages[i].raw_json;
+  }
+  json += ']';
+  return json;
+}
+
+Result<std::unique_ptr<PromptRenderer>> PromptRenderer::Create(const Tokenizer* tokenizer,
+                                                               const ChatTemplate* chat_template) {
+  std::unique_ptr<PromptRenderer> r(new PromptRenderer(tokenizer, chat_template));
+  r->digest_ = Hasher("prompt-1").Add(chat_template->digest()).Add(tokenizer->digest()).Finish();
+  // What comes after an answer is found by showing the template one.
+  static constexpr std::string_view kMark = "holdfast-answer-mark";
+  std::vector<ChatMessage> probe(2);
+  probe[0].raw_json = R"({"role":"user","content":"hello"})";
+  probe[1].raw_json = R"({"role":"assistant","content":")" + std::string(kMark) + R"("})";
+  HOLDFAST_ASSIGN_OR_RETURN(Rendered shown,
+                            r->Render({.messages = probe, .tools_json = {}, .kwargs_json = {}}, 2,
+                                      GenerationPrompt::kOmit));
+  const size_t at = shown.text.rfind(kMark);
+  if (at != std::string::npos) r->after_answer_ = shown.text.substr(at + kMark.size());
+  for (TokenId t : tokenizer->end_of_generation()) {
+    const std::string& text = tokenizer->TokenText(t);
+    if (!text.empty() && r->after_answer_.starts_with(text)) r->end_token_ = t;
+  }
+  return r;
+}
+
+bool PromptRenderer::IsStrayEnd(TokenId token) const {
+  return token != end_token_ && tokenizer_->IsEndOfGeneration(token);
+}
+
+Result<Rendered> PromptRenderer::Render(const PromptArgs& args, int count,
+                                        GenerationPrompt prompt) const {
+  const std::string json = MessagesJson(args.messages, count);
+  RenderArgs render;
+  render.messages_json = json;
+  render.tools_json = args.tools_json;
+  render.extra_json = args.kwargs_json;
+  render.generation_prompt = prompt;
+  render.now_unix_s = args.now_unix_s;
+  return template_->Render(render);
+}
+
+// Byte of `all` at which each message from `from` on ends; that of the last is also where the generation
+// prompt begins.
+Result<std::vector<size_t>> PromptRenderer::MessageEnds(const PromptArgs& args, int from,
+                                                        std::string_view all, size_t begin,
+                                                        size_t* prompt_begin) const {
+  const int n = static_cast<int>(args.messages.size());
+  HOLDFAST_ASSIGN_OR_RETURN(Rendered last, Render(args, n, GenerationPrompt::kOmit));
+  *prompt_begin = std::max(begin, CommonBytes(last.text, all));
+  std::vector<size_t> ends;
+  size_t spent = 0, end = begin;
+  for (int j = from + 1; j < n; ++j) {
+    if (spent < kMaxSpanBytes) {
+      // A template may refuse a history that stops here (roles that must alternate, say): the message
+      // then has no span of its own.
+      if (auto part = Render(args, j, GenerationPrompt::kOmit); part.ok()) {
+        spent += part->text.size() + 1;
+        end = std::clamp(CommonBytes(part->text, all), end, *prompt_begin);
+      }
+    }
+    ends.push_back(end);
+  }
+  if (from < n) ends.push_back(*prompt_begin);
+  return ends;
+}
+
+Result<PromptTokens> PromptRenderer::Tokenise(const PromptArgs& args, int from,
+                                              const Rendered& all, size_t begin,
+                                              std::string_view trailer) const {
+  size_t prompt_begin = 0;
+  HOLDFAST_ASSIGN_OR_RETURN(std::vector<size_t> ends,
+                            MessageEnds(args, from, all.text, begin, &prompt_begin));
+  const std::string text = std::string(trailer) + all.text.substr(begin);
+  PromptTokens out;
+  HOLDFAST_ASSIGN_OR_RETURN(out.tokens,
+                            tokenizer_->Encode(text, Moved(all.plain, begin, trailer.size())));
+  const int64_t count = static_cast<int64_t>(out.tokens.size());
+  const std::vector<size_t> starts = TokenStarts(*tokenizer_, out.tokens, text);
+  if (starts.empty()) {  // no way to tell messages apart: the last one gets all
+    out.prompt_begin = count;
+    out.items.assign(ends.size(), ItemSpan{});
+    if (!out.items.empty()) out.items.back() = {count, 0, count};
+    MarkOrigins(&out, 0);
+    return out;
+  }
+  auto token_at = [&](size_t byte) { return TokenAt(starts, byte - begin + trailer.size()); };
+  size_t message_begin = begin;
+  int64_t first = 0;
+  for (size_t i = 0; i < ends.size(); ++i) {
+    ItemSpan item;
+    item.end = std::max(first, token_at(ends[i]));
+    item.body_begin = item.body_end = item.end;
+    const std::string& content = args.messages[from + i].text;
+    const size_t at = content.empty() ? std::string::npos
+                                      : std::string_view(all.text)
+                                            .substr(0, ends[i])
+                                            .rfind(content);
+    if (at != std::string::npos && at >= message_begin) {
+      item.body_begin = std::clamp(token_at(at), first, item.end);
+      item.body_end = std::clamp(token_at(at + content.size()), item.body_begin, item.end);
+    }
+    out.items.push_back(item);
+    first = item.end;
+    message_begin = ends[i];
+  }
+  out.prompt_begin = std::max(first, token_at(prompt_begin));
+  MarkOrigins(&out, TokenAt(starts, trailer.size()));
+  return out;
+}
+
+Result<PromptTokens> PromptRenderer::Whole(const PromptArgs& args) const {
+  const int n = static_cast<int>(args.messages.size());
+  HOLDFAST_ASSIGN_OR_RETURN(Rendered all, Render(args, n, GenerationPrompt::kAdd));
+  return Tokenise(args, 0, all, 0, {});
+}
+
+Result<std::optional<PromptTokens>> PromptRenderer::After(const PromptArgs& args, int from,
+                                                          TokenId last) const {
+  const int n = static_cast<int>(args.messages.size());
+  HOLDFAST_ASSIGN_OR_RETURN(Rendered all, Render(args, n, GenerationPrompt::kAdd));
+  auto before = Render(args, from, GenerationPrompt::kOmit);
+  if (!before.ok() || !all.text.starts_with(before->text)) return std::optional<PromptTokens>();
+  std::string_view trailer = after_answer_;
+  if (last != kNoToken && last == end_token_) {
+    trailer.remove_prefix(tokenizer_->TokenText(last).size());
+  }
+  HOLDFAST_ASSIGN_OR_RETURN(PromptTokens out,
+                            Tokenise(args, from, all, before->text.size(), trailer));
+  return std::optional<PromptTokens>(std::move(out));
+}
+
+}  // namespace holdfast

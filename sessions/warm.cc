@@ -1,0 +1,241 @@
+#include "sessions/warm.h"
+
+#include <algorithm>
+#include <chrono>
+
+namespace holdfast {
+namespace {
+
+int64_t CommonTokens(std::span<const TokenId> a, std::span<const TokenId> b) {
+  return std::mismatch(a.begin(), a.end(), b.begin(), b.end()).first - a.begin();
+}
+
+}  // namespace
+
+std::optional<WarmHeads::Head> WarmHeads::Take(int64_t sid, int64_t branch,
+                                               std::span<const TokenId> tokens) {
+  std::lock_guard lock(mu_);
+  auto best = heads_.end();
+  int64_t most = 0;
+  for (auto it = heads_.begin(); it != heads_.end(); ++it) {
+    if (it->sid != sid) continue;
+    const int64_t common =
+        std::min(CommonTokens(it->timeline.tokens(), tokens), it->timeline.filled());
+    if (common > most || (common == most && common > 0 && it->branch == branch)) {
+      best = it;
+      most = common;
+    }
+  }
+  if (best == heads_.end()) return std::nullopt;
+  Head head = std::move(*best);
+  heads_.erase(best);
+  return head;
+}
+
+void WarmHeads::Put(Head head) {
+  std::list<Head> gone;
+  {
+    std::lock_guard lock(mu_);
+    // An older head of the branch is superseded: its rows are all in the new one or of no use.
+    for (auto it = heads_.begin(); it != heads_.end();) {
+      const auto here = it++;
+      if (here->branch != head.branch) continue;
+      std::list<Head> superseded;
+      superseded.splice(superseded.end(), heads_, here);
+    }
+    heads_.push_front(std::move(head));
+    while (static_cast<int>(heads_.size()) > options_.max_heads) {
+      gone.splice(gone.end(), heads_, std::prev(heads_.end()));
+    }
+  }
+  for (const Head& h : gone) WriteDown(h, TailOwner::kBranch).IgnoreError();
+}
+
+void WarmHeads::Return(Head head) {
+  {
+    std::lock_guard lock(mu_);
+    for (const Head& h : heads_) {
+      if (h.branch == head.branch) return;
+    }
+  }
+  Put(std::move(head));
+}
+
+void WarmHeads::MakeRoom(int64_t pages) {
+  while (true) {
+    const PoolStats pool = options_.pool->stats();
+    if (static_cast<int64_t>(pool.slots_max - pool.leased) >= pages) return;
+    std::list<Head> gone;
+    {
+      std::lock_guard lock(mu_);
+      if (heads_.empty()) return;
+      gone.splice(gone.end(), heads_, std::prev(heads_.end()));
+    }
+    WriteDown(gone.front(), TailOwner::kBranch).IgnoreError();
+  }
+}
+
+void WarmHeads::Drop(int64_t sid) {
+  std::lock_guard lock(mu_);
+  heads_.remove_if([sid](const Head& h) { return h.sid == sid; });
+}
+
+void WarmHeads::LetGoOfAll() {
+  std::list<Head> gone;
+  {
+    std::lock_guard lock(mu_);
+    gone.swap(heads_);
+  }
+  for (const Head& h : gone) WriteDown(h, TailOwner::kBranch).IgnoreError();
+}
+
+bool WarmHeads::IsWarm(int64_t branch) const {
+  std::lock_guard lock(mu_);
+  return std::any_of(heads_.begin(), heads_.end(),
+                     [branch](const Head& h) { return h.branch == branch; });
+}
+
+WarmHeads::Stats WarmHeads::stats() const {
+  std::lock_guard lock(mu_);
+  return {heads_.size(), tails_written_, tails_restored_};
+}
+
+std::vector<std::span<std::byte>> WarmHeads::PayloadOf(const PageLease& page) const {
+  std::vector<std::span<std::byte>> payload;
+  const auto& groups = options_.pool->groups();
+  for (size_t g = 0; g < groups.size(); ++g) {
+    payload.emplace_back(page.payload(static_cast<int>(g)), groups[g].PayloadBytes());
+  }
+  return payload;
+}
+
+Status WarmHeads::WriteDown(const Head& head, TailOwner owner) {
+  if (options_.store == nullptr || !head.timeline.taint().IsZero()) return Status();
+  HOLDFAST_RETURN_IF_ERROR(WriteMissingPages(head.timeline));
+  HOLDFAST_RETURN_IF_ERROR(WriteTail(head, owner));
+  return options_.store->Sync();
+}
+
+Status WarmHeads::WriteMissingPages(const Timeline& timeline) {
+  const std::vector<PageKey> keys = timeline.ExactKeys();
+  PageHeader header;
+  header.fp = options_.fp;
+  header.parent = RootKey(options_.fp, timeline.scope(), Digest{});
+  size_t block = 0;
+  for (const Run& run : timeline.runs()) {
+    if (block >= keys.size()) break;
+    if (!run.page || !run.page.sealed() || run.page.key() != keys[block]) continue;
+    header.key = keys[block];
+    if (!options_.store->Contains(header.key)) {
+      const auto tokens = run.page.tokens();
+      header.tokens.assign(tokens.begin(), tokens.end());
+      const auto payload = PayloadOf(run.page);
+      const std::vector<std::span<const std::byte>> parts(payload.begin(), payload.end());
+      HOLDFAST_RETURN_IF_ERROR(options_.store->Put(header, parts));
+    }
+    header.parent = header.key;
+    ++block;
+  }
+  return Status();
+}
+
+Status WarmHeads::WriteTail(const Head& head, TailOwner owner) {
+  const Timeline::Tail tail = head.timeline.tail();
+  if (!tail.page || tail.rows == 0) return Status();
+  PageHeader header;
+  header.kind = PageKind::kTail;
+  header.fp = options_.fp;
+  header.key = tail.key;
+  header.parent = tail.parent;
+  header.tokens.assign(tail.tokens.begin(), tail.tokens.end());
+  const auto payload = PayloadOf(tail.page);
+  const std::vector<std::span<const std::byte>> parts(payload.begin(), payload.end());
+  HOLDFAST_RETURN_IF_ERROR(options_.store->Put(header, parts));
+  if (owner == TailOwner::kBranch) {
+    HOLDFAST_RETURN_IF_ERROR(ForgetOlderTails(head, tail.key));
+  }
+  const std::optional<int64_t> branch =
+      owner == TailOwner::kBranch ? std::optional<int64_t>(head.branch) : std::nullopt;
+  HOLDFAST_RETURN_IF_ERROR(options_.db->Write(
+      [&](Txn& txn) {
+        return txn.Run("INSERT INTO tail(key, sid, branch) VALUES(?, ?, ?) ON CONFLICT DO NOTHING",
+                       tail.key, head.sid, branch);
+      },
+      WriteClass::kBackground));
+  std::lock_guard lock(mu_);
+  ++tails_written_;
+  return Status();
+}
+
+Status WarmHeads::ForgetOlderTails(const Head& head, const PageKey& kept) {
+  std::vector<PageKey> old;
+  HOLDFAST_RETURN_IF_ERROR(options_.db->Read([&](Reader& reader) {
+    Rows rows = reader.Query("SELECT key FROM tail WHERE sid = ? AND branch = ? AND key <> ?",
+                             head.sid, head.branch, kept);
+    while (rows.Next()) old.push_back(rows.DigestAt(0));
+    return rows.status();
+  }));
+  if (old.empty()) return Status();
+  ForgetTails(old);
+  return options_.db->Write(
+      [&](Txn& txn) {
+        return txn.Run("DELETE FROM tail WHERE sid = ? AND branch = ? AND key <> ?", head.sid,
+                       head.branch, kept);
+      },
+      WriteClass::kBackground);
+}
+
+Status WarmHeads::WriteSnapshotTail(int64_t sid, int64_t branch) {
+  std::optional<Head> head;
+  {
+    std::lock_guard lock(mu_);
+    const auto it = std::find_if(heads_.begin(), heads_.end(),
+                                 [branch](const Head& h) { return h.branch == branch; });
+    if (it == heads_.end() || it->sid != sid) return Status();
+    head = std::move(*it);
+    heads_.erase(it);
+  }
+  Status s = WriteDown(*head, TailOwner::kSnapshot);
+  Put(std::move(*head));
+  return s;
+}
+
+void WarmHeads::RestoreTail(Timeline* timeline, StitchReport* report) {
+  const int64_t filled = timeline->filled();
+  if (options_.store == nullptr || filled % kPageTokens != 0 || !timeline->taint().IsZero()) return;
+  const auto start = std::chrono::steady_clock::now();
+  PageHeader header;
+  header.kind = PageKind::kTail;
+  header.fp = options_.fp;
+  header.parent = timeline->chain_key(filled / kPageTokens);
+  int64_t rows = std::min<int64_t>(kPageTokens - 1, timeline->size() - 1 - filled);
+  for (; rows > 0; --rows) {
+    header.key = TailKey(header.parent, timeline->tokens().subspan(filled, rows), Digest{});
+    if (options_.store->Contains(header.key)) break;
+  }
+  if (rows <= 0) return;
+  const auto rest = timeline->tokens().subspan(filled);
+  const std::vector<TokenId> tokens(rest.begin(), rest.end());
+  header.tokens.assign(tokens.begin(), tokens.begin() + rows);
+  auto page = options_.pool->Allocate(timeline->scope());
+  if (!page.ok() || !options_.store->Get(header, PayloadOf(*page)).ok()) return;
+  // The prompt ends after the tail: its tokens are put again behind the adopted page.
+  if (!timeline->Truncate(filled).ok()) return;
+  const bool adopted = timeline->AdoptTail(std::move(page).value(), header.tokens).ok();
+  timeline->Extend(std::span(tokens).subspan(adopted ? rows : 0));
+  if (!adopted) return;
+  report->from_store += rows;
+  report->to_compute -= rows;
+  report->bytes_loaded += options_.pool->page_bytes();
+  report->restore_ms +=
+      std::chrono::duration<double, std::milli>(std::chrono::steady_clock::now() - start).count();
+  std::lock_guard lock(mu_);
+  ++tails_restored_;
+}
+
+void WarmHeads::ForgetTails(std::span<const PageKey> keys) {
+  if (options_.store == nullptr) return;
+  for (const PageKey& key : keys) options_.store->Delete(key).IgnoreError();
+}
+
+}  // namespace holdfast
