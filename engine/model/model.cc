@@ -91,6 +91,13 @@ Result<std::unique_ptr<Model>> Model::Load(const std::string& path, Backend& bac
   return std::unique_ptr<Model>(new Model(std::move(impl)));
 }
 
+Result<std::unique_ptr<Tokenizer>> LoadTokenizer(const std::string& path) {
+  HOLDFAST_ASSIGN_OR_RETURN(const std::unique_ptr<FileMap> map, FileMap::Open(path));
+  HOLDFAST_ASSIGN_OR_RETURN(const Gguf gguf, Gguf::Parse(map->bytes()));
+  HOLDFAST_ASSIGN_OR_RETURN(const ModelMetadata metadata, ReadModelMetadata(gguf, FileStem(path)));
+  return Tokenizer::Create(metadata.tokenizer);
+}
+
 const ModelConfig& Model::config() const { return impl_->config; }
 const std::vector<LayerGroup>& Model::groups() const { return impl_->groups; }
 const Digest& Model::fingerprint() const { return impl_->fingerprint; }

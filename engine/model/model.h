@@ -62,6 +62,9 @@ class Model {
   std::unique_ptr<Impl> impl_;
 };
 
+// The tokenizer of a model file alone, without its weights. Errors as Model::Load's.
+Result<std::unique_ptr<Tokenizer>> LoadTokenizer(const std::string& path);
+
 // One row of a batch: a token at its position, and where its KV goes.
 struct ForwardRow {
   TokenId token = 0;
