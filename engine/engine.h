@@ -42,19 +42,24 @@ struct EngineOptions {
 
 enum class FinishReason : uint8_t { kEnd, kStopString, kLength, kCancelled, kError };
 
+// One token of the answer. Comes when it is certain that no stop string cuts it; tokens that one cuts
+// never come.
 struct TokenEvent {
   Sample sample;       // token, logprob, digest
   bool forced = false; // put by the constraint's jump-ahead, not drawn
-  std::string text;    // whole UTF-8 characters that this token completed; stop strings withheld
+  std::string text;    // whole UTF-8 characters that this token completed
 };
 
 struct FinishEvent {
   FinishReason reason = FinishReason::kEnd;
   Status status;                 // kError and kCancelled: why
-  std::string text;              // withheld text that turned out to belong to the answer
-  std::optional<Timeline> timeline;  // back to the caller; stop-string tokens cut off
-  // The last sampled token has no KV yet: it is the timeline's last token and pending.
+  std::string text;              // of the answer, but of no whole token: what stood before a stop
+                                 // string in the token that it cut, or the end of broken UTF-8
+  // Back to the caller: the tokens of all events appended, those that a stop string cut dropped. The
+  // last sampled token has no KV yet: it is pending (not so after a cut).
+  std::optional<Timeline> timeline;
   int64_t prefilled = 0;         // rows computed before the first token
+  int64_t reused = 0;            // rows found in the pool instead, after Submit
   double queue_ms = 0, prefill_ms = 0, decode_ms = 0;
 };
 
@@ -63,43 +68,56 @@ struct GenerateRequest {
   SamplingParams sampling;
   uint64_t turn_seed = 0;
   int64_t output_begin = 0;          // index of the first token to generate (= timeline size)
-  int64_t max_tokens = 0;            // 0: only compute the pending rows, sample nothing
+  int64_t max_tokens = 0;            // 0: only compute the pending rows, sample nothing (kLength)
   std::vector<std::string> stop;     // at most 16, each 1..256 bytes
-  bool ignore_end = false;           // go on after an end-of-generation token
+  bool ignore_end = false;           // go on after an end-of-generation token (not with a constraint)
   int top_logprobs = -1;             // -1: none; 0..20
   std::unique_ptr<Constraint> constraint;  // or null
   // Tokens that must come first, with their recorded digests unchecked (retry and replay by force).
+  // Their events have digest 0 and no logprobs unless top_logprobs asks for them (then it is slower).
   std::vector<TokenId> forced;
   // Called on the model thread with each logits row of pending rows (perplexity, verify); null = no.
+  // Every pending row is then computed, also where the pool has its page.
   std::function<void(int64_t index, std::span<const float> logits)> observe_logits;
-  // Verify only: at most this many rows of the request in one pass; 0 = the engine's choice.
+  // Verify only: at most this many rows of the request in one pass, and none from the pool; 0 = the
+  // engine's choice.
   int chunk = 0;
 };
 
 // A running request. Any thread may Next() (one at a time) and Cancel().
 class Generation {
  public:
-  static constexpr size_t kSinkEvents = 256;  // full parks the sequence until there is room
+  // A sink with as many events parks its sequence until half of them are gone. (What one step makes
+  // may go beyond it.)
+  static constexpr size_t kSinkEvents = 256;
 
-  // The next event, waiting up to `timeout_ms` (-1: without limit). nullopt at the time-out.
+  // The next event, waiting up to `timeout_ms` (-1: without limit). nullopt at the time-out, and
+  // after the Finish event.
   struct Event {
     std::optional<TokenEvent> token;
     std::optional<FinishEvent> finish;  // the last one
   };
   std::optional<Event> Next(int timeout_ms);
-  void Cancel();  // takes effect within two steps; the Finish event still comes
+  // Takes effect within two steps; the Finish event still comes. Dropping the last reference cancels.
+  void Cancel();
 
  private:
   friend class Scheduler;
+  friend class Sequence;
+  void Push(Event event);
+  size_t waiting();
+
   std::mutex mu_;
   std::condition_variable changed_;
   std::deque<Event> events_;
+  bool drained_ = false;        // the Finish event was taken
   std::atomic<bool> cancelled_{false};
-  std::function<void()> wake_;  // tells the scheduler that a parked sink has room
+  std::function<void()> wake_;  // tells the scheduler of room and of a cancel; constant
 };
 
 struct EngineStats {
   uint64_t steps = 0, rows = 0, decode_rows = 0, prefill_rows = 0, generated = 0;
+  uint64_t preempted = 0, finished = 0, failed = 0;
   int running = 0, queued = 0;
   double step_ms_max = 0, busy_seconds = 0;
   PoolStats pool;
@@ -110,8 +128,9 @@ class Engine {
   static Result<std::unique_ptr<Engine>> Open(const EngineOptions& options);
   ~Engine();  // Shutdown, then frees everything
 
-  // kExhausted when the queue is full, kInvalid when the timeline can't fit the context.
-  Result<std::shared_ptr<Generation>> Submit(GenerateRequest request);
+  // kExhausted when the queue is full, kUnavailable after Shutdown, kInvalid when the timeline can't
+  // fit the context or a field is out of range. `request` is taken on success only.
+  Result<std::shared_ptr<Generation>> Submit(GenerateRequest&& request);
   // Cancels what runs and refuses what comes: kUnavailable.
   void Shutdown();
 

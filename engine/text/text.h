@@ -90,6 +90,7 @@ class StreamDecoder {
   // become UTF-8 any more come out as U+FFFD, one for each maximal bad part (as Python does).
   std::string Push(TokenId id);
   std::string Flush();  // what is held back, as U+FFFD; the decoder is then as new
+  size_t held_bytes() const { return held_.size(); }
 
  private:
   const Tokenizer* const tokenizer_;

@@ -1,0 +1,108 @@
+#include "engine/sched/pass.h"
+
+#include <algorithm>
+#include <cassert>
+
+namespace holdfast {
+
+Status Pass::Add(Sequence& sequence, int64_t rows) {
+  assert(!in_flight_ && !sequence.in_pass);
+  Result<std::vector<Timeline::Row>> next = sequence.timeline().NextRows(rows);
+  if (!next.ok()) return next.status();
+  const auto number = static_cast<int32_t>(parts_.size());
+  Part& part = parts_.emplace_back(Part{&sequence, rows_, {}, {}});
+  part.pages.resize(next->size() * groups_);
+  for (size_t i = 0; i < next->size(); ++i) {
+    const Timeline::Row& row = (*next)[i];
+    part.index.push_back(row.index);
+    for (size_t g = 0; g < groups_; ++g) {
+      part.pages[i * groups_ + g] = row.page->payload(static_cast<int>(g));
+    }
+    batch_.rows.push_back({.token = row.token,
+                           .position = static_cast<int32_t>(row.index),
+                           .sequence = number,
+                           .page = &part.pages[i * groups_],
+                           .slot = row.slot,
+                           .logits = sequence.WantsLogits(row.index)});
+  }
+  ForwardBatch::Sequence& views = batch_.sequences.emplace_back();
+  views.runs.resize(groups_);
+  for (size_t g = 0; g < groups_; ++g) {
+    sequence.timeline().Views(next->back().index + 1, static_cast<int>(g), &views.runs[g]);
+  }
+  rows_ += static_cast<int64_t>(next->size());
+  sequence.in_pass = true;
+  sequence.starved = false;
+  return {};
+}
+
+bool Pass::is_moot() const {
+  return std::all_of(parts_.begin(), parts_.end(),
+                     [](const Part& part) { return part.sequence->abandoned(); });
+}
+
+void Pass::Begin() {
+  in_flight_ = true;
+  ms_ = layer_ms_max_ = 0;
+  forward_.Begin(std::move(batch_));
+}
+
+bool Pass::StepLayer() {
+  const auto begin = Sequence::Clock::now();
+  forward_.StepLayer();
+  const double ms =
+      std::chrono::duration<double, std::milli>(Sequence::Clock::now() - begin).count();
+  ms_ += ms;
+  layer_ms_max_ = std::max(layer_ms_max_, ms);
+  return forward_.done();
+}
+
+Pass::Outcome Pass::Complete(uint64_t step) {
+  assert(in_flight_ && forward_.done());
+  Outcome outcome;
+  for (const Part& part : parts_) {
+    Sequence& sequence = *part.sequence;
+    sequence.in_pass = false;
+    const int64_t generated = sequence.generated();
+    if (Status s = CompletePart(part, step); !s.ok()) {
+      sequence.Finish(FinishReason::kError, std::move(s));
+    }
+    outcome.generated += sequence.generated() - generated;
+    outcome.failed += sequence.failed();
+  }
+  Clear();
+  return outcome;
+}
+
+Status Pass::CompletePart(const Part& part, uint64_t step) {
+  Sequence& sequence = *part.sequence;
+  const auto rows = static_cast<int64_t>(part.index.size());
+  for (int64_t r = 0; r < rows; ++r) {
+    if (!forward_.failed(part.first_row + r)) continue;
+    return Status::Corrupt("forward: a value of the rows from token " +
+                           std::to_string(part.index[r]) + " on is not finite");
+  }
+  if (const auto& observe = sequence.request().observe_logits) {
+    for (int64_t r = 0; r < rows; ++r) {
+      observe(part.index[r], forward_.logits(part.first_row + r));
+    }
+  }
+  sequence.Computed(rows, step);
+  if (sequence.timeline().pending() > 0) return {};
+  sequence.Advance(forward_.logits(part.first_row + rows - 1));
+  return {};
+}
+
+void Pass::Abandon() {
+  for (const Part& part : parts_) part.sequence->in_pass = false;
+  Clear();
+}
+
+void Pass::Clear() {
+  parts_.clear();
+  batch_ = {};
+  rows_ = 0;
+  in_flight_ = false;
+}
+
+}  // namespace holdfast
