@@ -521,4 +521,21 @@ size_t HttpServer::active_connections() const {
   return impl_->connections;
 }
 
+Result<HttpReply> HttpCall(const HttpCallArgs& args) {
+  httplib::Client client(args.base_url);
+  client.set_read_timeout(args.timeout_s);
+  httplib::Request request;
+  request.method = args.method;
+  request.path = args.path;
+  request.body = args.body;
+  if (!args.body.empty()) request.set_header("Content-Type", "application/json");
+  if (!args.api_key.empty()) request.set_header("Authorization", "Bearer " + args.api_key);
+  const httplib::Result result = client.send(request);
+  if (!result) {
+    return Status::Unavailable("no answer from " + args.base_url + ": " +
+                               httplib::to_string(result.error()));
+  }
+  return HttpReply{result->status, result->body};
+}
+
 }  // namespace holdfast

@@ -105,4 +105,19 @@ class HttpServer {
   std::unique_ptr<Impl> impl_;
 };
 
+// A plain client for our own commands: one request, one answer.
+struct HttpReply {
+  int status = 0;
+  std::string body;
+};
+struct HttpCallArgs {
+  std::string base_url;  // "http://127.0.0.1:8420"
+  std::string method = "GET", path;
+  std::string body;      // sent as application/json
+  std::string api_key;   // "" = none
+  int timeout_s = 600;
+};
+// kUnavailable when nobody answers there.
+Result<HttpReply> HttpCall(const HttpCallArgs& args);
+
 }  // namespace holdfast
