@@ -1,0 +1,339 @@
+#include "api/runtime.h"
+
+#include <stdlib.h>
+
+#include <algorithm>
+#include <atomic>
+#include <chrono>
+#include <cmath>
+#include <filesystem>
+#include <nlohmann/json.hpp>
+#include <utility>
+
+#include "api/chat_stream.h"
+#include "engine/base/env.h"
+#include "engine/kv/memory_page_store.h"
+#include "engine/store/data_dir.h"
+#include "engine/store/file_page_store.h"
+#include "sessions/page_writer.h"
+
+namespace holdfast {
+namespace {
+
+constexpr int kCloseMs = 5000;  // for cancelled streams to be let go of by their consumers
+constexpr uint64_t kMinDiskBytes = uint64_t{64} << 20;
+
+// ChatML, for a model file that brings no template.
+constexpr char kPlainTemplate[] =
+    "{% for m in messages %}{{ '<|im_start|>' + m.role + '\\n' + m.content + '<|im_end|>\\n' }}"
+    "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}";
+
+// A folder of this process alone, removed with everything in it.
+class TemporaryFolder {
+ public:
+  static Result<std::unique_ptr<TemporaryFolder>> Make() {
+    std::error_code error;
+    std::string path = (std::filesystem::temp_directory_path(error) / "holdfast-XXXXXX").string();
+    if (error || mkdtemp(path.data()) == nullptr) {
+      return Status::Io("runtime: no temporary folder can be made: " + path);
+    }
+    return std::unique_ptr<TemporaryFolder>(new TemporaryFolder(std::move(path)));
+  }
+  ~TemporaryFolder() {
+    std::error_code ignored;
+    std::filesystem::remove_all(path_, ignored);
+  }
+  const std::string& path() const { return path_; }
+
+ private:
+  explicit TemporaryFolder(std::string path) : path_(std::move(path)) {}
+  std::string path_;
+};
+
+nlohmann::ordered_json SamplingJson(const ChatRequest& r) {
+  const SamplingParams& s = r.sampling;
+  nlohmann::ordered_json j = {{"temperature", s.temperature},
+                              {"top_k", s.top_k},
+                              {"top_p", s.top_p},
+                              {"min_p", s.min_p},
+                              {"presence_penalty", s.presence_penalty},
+                              {"frequency_penalty", s.frequency_penalty},
+                              {"repetition_penalty", s.repetition_penalty},
+                              {"repetition_window", s.repetition_window},
+                              {"max_tokens", r.max_tokens}};
+  if (r.seed) j["seed"] = *r.seed;
+  return j;
+}
+
+// Over all of a request that decides its answer beside the history and the tools in the prompt.
+Digest ParamsDigest(const ChatRequest& r) {
+  Hasher h("chat-params-1");
+  const SamplingParams& s = r.sampling;
+  const float floats[] = {s.temperature,       s.top_p,           s.min_p,
+                          s.presence_penalty,  s.frequency_penalty, s.repetition_penalty};
+  h.Values(std::span<const float>(floats)).U64(s.top_k).U64(s.repetition_window);
+  h.U64(s.logit_bias.size());
+  for (const auto& [token, bias] : s.logit_bias) {
+    h.U64(token).Values(std::span<const float>(&bias, 1));
+  }
+  h.U64(r.seed.has_value()).U64(r.seed.value_or(0)).U64(r.max_tokens).U64(r.stop.size());
+  for (const std::string& stop : r.stop) h.Text(stop);
+  h.U64(static_cast<uint64_t>(r.tool_choice)).Text(r.tool_name).U64(r.parallel_tool_calls);
+  h.U64(static_cast<uint64_t>(r.format)).Text(r.schema_json).U64(r.strict_schema);
+  h.U64(static_cast<uint64_t>(r.history)).U64(r.tools.size());
+  for (const Tool& tool : r.tools) h.Text(tool.name);
+  return h.Finish();
+}
+
+TurnRequest TurnRequestOf(const ChatRequest& r) {
+  TurnRequest t;
+  t.tenant = r.tenant;
+  t.session = r.session;
+  t.idempotency_key = r.idempotency_key;
+  t.on_busy = r.on_busy;
+  t.history = r.history;
+  t.durability = r.durability;
+  t.messages = r.messages;
+  t.append = r.append;
+  t.tools_json = r.tools_json;
+  t.template_kwargs_json = r.template_kwargs_json;
+  t.params_digest = ParamsDigest(r);
+  t.sampling_json = SamplingJson(r).dump();
+  t.seed = r.seed;
+  t.max_tokens = r.max_tokens;
+  return t;
+}
+
+}  // namespace
+
+struct Runtime::Impl {
+  RuntimeOptions options;
+  RealEnv env;
+  StreamCount streams;
+  std::atomic<bool> closing{false};
+  std::atomic<bool> closed{false};
+
+  // In order of dependence: the last is torn down first. (The pool reports sealed pages to the writer;
+  // the model thread, which seals them, has ended by then.)
+  std::unique_ptr<TemporaryFolder> temporary;
+  std::optional<DataDir> folder;
+  std::unique_ptr<Database> db;
+  std::unique_ptr<PageStore> store;
+  std::unique_ptr<Engine> engine;
+  std::unique_ptr<PageWriter> writer;
+  std::unique_ptr<ChatTemplate> chat_template;
+  std::unique_ptr<ConstraintFactory> constraints;
+  std::unique_ptr<Stitcher> stitcher;
+  std::unique_ptr<Keeper> keeper;
+
+  Status OpenFolder();
+  Status OpenStore();
+  Status OpenText();
+  Status OpenKeeper();
+  Status Check(const ChatRequest& request) const;
+  Result<CompiledConstraint> Constrain(const ChatRequest& request) const;
+  Result<std::unique_ptr<ChatStream>> Start(const ChatRequest& request, std::unique_ptr<Turn> turn,
+                                            CompiledConstraint constraint);
+};
+
+Status Runtime::Impl::OpenFolder() {
+  std::string path = options.data_dir;
+  if (path.empty()) {
+    HOLDFAST_ASSIGN_OR_RETURN(temporary, TemporaryFolder::Make());
+    path = temporary->path();
+  }
+  HOLDFAST_ASSIGN_OR_RETURN(DataDir opened, DataDir::Open(path, DataDir::Mode::kCreate));
+  folder.emplace(std::move(opened));
+  Database::Options db_options;
+  db_options.path = folder->database_path();
+  db_options.migrations = Keeper::Migrations();
+  HOLDFAST_ASSIGN_OR_RETURN(db, Database::Open(std::move(db_options)));
+  return Status();
+}
+
+Status Runtime::Impl::OpenStore() {
+  if (!options.page_store) return Status();
+  if (options.data_dir.empty()) {
+    store = MakeMemoryPageStore(options.disk_bytes);
+    return Status();
+  }
+  FilePageStore::Options file;
+  file.path = folder->pages_path();
+  file.env = &env;
+  file.max_bytes = options.disk_bytes;
+  if (file.max_bytes == 0) {
+    HOLDFAST_ASSIGN_OR_RETURN(const uint64_t free, env.FreeBytes(folder->path()));
+    file.max_bytes = std::max(free / 4, kMinDiskBytes);
+  }
+  HOLDFAST_ASSIGN_OR_RETURN(std::unique_ptr<FilePageStore> opened,
+                            FilePageStore::Open(std::move(file)));
+  opened->DescribeModel(engine->model().fingerprint(), engine->pool().groups());
+  store = std::move(opened);
+  return Status();
+}
+
+Status Runtime::Impl::OpenText() {
+  const Tokenizer& tokenizer = engine->tokenizer();
+  ChatTemplateSpec spec;
+  spec.source = engine->model().chat_template();
+  if (spec.source.empty()) spec.source = kPlainTemplate;
+  spec.bos_text = tokenizer.TokenText(tokenizer.bos());
+  spec.eos_text = tokenizer.TokenText(tokenizer.eos());
+  spec.special_texts = tokenizer.SpecialTexts();
+  HOLDFAST_ASSIGN_OR_RETURN(chat_template, ChatTemplate::Create(spec));
+  HOLDFAST_ASSIGN_OR_RETURN(constraints, ConstraintFactory::Create(tokenizer));
+  return Status();
+}
+
+Status Runtime::Impl::OpenKeeper() {
+  KeeperOptions k;
+  k.db = db.get();
+  k.tokenizer = &engine->tokenizer();
+  k.chat_template = chat_template.get();
+  k.pool = &engine->pool();
+  k.stitcher = stitcher.get();
+  k.store = store.get();
+  k.fp = engine->model().fingerprint();
+  k.model_digest = engine->model().weights_digest();
+  k.model_name = engine->model().config().name;
+  k.max_context = engine->max_context();
+  k.max_resident = options.max_resident;
+  k.anonymous_ttl_s = options.anonymous_ttl_s;
+  if (writer != nullptr) k.sync_pages = [w = writer.get()] { return w->Flush(); };
+  HOLDFAST_ASSIGN_OR_RETURN(keeper, Keeper::Open(k));
+  return Status();
+}
+
+Result<std::unique_ptr<Runtime>> Runtime::Open(const RuntimeOptions& options) {
+  auto impl = std::make_unique<Impl>();
+  impl->options = options;
+  HOLDFAST_RETURN_IF_ERROR(impl->OpenFolder());
+  HOLDFAST_ASSIGN_OR_RETURN(impl->engine, Engine::Open(options.engine));
+  HOLDFAST_RETURN_IF_ERROR(impl->OpenStore());
+  const Digest fp = impl->engine->model().fingerprint();
+  if (impl->store != nullptr) {
+    impl->writer = std::make_unique<PageWriter>(&impl->engine->pool(), impl->store.get(), fp);
+  }
+  impl->stitcher = std::make_unique<Stitcher>(&impl->engine->pool(), impl->store.get(), fp);
+  HOLDFAST_RETURN_IF_ERROR(impl->OpenText());
+  HOLDFAST_RETURN_IF_ERROR(impl->OpenKeeper());
+  return std::unique_ptr<Runtime>(new Runtime(std::move(impl)));
+}
+
+Runtime::Runtime(std::unique_ptr<Impl> impl) : impl_(std::move(impl)) {}
+
+Runtime::~Runtime() { Shutdown(0); }
+
+Status Runtime::Impl::Check(const ChatRequest& r) const {
+  HOLDFAST_RETURN_IF_ERROR(ValidateSampling(r.sampling));
+  if (r.max_tokens < 0) return Status::Invalid("max_tokens: must not be negative");
+  const bool named = r.tool_choice == ToolChoice::kNamed;
+  if ((named || r.tool_choice == ToolChoice::kRequired) && r.tools.empty()) {
+    return Status::Invalid("tool_choice: there are no tools to choose from");
+  }
+  if (named && std::none_of(r.tools.begin(), r.tools.end(),
+                            [&](const Tool& t) { return t.name == r.tool_name; })) {
+    return Status::Invalid("tool_choice: there is no tool '" + r.tool_name + "'");
+  }
+  return Status();
+}
+
+// The constraint that the request asks for; none where nothing is enforced.
+Result<CompiledConstraint> Runtime::Impl::Constrain(const ChatRequest& r) const {
+  if (r.tool_choice == ToolChoice::kRequired || r.tool_choice == ToolChoice::kNamed) {
+    ToolCallSpec spec;
+    spec.tools = r.tools;
+    if (r.tool_choice == ToolChoice::kNamed) spec.only = r.tool_name;
+    if (engine->model().chat_template().find("<tool_call>") != std::string::npos) {
+      spec.prefix = "<tool_call>\n";
+      spec.suffix = "\n</tool_call>";
+    }
+    const bool many = r.parallel_tool_calls && r.tool_choice == ToolChoice::kRequired;
+    spec.parallel = many ? ParallelCalls::kMany : ParallelCalls::kOne;
+    return constraints->CompileToolCall(spec, SchemaMode::kRelaxed);
+  }
+  if (r.format == ResponseFormat::kText) return CompiledConstraint{};
+  if (!r.tools.empty() && r.tool_choice != ToolChoice::kNone) {
+    // A schema of the answer would forbid the calls.
+    CompiledConstraint none;
+    none.warning = "response_format is not enforced while tools may be called";
+    return none;
+  }
+  if (r.format == ResponseFormat::kJsonObject) return constraints->CompileJsonObject();
+  return constraints->CompileJsonSchema(
+      r.schema_json, r.strict_schema ? SchemaMode::kStrict : SchemaMode::kRelaxed);
+}
+
+Result<std::unique_ptr<ChatStream>> Runtime::Chat(ChatRequest request) {
+  if (impl_->closing) return Status::Unavailable("shutting down");
+  HOLDFAST_RETURN_IF_ERROR(impl_->Check(request));
+  HOLDFAST_ASSIGN_OR_RETURN(CompiledConstraint constraint, impl_->Constrain(request));
+  HOLDFAST_ASSIGN_OR_RETURN(std::unique_ptr<Turn> turn,
+                            impl_->keeper->Begin(TurnRequestOf(request)));
+  if (turn->replay()) {
+    HOLDFAST_ASSIGN_OR_RETURN(StoredResponse response, DecodeResponse(*turn->replay()));
+    return std::unique_ptr<ChatStream>(
+        std::make_unique<ReplayStream>(&impl_->streams, *turn, std::move(response)));
+  }
+  return impl_->Start(request, std::move(turn), std::move(constraint));
+}
+
+Result<std::unique_ptr<ChatStream>> Runtime::Impl::Start(const ChatRequest& request,
+                                                         std::unique_ptr<Turn> turn,
+                                                         CompiledConstraint constraint) {
+  GenerateRequest generate;
+  generate.timeline = turn->TakeTimeline();
+  generate.sampling = request.sampling;
+  generate.turn_seed = turn->seed();
+  generate.output_begin = static_cast<int64_t>(turn->prompt().size());
+  generate.max_tokens = turn->max_tokens();
+  generate.stop = request.stop;
+  generate.top_logprobs = request.top_logprobs;
+  generate.constraint = std::move(constraint.constraint);
+  auto generation = engine->Submit(std::move(generate));
+  if (!generation.ok()) {
+    TurnOutcome outcome;
+    outcome.finish = "refused";
+    keeper->Abort(std::move(turn), std::move(outcome));
+    return generation.status();
+  }
+  LiveStreamParts parts;
+  parts.keeper = keeper.get();
+  parts.engine = engine.get();
+  parts.stitcher = stitcher.get();
+  parts.alive = &streams;
+  parts.turn = std::move(turn);
+  parts.generation = std::move(generation).value();
+  if (request.tool_choice != ToolChoice::kNone) {
+    for (const Tool& tool : request.tools) parts.tool_names.push_back(tool.name);
+  }
+  parts.parallel = request.parallel_tool_calls ? ParallelCalls::kMany : ParallelCalls::kOne;
+  parts.warning = std::move(constraint.warning);
+  parts.top_logprobs = request.top_logprobs;
+  return std::unique_ptr<ChatStream>(std::make_unique<LiveStream>(std::move(parts)));
+}
+
+Keeper& Runtime::keeper() { return *impl_->keeper; }
+Engine& Runtime::engine() { return *impl_->engine; }
+Database& Runtime::database() { return *impl_->db; }
+
+void Runtime::Shutdown(int grace_ms) {
+  impl_->closing = true;
+  if (impl_->closed.exchange(true)) return;
+  impl_->streams.WaitForNone(grace_ms);
+  impl_->engine->Shutdown();  // what still runs ends as cancelled
+  impl_->streams.WaitForNone(kCloseMs);
+  impl_->keeper->Shutdown();
+  // A page that is not written is computed again.
+  if (impl_->writer != nullptr) impl_->writer->Flush().IgnoreError();
+}
+
+Runtime::Stats Runtime::stats() {
+  Stats s;
+  s.engine = impl_->engine->stats();
+  if (impl_->store != nullptr) s.store = impl_->store->stats();
+  s.keeper = impl_->keeper->stats();
+  return s;
+}
+
+}  // namespace holdfast
