@@ -4,9 +4,17 @@
 //
 // `gate_` counts the workers inside and says whether the job is open; the job's fields change only
 // while it is closed and empty, so a worker that has joined reads them safely. `epoch_` is what idle
-// workers watch: for kSpins pauses (some ten microseconds, about the gap between two operations of
-// a small model), then in the kernel.
+// workers watch: for kSpins pauses (some tens of microseconds: longer than the gap between two
+// operations, about what waking a sleeping processor costs), then in the kernel.
+//
+// Workers are kept off the processor that the caller runs on. A kernel may put a thread that was
+// just woken beside the one that woke it, where it can only wait (kernels of small virtual machines
+// pack threads on purpose, even for whole seconds). The caller's own affinity is left alone, since
+// threads that it starts would inherit it.
 #include "engine/backend/cpu/thread_pool.h"
+
+#include <pthread.h>
+#include <sched.h>
 
 #include <atomic>
 #include <thread>
@@ -17,7 +25,7 @@
 namespace holdfast {
 namespace {
 
-constexpr int kSpins = 256;
+constexpr int kSpins = 1024;
 constexpr uint32_t kOpen = 1u << 16;  // above it: nothing; below: workers inside
 
 // Waits until `value` is not `old`.
@@ -33,8 +41,11 @@ void Await(const std::atomic<uint32_t>& value, uint32_t old, int spins) {
 
 struct ThreadPool::Impl {
   explicit Impl(int threads) {
-    // More threads than cores: whoever spins takes the core from one who would work.
-    spins = threads <= static_cast<int>(std::thread::hardware_concurrency()) ? kSpins : 0;
+    sched_getaffinity(0, sizeof(allowed), &allowed);
+    const int processors = CPU_COUNT(&allowed);
+    // More threads than processors: whoever spins takes one from a thread that would work.
+    spins = threads <= processors ? kSpins : 0;
+    steers = threads > 1 && threads <= processors;
     for (int i = 1; i < threads; ++i) workers.emplace_back([this, i] { Loop(i); });
   }
 
@@ -48,6 +59,18 @@ struct ThreadPool::Impl {
       SetFpControl();
       Work(thread);
       if (gate.fetch_sub(1, std::memory_order_acq_rel) == 1) gate.notify_all();
+    }
+  }
+
+  // One system call per worker whenever the caller has been moved, which is rare.
+  void KeepWorkersOff(int processor) {
+    if (processor == caller_on) return;
+    caller_on = processor;
+    cpu_set_t others = allowed;
+    CPU_CLR(processor, &others);
+    // Failure (the process may have been confined since) only leaves the workers where they are.
+    for (std::thread& worker : workers) {
+      pthread_setaffinity_np(worker.native_handle(), sizeof(others), &others);
     }
   }
 
@@ -68,6 +91,7 @@ struct ThreadPool::Impl {
   }
 
   void Run(int64_t n, const TaskRef& f) {
+    if (steers) KeepWorkersOff(sched_getcpu());
     fn = &f;
     tasks = n;
     cursor.store(0, std::memory_order_relaxed);
@@ -82,6 +106,9 @@ struct ThreadPool::Impl {
     }
   }
 
+  cpu_set_t allowed;  // of the process, when the pool was made
+  bool steers = false;
+  int caller_on = -1;
   int spins = 0;
   const TaskRef* fn = nullptr;
   int64_t tasks = 0;
