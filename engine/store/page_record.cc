@@ -224,6 +224,12 @@ Status EncodeRecordHeader(const PageHeader& page, std::span<const LayerGroup> sh
   return Status();
 }
 
+RecordTag TagInHeader(std::span<const std::byte> header) {
+  RecordTag tag;
+  std::memcpy(tag.data(), header.data() + kAtTag, tag.size());
+  return tag;
+}
+
 Result<RecordHeader> DecodeRecordHeader(std::span<const std::byte> bytes) {
   if (bytes.size() < kRecordHeaderBytes) return Bad("shorter than a header");
   const std::byte* h = bytes.data();
@@ -258,7 +264,7 @@ Result<RecordHeader> DecodeRecordHeader(std::span<const std::byte> bytes) {
   header.page.fp = TakeDigest(h + kAtFp);
   header.page.key = TakeDigest(h + kAtKey);
   header.page.parent = TakeDigest(h + kAtParent);
-  std::memcpy(header.tag.data(), h + kAtTag, header.tag.size());
+  header.tag = TagInHeader(bytes);
   return header;
 }
 

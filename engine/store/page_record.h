@@ -5,8 +5,8 @@
 //
 // The header carries `check` (XXH3-64 over itself), so that its lengths can be used before the
 // payload is read, and `tag` (XXH3-128 over header and payloads). Every byte of a record is
-// guarded: by check and tag, or by having to be zero. The decoder is safe on hostile bytes: all lengths are
-// checked before use, nothing is allocated by what the bytes say beyond small fixed bounds.
+// guarded: by check and tag, or by having to be zero. The decoder is safe on hostile bytes: all
+// lengths are checked before use, and nothing large is allocated by what the bytes say.
 //
 // Pure functions; thread-safe.
 #pragma once
@@ -58,6 +58,9 @@ uint64_t RecordBytes(std::span<const RecordGroup> groups);
 Status EncodeRecordHeader(const PageHeader& page, std::span<const LayerGroup> shapes,
                           std::span<const std::span<const std::byte>> payloads,
                           std::span<std::byte> out);
+
+// The tag in an encoded header.
+RecordTag TagInHeader(std::span<const std::byte> header);
 
 // Reads a header (`bytes`: at least kRecordHeaderBytes). kCorrupt when anything in it is not as it
 // must be; a version that this program does not know is kInvalid.

@@ -1,0 +1,210 @@
+#include "engine/store/page_files.h"
+
+#include <algorithm>
+#include <cassert>
+#include <cstdio>
+#include <cstdlib>
+
+#include "engine/store/page_record.h"
+
+namespace holdfast {
+
+namespace {
+
+constexpr char kPrefix[] = "pages-", kSuffix[] = ".hf";
+
+std::string NameOf(uint32_t number) {
+  char name[32];
+  std::snprintf(name, sizeof(name), "%s%06u%s", kPrefix, number, kSuffix);
+  return name;
+}
+
+// The number in a page file's name; 0 when it is not one.
+uint32_t NumberIn(const std::string& name) {
+  const size_t prefix = sizeof(kPrefix) - 1;
+  if (name.compare(0, prefix, kPrefix) != 0) return 0;
+  const unsigned long number = std::strtoul(name.c_str() + prefix, nullptr, 10);
+  if (number == 0 || number > 0xfffffffful) return 0;
+  return NameOf(static_cast<uint32_t>(number)) == name ? static_cast<uint32_t>(number) : 0;
+}
+
+}  // namespace
+
+std::string PageFiles::PathOf(uint32_t file) const { return options_.path + "/" + NameOf(file); }
+
+Result<std::unique_ptr<PageFiles>> PageFiles::Open(Options options) {
+  std::unique_ptr<PageFiles> files(new PageFiles(std::move(options)));
+  Env* env = files->options_.env;
+  HOLDFAST_ASSIGN_OR_RETURN(std::vector<std::string> names, env->List(files->options_.path));
+  for (const std::string& name : names) {
+    const uint32_t number = NumberIn(name);
+    if (number == 0) continue;
+    Slot slot;
+    HOLDFAST_ASSIGN_OR_RETURN(std::unique_ptr<File> file,
+                              env->Open(files->PathOf(number), FileMode::kReadWrite));
+    HOLDFAST_ASSIGN_OR_RETURN(uint64_t size, file->Size());
+    slot.size_at_open = size;
+    slot.end = AlignToRecord(size);  // a torn tail is left behind
+    slot.file = std::move(file);
+    files->slots_.emplace(number, std::move(slot));
+    files->last_number_ = files->active_ = std::max(files->last_number_, number);
+  }
+  return files;
+}
+
+Status PageFiles::AddFileLocked() {
+  const uint32_t number = last_number_ + 1;
+  HOLDFAST_ASSIGN_OR_RETURN(std::unique_ptr<File> file,
+                            options_.env->Open(PathOf(number), FileMode::kCreate));
+  const uint32_t before = active_;
+  Slot slot;
+  slot.file = std::move(file);
+  slots_.emplace(number, std::move(slot));
+  last_number_ = active_ = number;
+  unnamed_.insert(number);
+  const auto old = slots_.find(before);
+  if (old != slots_.end() && IsDeadLocked(before, old->second)) UnlinkLocked(old);
+  return Status();
+}
+
+Result<PagePlace> PageFiles::Reserve(uint64_t length) {
+  assert(length > 0 && length % kRecordAlign == 0);
+  std::lock_guard lock(mu_);
+  auto it = slots_.find(active_);
+  if (it == slots_.end() || it->second.spoiled ||
+      (it->second.end > 0 && it->second.end + length > options_.max_file_bytes)) {
+    HOLDFAST_RETURN_IF_ERROR(AddFileLocked());
+    it = slots_.find(active_);
+  }
+  const PagePlace place{active_, it->second.end, length};
+  it->second.end += length;
+  it->second.live += length;
+  return place;
+}
+
+std::shared_ptr<File> PageFiles::FileOf(uint32_t number) const {
+  std::lock_guard lock(mu_);
+  const auto it = slots_.find(number);
+  return it == slots_.end() ? nullptr : it->second.file;
+}
+
+Status PageFiles::Write(const PagePlace& place,
+                        std::span<const std::span<const std::byte>> parts) {
+  const std::shared_ptr<File> file = FileOf(place.file);
+  assert(file != nullptr && "a held place keeps its file");
+  HOLDFAST_RETURN_IF_ERROR(file->WriteAt(place.offset, parts));
+  std::lock_guard lock(mu_);
+  if (slots_.at(place.file).spoiled) return Status::Io(PathOf(place.file) + ": its sync failed");
+  unsynced_.insert(place.file);
+  return Status();
+}
+
+Status PageFiles::Read(const PagePlace& place, std::span<const std::span<std::byte>> parts) {
+  const std::shared_ptr<File> file = FileOf(place.file);
+  if (file == nullptr) return Status::Corrupt(PathOf(place.file) + ": no such page file");
+  return file->ReadAt(place.offset, parts);
+}
+
+Status PageFiles::Sync() {
+  std::set<uint32_t> failed;
+  std::set<uint32_t> unnamed;
+  std::map<uint32_t, std::shared_ptr<File>> unsynced;
+  {
+    std::lock_guard lock(mu_);
+    unnamed.swap(unnamed_);
+    for (uint32_t number : unsynced_) unsynced[number] = slots_.at(number).file;
+    unsynced_.clear();
+  }
+  Status first;
+  if (!unnamed.empty()) {
+    first = options_.env->SyncDirectory(options_.path);
+    if (!first.ok()) failed.insert(unnamed.begin(), unnamed.end());
+  }
+  for (const auto& [number, file] : unsynced) {
+    Status status = file->Sync();
+    if (status.ok()) continue;
+    failed.insert(number);
+    if (first.ok()) first = std::move(status);
+  }
+  std::lock_guard lock(mu_);
+  for (uint32_t number : failed) {
+    const auto it = slots_.find(number);
+    if (it != slots_.end()) it->second.spoiled = true;
+  }
+  return first;
+}
+
+bool PageFiles::Spoiled(uint32_t file) const {
+  std::lock_guard lock(mu_);
+  const auto it = slots_.find(file);
+  return it != slots_.end() && it->second.spoiled;
+}
+
+bool PageFiles::Holds(const PagePlace& place) const {
+  std::lock_guard lock(mu_);
+  const auto it = slots_.find(place.file);
+  return it != slots_.end() && place.offset % kRecordAlign == 0 &&
+         place.length % kRecordAlign == 0 && place.length > 0 &&
+         place.offset <= it->second.size_at_open &&
+         place.length <= it->second.size_at_open - place.offset;
+}
+
+void PageFiles::Retain(const PagePlace& place) {
+  std::lock_guard lock(mu_);
+  slots_.at(place.file).live += place.length;
+}
+
+bool PageFiles::IsDeadLocked(uint32_t number, const Slot& slot) const {
+  return slot.live == 0 && (number != active_ || slot.spoiled);
+}
+
+// A name that comes back after a crash is a dead file, which recovery unlinks again.
+std::map<uint32_t, PageFiles::Slot>::iterator PageFiles::UnlinkLocked(
+    std::map<uint32_t, Slot>::iterator it) {
+  options_.env->Remove(PathOf(it->first)).IgnoreError();
+  unsynced_.erase(it->first);
+  unnamed_.erase(it->first);
+  return slots_.erase(it);
+}
+
+void PageFiles::SkipNumbers(uint32_t seen) {
+  std::lock_guard lock(mu_);
+  last_number_ = std::max(last_number_, seen);
+}
+
+void PageFiles::Release(const PagePlace& place, Space space) {
+  std::shared_ptr<File> file;
+  {
+    std::lock_guard lock(mu_);
+    const auto it = slots_.find(place.file);
+    if (it == slots_.end()) return;
+    Slot& slot = it->second;
+    assert(slot.live >= place.length);
+    slot.live -= place.length;
+    if (IsDeadLocked(place.file, slot)) {
+      UnlinkLocked(it);
+      return;
+    }
+    if (space == Space::kPunch) file = slot.file;
+  }
+  // Where the file system cannot, the space comes back with compaction.
+  if (file != nullptr) file->PunchHole(place.offset, place.length).IgnoreError();
+}
+
+void PageFiles::RemoveDead() {
+  std::lock_guard lock(mu_);
+  for (auto it = slots_.begin(); it != slots_.end();) {
+    it = IsDeadLocked(it->first, it->second) ? UnlinkLocked(it) : std::next(it);
+  }
+}
+
+std::vector<PageFiles::Usage> PageFiles::usage() const {
+  std::lock_guard lock(mu_);
+  std::vector<Usage> all;
+  for (const auto& [number, slot] : slots_) {
+    all.push_back({number, slot.end, slot.live, number == active_ && !slot.spoiled});
+  }
+  return all;
+}
+
+}  // namespace holdfast

@@ -1,0 +1,37 @@
+// A rocksdb::Env over the operating system's whose n-th append or sync fails. Syncs are not passed
+// on: no test here cuts the power under RocksDB, and a sync takes milliseconds.
+#pragma once
+
+#include <atomic>
+#include <memory>
+
+namespace rocksdb {
+class Env;
+}
+
+namespace holdfast::testing {
+
+class FaultIndexEnv {
+ public:
+  enum class Fault { kIoError, kNoSpace };
+
+  FaultIndexEnv();
+  ~FaultIndexEnv();
+
+  rocksdb::Env* env() const;
+  void FailFrom(int n, Fault fault);  // the n-th from now on (1 = the next) and all after it
+  void Heal();
+  int operations() const;
+  int faults() const;
+
+  struct Counter {
+    std::atomic<int> operations{0}, faults{0}, fail_from{0};
+    std::atomic<Fault> fault{Fault::kIoError};
+  };
+
+ private:
+  std::shared_ptr<Counter> counter_;
+  std::unique_ptr<rocksdb::Env> env_;
+};
+
+}  // namespace holdfast::testing
