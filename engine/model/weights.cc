@@ -2,10 +2,8 @@
 
 #include <algorithm>
 #include <atomic>
-#include <condition_variable>
 #include <cstring>
 #include <mutex>
-#include <optional>
 #include <string>
 #include <thread>
 
@@ -146,7 +144,7 @@ std::vector<std::byte> HalfSplitRows(std::span<const std::byte> data, int64_t ro
   return out;
 }
 
-// Runs the jobs on several threads; the calling thread reports and waits.
+// Runs the jobs on several threads, of which the calling one works too and reports.
 class Packer {
  public:
   Packer(const FileMap& map, Backend& backend, std::vector<Job>& jobs)
@@ -159,35 +157,26 @@ class Packer {
   }
 
   Status Run(int threads, const std::function<void(double)>& progress) {
-    std::vector<std::thread> workers;
-    for (int i = 0; i < threads; ++i) workers.emplace_back([this] { Work(); });
-    {
-      std::unique_lock lock(mu_);
-      for (size_t seen = 0; finished_ < jobs_.size() && failed_.ok();) {
-        changed_.wait(lock, [&] { return finished_ != seen || !failed_.ok(); });
-        seen = finished_;
-        const double fraction = static_cast<double>(bytes_) / static_cast<double>(total_);
-        lock.unlock();
-        if (progress) progress(fraction);
-        lock.lock();
-      }
-    }
-    for (std::thread& worker : workers) worker.join();
+    std::vector<std::thread> others;
+    for (int i = 1; i < threads; ++i) others.emplace_back([this] { Work({}); });
+    Work(progress);
+    for (std::thread& other : others) other.join();
+    if (failed_.ok() && progress) progress(1.0);
     return std::move(failed_);
   }
 
  private:
-  void Work() {
+  void Work(const std::function<void(double)>& progress) {
     for (size_t i = next_++; i < jobs_.size() && !stop_; i = next_++) {
       Status status = Pack(&jobs_[i]);
-      std::lock_guard lock(mu_);
       if (!status.ok()) {
         stop_ = true;
+        std::lock_guard lock(mu_);
         if (failed_.ok()) failed_ = std::move(status);
+        return;
       }
-      ++finished_;
-      bytes_ += jobs_[i].tensor->data.size();
-      changed_.notify_all();
+      const size_t bytes = packed_ += jobs_[i].tensor->data.size();
+      if (progress) progress(static_cast<double>(bytes) / static_cast<double>(total_));
     }
   }
 
@@ -226,11 +215,10 @@ class Packer {
   std::vector<Job>& jobs_;
   size_t total_ = 0;
   std::atomic<size_t> next_{0};
+  std::atomic<size_t> packed_{0};  // bytes
   std::atomic<bool> stop_{false};
   std::mutex mu_;
-  std::condition_variable changed_;
-  size_t finished_ = 0, bytes_ = 0;  // guarded by mu_, as is failed_
-  Status failed_;
+  Status failed_;  // the first failure; guarded by mu_ while others work
 };
 
 Digest TreeDigest(std::vector<Job> jobs) {
