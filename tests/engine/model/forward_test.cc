@@ -1,5 +1,7 @@
 // The forward pass at the level of the model: what a sequence gets depends on its tokens alone, not
 // on batch, chunk, other sequences, or the instruction set. Every comparison is to the bit.
+#include <algorithm>
+#include <cmath>
 #include <cstring>
 #include <memory>
 #include <string>
@@ -10,6 +12,7 @@
 #include "engine/model/model.h"
 #include "engine/model/sequence_kv.h"
 #include "tests/engine/base/temp_dir.h"
+#include "tests/engine/model/naive_llama.h"
 #include "tests/fixtures/tiny_model.h"
 
 namespace holdfast {
@@ -111,6 +114,28 @@ bool SameBits(const Logits& a, const Logits& b) {
     }
   }
   return true;
+}
+
+TEST_CASE("logits are those of a plain forward pass in double precision") {
+  TinyModelSpec llama, qwen2, scaled;
+  qwen2.architecture = "qwen2";
+  qwen2.head = TinyHead::kSeparate;
+  scaled.rope_freqs.assign(16, 1.0f);
+  scaled.rope_freqs[3] = 4.0f;
+  for (TinyModelSpec spec : {llama, qwen2, scaled}) {
+    spec.type = WeightType::kF32;
+    Fixture f(spec, "", KvType::kF32);
+    const auto tokens = SomeTokens(20, 1);
+    const Logits got = Compute(f.model(), tokens, 20);
+    const auto want = NaiveLogits(TinyModelFile(spec), tokens);
+    double worst = 0;
+    for (size_t i = 0; i < want.size(); ++i) {
+      for (size_t t = 0; t < want[i].size(); ++t) {
+        worst = std::max(worst, std::abs(want[i][t] - static_cast<double>(got[i][t])));
+      }
+    }
+    CHECK(worst < 1e-3);
+  }
 }
 
 TEST_CASE("chunks, neighbours and pauses change no bit") {
