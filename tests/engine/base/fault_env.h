@@ -3,8 +3,8 @@
 //
 // What a crash leaves: of each file the bytes as of its last Sync, plus any of the 512-byte sectors
 // that were written since (chance decides, by seed); of each folder the names as of its last
-// SyncDirectory, plus any of the changes since. A Sync that fails loses sectors for good, as a kernel
-// does that marks pages clean after a failed write-back.
+// SyncDirectory, plus any of the changes since. A Sync that fails loses sectors for good, as a
+// kernel does that marks pages clean after a failed write-back.
 #pragma once
 
 #include <map>

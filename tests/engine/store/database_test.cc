@@ -165,7 +165,8 @@ TEST_CASE("turns go before background work that was queued earlier") {
   std::string order;  // the writer's thread alone
   auto mark = [&](char c) { return [&order, c](Txn&) { order += c; return Status(); }; };
   auto ignore = [](const Status&) {};
-  REQUIRE(db->Submit([gate](Txn&) { gate.wait(); return Status(); }, WriteClass::kTurn, ignore).ok());
+  auto hold = [gate](Txn&) { gate.wait(); return Status(); };
+  REQUIRE(db->Submit(hold, WriteClass::kTurn, ignore).ok());
   for (int i = 0; i < 3; ++i) REQUIRE(db->Submit(mark('b'), WriteClass::kBackground, ignore).ok());
   for (int i = 0; i < 3; ++i) REQUIRE(db->Submit(mark('t'), WriteClass::kTurn, ignore).ok());
   go.set_value();

@@ -96,7 +96,7 @@ TEST_CASE("a record decodes to what was encoded") {
 
 TEST_CASE("FORMAT.md's worked example is what the encoder writes") {
   const std::vector<std::byte> bytes = EncodeExample(Example());
-  std::ostringstream dump;  // lines "offset: 16 bytes", up to the payload's end, zero lines left out
+  std::ostringstream dump;  // lines "offset: 16 bytes", zero ones left out
   for (size_t at = 0; at < kRecordHeaderBytes + 128; at += 16) {
     if (IsZeros({bytes.data() + at, 16})) continue;
     char text[8];
@@ -221,8 +221,9 @@ void Resign(std::vector<std::byte>* record) {
 TEST_CASE("20,000 records with hostile fields under a right check give typed errors") {
   std::mt19937_64 random(4711);
   // Fields, and numbers that tend to break decoders.
-  const std::vector<size_t> fields = {8, 10, 11, 12, 14, 16, 20, 24, 28, 152, 160, 192, 196, 200, 201,
-                                      204, 208, 212, 216, 220, 224, 228, 232, 240, 244, 250, 4092};
+  const std::vector<size_t> fields = {8,   10,  11,  12,  14,  16,  20,  24,  28,
+                                      152, 160, 192, 196, 200, 201, 204, 208, 212,
+                                      216, 220, 224, 228, 232, 240, 244, 250, 4092};
   const std::vector<uint64_t> numbers = {0, 1, 2, 3, 31, 32, 33, 64, 65, 127, 128, 4095, 4096, 4097,
                                          65535, 65536, 1u << 28, (1u << 28) + 1, 0x7fffffff,
                                          0x80000000, 0xffffffff, 0x100000000, ~0ull, ~0ull - 4095};
