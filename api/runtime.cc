@@ -15,12 +15,15 @@
 #include "engine/kv/memory_page_store.h"
 #include "engine/store/data_dir.h"
 #include "engine/store/file_page_store.h"
-#include "sessions/page_writer.h"
+#include "engine/store/page_writer.h"
 
 namespace holdfast {
 namespace {
 
 constexpr int kCloseMs = 5000;  // for cancelled streams to be let go of by their consumers
+constexpr uint64_t kWriterPoolPart = 8; // pages that wait to be written pin at most this part of it
+constexpr uint64_t kWriterMaxQueued = 1024;
+constexpr uint64_t kCompactBytes = uint64_t{8} << 20;  // in one idle step
 constexpr uint64_t kMinDiskBytes = uint64_t{64} << 20;
 
 // ChatML, for a model file that brings no template.
@@ -119,6 +122,7 @@ struct Runtime::Impl {
   std::optional<DataDir> folder;
   std::unique_ptr<Database> db;
   std::unique_ptr<PageStore> store;
+  FilePageStore* file_store = nullptr;  // `store`, where it is on disk
   std::unique_ptr<Engine> engine;
   std::unique_ptr<PageWriter> writer;
   std::unique_ptr<ChatTemplate> chat_template;
@@ -128,6 +132,7 @@ struct Runtime::Impl {
 
   Status OpenFolder();
   Status OpenStore();
+  void StartWriter();
   Status OpenText();
   Status OpenKeeper();
   Status Check(const ChatRequest& request) const;
@@ -146,6 +151,7 @@ Status Runtime::Impl::OpenFolder() {
   folder.emplace(std::move(opened));
   Database::Options db_options;
   db_options.path = folder->database_path();
+  db_options.vfs = options.database_vfs;
   db_options.migrations = Keeper::Migrations();
   HOLDFAST_ASSIGN_OR_RETURN(db, Database::Open(std::move(db_options)));
   return Status();
@@ -168,8 +174,24 @@ Status Runtime::Impl::OpenStore() {
   HOLDFAST_ASSIGN_OR_RETURN(std::unique_ptr<FilePageStore> opened,
                             FilePageStore::Open(std::move(file)));
   opened->DescribeModel(engine->model().fingerprint(), engine->pool().groups());
+  file_store = opened.get();
   store = std::move(opened);
   return Status();
+}
+
+void Runtime::Impl::StartWriter() {
+  PageWriter::Options w;
+  w.fp = engine->model().fingerprint();
+  w.groups = engine->pool().groups();
+  w.queue_capacity = std::clamp<uint64_t>(engine->pool().stats().slots_max / kWriterPoolPart, 1,
+                                          kWriterMaxQueued);
+  if (file_store != nullptr) {
+    w.when_idle = [s = file_store] {
+      if (auto moved = s->Compact(kCompactBytes); !moved.ok()) moved.status().IgnoreError();
+    };
+  }
+  writer = std::make_unique<PageWriter>(store.get(), std::move(w));
+  engine->pool().SetSealObserver(&PageWriter::Observe, writer.get());
 }
 
 Status Runtime::Impl::OpenText() {
@@ -210,11 +232,9 @@ Result<std::unique_ptr<Runtime>> Runtime::Open(const RuntimeOptions& options) {
   HOLDFAST_RETURN_IF_ERROR(impl->OpenFolder());
   HOLDFAST_ASSIGN_OR_RETURN(impl->engine, Engine::Open(options.engine));
   HOLDFAST_RETURN_IF_ERROR(impl->OpenStore());
-  const Digest fp = impl->engine->model().fingerprint();
-  if (impl->store != nullptr) {
-    impl->writer = std::make_unique<PageWriter>(&impl->engine->pool(), impl->store.get(), fp);
-  }
-  impl->stitcher = std::make_unique<Stitcher>(&impl->engine->pool(), impl->store.get(), fp);
+  if (impl->store != nullptr) impl->StartWriter();
+  impl->stitcher = std::make_unique<Stitcher>(&impl->engine->pool(), impl->store.get(),
+                                              impl->engine->model().fingerprint());
   HOLDFAST_RETURN_IF_ERROR(impl->OpenText());
   HOLDFAST_RETURN_IF_ERROR(impl->OpenKeeper());
   return std::unique_ptr<Runtime>(new Runtime(std::move(impl)));

@@ -28,6 +28,7 @@ struct RuntimeOptions {
   bool page_store = true;     // false: tokens are durable, pages are computed again
   int max_resident = 64;      // warm heads of sessions
   int64_t anonymous_ttl_s = 3600;
+  std::string database_vfs;   // name of an sqlite3_vfs; "" = the default one (tests)
 };
 
 // What `tool_choice` said.

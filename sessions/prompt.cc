@@ -35,6 +35,19 @@ std::vector<PlainRange> Moved(std::span<const PlainRange> plain, size_t cut, siz
   return out;
 }
 
+// Puts the token that a model expects before every text.
+void PutBos(TokenId bos, PromptTokens* out) {
+  if (!out->tokens.empty() && out->tokens.front() == bos) return;  // the template did
+  out->tokens.insert(out->tokens.begin(), bos);
+  out->origins.insert(out->origins.begin(), TokenOrigin::kTemplate);
+  for (ItemSpan& item : out->items) {
+    ++item.end;
+    ++item.body_begin;
+    ++item.body_end;
+  }
+  ++out->prompt_begin;
+}
+
 void MarkOrigins(PromptTokens* out, int64_t trailer_tokens) {
   out->origins.assign(out->tokens.size(), TokenOrigin::kTemplate);
   for (const ItemSpan& item : out->items) {
@@ -169,7 +182,9 @@ Result<PromptTokens> PromptRenderer::Tokenise(const PromptArgs& args, int from,
 Result<PromptTokens> PromptRenderer::Whole(const PromptArgs& args) const {
   const int n = static_cast<int>(args.messages.size());
   HOLDFAST_ASSIGN_OR_RETURN(Rendered all, Render(args, n, GenerationPrompt::kAdd));
-  return Tokenise(args, 0, all, 0, {});
+  HOLDFAST_ASSIGN_OR_RETURN(PromptTokens out, Tokenise(args, 0, all, 0, {}));
+  if (tokenizer_->add_bos() && tokenizer_->bos() != kNoToken) PutBos(tokenizer_->bos(), &out);
+  return out;
 }
 
 Result<std::optional<PromptTokens>> PromptRenderer::After(const PromptArgs& args, int from,

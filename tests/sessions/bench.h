@@ -1,0 +1,59 @@
+// A keeper over a tiny model, without decoding: tests say what was generated. Its database and model
+// lie in a temporary folder that goes with it. Restart() is a new process over the same data.
+#pragma once
+
+#include <filesystem>
+#include <memory>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "engine/engine.h"
+#include "engine/kv/memory_page_store.h"
+#include "sessions/keeper.h"
+#include "stitcher/stitcher.h"
+
+namespace holdfast {
+
+class SessionBench {
+ public:
+  SessionBench();
+  ~SessionBench();
+
+  void Restart();
+  Keeper& keeper() { return *keeper_; }
+  Engine& engine() { return *engine_; }
+  PageStore& store() { return *store_; }
+  int64_t now_ms = 1'000'000;  // the keeper's clock
+
+  // A turn that is answered with `answer` and the template's end token. Empty on error.
+  std::unique_ptr<Turn> Begin(const TurnRequest& request);
+  void Answer(std::unique_ptr<Turn> turn, std::string_view answer);
+  // Begin and Answer.
+  TurnStart Say(const TurnRequest& request, std::string_view answer);
+
+  std::vector<TokenId> Encode(std::string_view text) const;
+  std::string Decode(std::span<const TokenId> tokens) const;
+
+ private:
+  void Open();
+
+  std::filesystem::path folder_;
+  std::unique_ptr<PageStore> store_;
+  std::unique_ptr<Engine> engine_;
+  std::unique_ptr<ChatTemplate> template_;
+  std::unique_ptr<Database> db_;
+  std::unique_ptr<Stitcher> stitcher_;
+  std::unique_ptr<Keeper> keeper_;
+};
+
+// Messages as the API would read them.
+ChatMessage System(std::string text);
+ChatMessage User(std::string text);
+ChatMessage Assistant(std::string text, std::vector<ToolCall> calls = {});
+ChatMessage ToolResult(std::string call_id, std::string text);
+
+// A request of tenant "ann"; `session` "" = anonymous. The messages are borrowed.
+TurnRequest Ask(std::string session, std::span<const ChatMessage> messages);
+
+}  // namespace holdfast

@@ -1,0 +1,505 @@
+#include "sessions/keeper.h"
+
+#include <doctest/doctest.h>
+
+#include <future>
+
+#include "tests/fixtures/tiny_model.h"
+#include "tests/sessions/bench.h"
+
+namespace holdfast {
+namespace {
+
+using Messages = std::vector<ChatMessage>;
+
+TEST_CASE("a conversation goes on with its sampled tokens") {
+  SessionBench b;
+  Messages m = {System("be brief"), User("one")};
+  const TurnStart first = b.Say(Ask("chat", m), "uno");
+  CHECK(first.new_session);
+  CHECK(first.branch == "main");
+  CHECK(first.external_id == "chat");
+  CHECK(first.kept_tokens == 0);
+  CHECK_FALSE(first.miss);
+
+  m.push_back(Assistant("uno"));
+  m.push_back(User("two"));
+  auto turn = b.Begin(Ask("chat", m));
+  CHECK_FALSE(turn->start().new_session);
+  CHECK(turn->start().session_id == first.session_id);
+  CHECK(turn->start().branch == "main");
+  CHECK_FALSE(turn->start().miss);
+  CHECK(b.Decode(turn->prompt()) ==
+        "<|im_start|>system\nbe brief<|im_end|>\n<|im_start|>user\none<|im_end|>\n"
+        "<|im_start|>assistant\nuno<|im_end|>\n<|im_start|>user\ntwo<|im_end|>\n"
+        "<|im_start|>assistant\n");
+  // All but the last newline, the new message and the new prompt were in the log.
+  const std::string kept = b.Decode(turn->prompt().first(turn->start().kept_tokens));
+  CHECK(kept.ends_with("uno<|im_end|>"));
+  b.Answer(std::move(turn), "dos");
+
+  const auto items = b.keeper().Items("ann", "chat", "", {});
+  REQUIRE(items.ok());
+  REQUIRE(items->rows.size() == 5);
+  const char* roles[] = {"system", "user", "assistant", "user", "assistant"};
+  int64_t next = 0;
+  for (size_t i = 0; i < 5; ++i) {
+    const ItemInfo& item = items->rows[i];
+    CHECK(item.role == roles[i]);
+    CHECK(item.first == next);  // every token belongs to one item
+    CHECK(item.sampled == (item.role == "assistant"));
+    CHECK(item.header + item.trailer < item.count);
+    next += item.count;
+  }
+  const auto tokens = b.keeper().Tokens("ann", "chat", "");
+  CHECK(static_cast<int64_t>(tokens->size()) == next);
+  CHECK(b.keeper().Get("ann", "chat")->turns == 2);
+}
+
+TEST_CASE("what was sampled stands, whatever its text would be tokenised as") {
+  SessionBench b;
+  Messages m = {User("x")};
+  auto turn = b.Begin(Ask("chat", m));
+  TurnOutcome outcome;
+  outcome.message = Assistant("the");
+  outcome.finish = "stop";
+  for (char c : std::string("the")) outcome.generated.push_back({TinyByteToken(c), 1, false});
+  outcome.generated.push_back({kTinyTurnEnd, 1, false});
+  const int64_t prompt = turn->start().prompt_tokens;
+  REQUIRE(b.keeper().Commit(std::move(turn), std::move(outcome)).durable);
+  m.push_back(Assistant("the"));
+  m.push_back(User("y"));
+  auto next = b.Begin(Ask("chat", m));
+  REQUIRE(next->prompt().size() > static_cast<size_t>(prompt) + 3);
+  CHECK(next->prompt()[prompt] == TinyByteToken('t'));
+  CHECK(next->prompt()[prompt + 1] == TinyByteToken('h'));
+  CHECK(next->prompt()[prompt + 2] == TinyByteToken('e'));
+}
+
+TEST_CASE("as_sent tokenises the whole history anew") {
+  SessionBench b;
+  Messages m = {User("x")};
+  auto turn = b.Begin(Ask("chat", m));
+  TurnOutcome outcome;
+  outcome.message = Assistant("the");
+  for (char c : std::string("the")) outcome.generated.push_back({TinyByteToken(c), 1, false});
+  outcome.generated.push_back({kTinyTurnEnd, 1, false});
+  REQUIRE(b.keeper().Commit(std::move(turn), std::move(outcome)).durable);
+  m.push_back(Assistant("the"));
+  m.push_back(User("y"));
+  TurnRequest r = Ask("chat", m);
+  r.history = HistoryMode::kAsSent;
+  auto next = b.Begin(r);
+  const auto want = b.Encode(b.Decode(next->prompt()));
+  CHECK(std::vector<TokenId>(next->prompt().begin(), next->prompt().end()) == want);
+}
+
+TEST_CASE("after a cut the end marker is put in, and a stray end token is left out") {
+  SessionBench b;
+  Messages m = {User("x")};
+  auto turn = b.Begin(Ask("chat", m));
+  TurnOutcome cut;
+  cut.message = Assistant("ab");
+  cut.finish = "length";
+  for (TokenId t : b.Encode("ab")) cut.generated.push_back({t, 1, false});
+  REQUIRE(b.keeper().Commit(std::move(turn), std::move(cut)).durable);
+  m.push_back(Assistant("ab"));
+  m.push_back(User("y"));
+  turn = b.Begin(Ask("chat", m));
+  CHECK(b.Decode(turn->prompt()).find("ab<|im_end|>\n<|im_start|>user\ny") != std::string::npos);
+  TurnOutcome stray;
+  stray.message = Assistant("cd");
+  for (TokenId t : b.Encode("cd")) stray.generated.push_back({t, 1, false});
+  stray.generated.push_back({kTinyEndOfText, 1, false});
+  REQUIRE(b.keeper().Commit(std::move(turn), std::move(stray)).durable);
+  m.push_back(Assistant("cd"));
+  m.push_back(User("z"));
+  turn = b.Begin(Ask("chat", m));
+  CHECK(b.Decode(turn->prompt()).find("cd<|im_end|>\n<|im_start|>user\nz") != std::string::npos);
+}
+
+TEST_CASE("a changed message makes a branch, and says where") {
+  SessionBench b;
+  Messages m = {User("one")};
+  b.Say(Ask("chat", m), "uno");
+  m.push_back(Assistant("uno"));
+  m.push_back(User("two"));
+  const TurnStart second = b.Say(Ask("chat", m), "dos");
+  Messages other = {m[0], m[1], User("twin")};
+  const TurnStart changed = b.Say(Ask("chat", other), "gemelo");
+  CHECK(changed.branch != "main");
+  REQUIRE(changed.miss);
+  CHECK(changed.miss->reason == "message_changed");
+  CHECK(changed.miss->message == 2);
+  CHECK(changed.miss->field == "content");
+  CHECK(changed.miss->at_char == 2);
+  CHECK(changed.kept_tokens == second.kept_tokens);
+  // Both go on by their own histories.
+  m.push_back(Assistant("dos"));
+  m.push_back(User("three"));
+  CHECK(b.Say(Ask("chat", m), "tres").branch == "main");
+  other.push_back(Assistant("gemelo"));
+  other.push_back(User("three"));
+  CHECK(b.Say(Ask("chat", other), "trillizo").branch == changed.branch);
+}
+
+TEST_CASE("the same history again is another answer on another branch") {
+  SessionBench b;
+  const Messages m = {User("one")};
+  auto first = b.Begin(Ask("chat", m));
+  const uint64_t seed = first->seed();
+  const std::vector<TokenId> prompt(first->prompt().begin(), first->prompt().end());
+  b.Answer(std::move(first), "uno");
+  auto again = b.Begin(Ask("chat", m));
+  CHECK(again->start().branch != "main");
+  CHECK(again->seed() != seed);
+  CHECK_FALSE(again->start().retry);
+  CHECK(again->start().miss->reason == "history_shorter");
+  CHECK(std::vector<TokenId>(again->prompt().begin(), again->prompt().end()) == prompt);
+  // Its input is in the log already: only the generation prompt is new.
+  CHECK(b.Decode(again->prompt().subspan(again->start().kept_tokens)) == "<|im_start|>assistant\n");
+}
+
+TEST_CASE("a seed of the request decides alone") {
+  SessionBench b;
+  const Messages m = {User("one")};
+  TurnRequest r = Ask("a", m);
+  r.seed = 42;
+  TurnRequest s = Ask("b", m);
+  s.seed = 42;
+  CHECK(b.Begin(r)->seed() == b.Begin(s)->seed());
+  s.seed = 43;
+  CHECK(b.Begin(r)->seed() != b.Begin(s)->seed());
+}
+
+TEST_CASE("an unfinished turn asked again is a retry, also after a restart") {
+  SessionBench b;
+  const Messages m = {User("one")};
+  auto turn = b.Begin(Ask("chat", m));
+  const uint64_t seed = turn->seed();
+  const std::string id = turn->start().turn_id;
+  SUBCASE("aborted") { turn.reset(); }
+  SUBCASE("aborted with tokens") {
+    TurnOutcome o;
+    o.message = Assistant("u");
+    o.generated.push_back({TinyByteToken('u'), 3, false});
+    b.keeper().Abort(std::move(turn), std::move(o));
+  }
+  SUBCASE("restarted after the abort") {
+    turn.reset();
+    b.Restart();
+  }
+  auto again = b.Begin(Ask("chat", m));
+  CHECK(again->start().retry);
+  CHECK(again->start().branch == "main");
+  CHECK(again->start().turn_id == id);
+  CHECK(again->seed() == seed);
+  b.Answer(std::move(again), "uno");
+  // With other parameters it is another turn.
+  const Messages n = {User("two")};
+  auto other = b.Begin(Ask("chat2", n));
+  const std::string other_id = other->start().turn_id;
+  other.reset();
+  TurnRequest changed = Ask("chat2", n);
+  changed.params_digest.bytes[0] = 1;
+  auto fresh = b.Begin(changed);
+  CHECK_FALSE(fresh->start().retry);
+  CHECK(fresh->start().turn_id != other_id);
+}
+
+TEST_CASE("an idempotency key serves a committed turn from the log") {
+  SessionBench b;
+  const Messages m = {User("one")};
+  TurnRequest r = Ask("", m);
+  r.idempotency_key = "k1";
+  auto turn = b.Begin(r);
+  const std::string session = turn->start().session_id;
+  SUBCASE("committed") {
+    b.Answer(std::move(turn), "uno");
+    b.Restart();
+    auto again = b.Begin(r);
+    REQUIRE(again->replay());
+    CHECK(*again->replay() == "uno");
+    CHECK(again->start().replayed);
+    CHECK(again->start().session_id == session);
+    CHECK(b.Decode(again->replayed_tokens()) == "uno<|im_end|>");
+    CHECK(b.keeper().Get("ann", session)->turns == 1);
+    const Messages other = {User("two")};
+    TurnRequest wrong = Ask("", other);
+    wrong.idempotency_key = "k1";
+    CHECK(b.keeper().Begin(wrong).status().code() == Code::kConflict);
+    TurnRequest tenant = r;  // another tenant's keys are its own
+    tenant.tenant = "bob";
+    CHECK_FALSE(b.Begin(tenant)->replay());
+  }
+  SUBCASE("aborted: the same turn again") {
+    const uint64_t seed = turn->seed();
+    turn.reset();
+    auto again = b.Begin(r);
+    CHECK(again->start().retry);
+    CHECK(again->seed() == seed);
+    CHECK(again->start().session_id == session);
+  }
+  SUBCASE("running: waits for its end") {
+    auto again = std::async(std::launch::async, [&] { return b.Begin(r)->replay(); });
+    b.Answer(std::move(turn), "uno");
+    CHECK(again.get() == "uno");
+  }
+}
+
+TEST_CASE("a busy head forks, waits or refuses") {
+  SessionBench b;
+  Messages m = {User("one")};
+  b.Say(Ask("chat", m), "uno");
+  m.push_back(Assistant("uno"));
+  m.push_back(User("two"));
+  auto running = b.Begin(Ask("chat", m));
+  TurnRequest r = Ask("chat", m);
+  r.params_digest.bytes[0] = 9;  // not the same request
+  SUBCASE("fork") {
+    auto fork = b.Begin(r);
+    CHECK(fork->start().branch != "main");
+    CHECK(fork->start().miss->reason == "busy_head");
+    CHECK(fork->prompt().size() == running->prompt().size());
+  }
+  SUBCASE("reject") {
+    r.on_busy = OnBusy::kReject;
+    const Status s = b.keeper().Begin(r).status();
+    CHECK(s.code() == Code::kConflict);
+  }
+  SUBCASE("queue") {
+    r.on_busy = OnBusy::kQueue;
+    const Messages add = {User("three")};
+    TurnRequest append = Ask("chat", add);
+    append.append = true;
+    append.on_busy = OnBusy::kQueue;
+    auto waiting = std::async(std::launch::async, [&] {
+      auto turn = b.Begin(append);
+      return std::pair(turn->start().branch, b.Decode(turn->prompt()));
+    });
+    b.Answer(std::move(running), "dos");
+    const auto [branch, prompt] = waiting.get();
+    CHECK(branch == "main");
+    CHECK(prompt.find("dos<|im_end|>\n<|im_start|>user\nthree") != std::string::npos);
+  }
+}
+
+TEST_CASE("an anonymous conversation is found by its history") {
+  SessionBench b;
+  Messages m = {User("one")};
+  const TurnStart first = b.Say(Ask("", m), "uno");
+  CHECK(b.keeper().Get("ann", first.session_id)->anonymous);
+  m.push_back(Assistant("uno"));
+  m.push_back(User("two"));
+  SUBCASE("it goes on") { CHECK(b.Say(Ask("", m), "dos").session_id == first.session_id); }
+  SUBCASE("not for another tenant") {
+    TurnRequest r = Ask("", m);
+    r.tenant = "bob";
+    CHECK(b.Say(r, "dos").session_id != first.session_id);
+  }
+  SUBCASE("not while a turn runs on it") {
+    auto running = b.Begin(Ask("", m));
+    CHECK(running->start().session_id == first.session_id);
+    CHECK(b.Begin(Ask("", m))->start().session_id != first.session_id);
+  }
+  SUBCASE("not with an answer that we did not give") {
+    m[1] = Assistant("one");
+    CHECK(b.Say(Ask("", m), "dos").session_id != first.session_id);
+  }
+  SUBCASE("not when its time has run out") {
+    b.now_ms += 3601 * 1000;
+    CHECK(b.Say(Ask("", m), "dos").session_id != first.session_id);
+    CHECK(b.keeper().Get("ann", first.session_id).status().code() == Code::kNotFound);
+  }
+  SUBCASE("a first turn that was cut off is taken up again") {
+    const Messages n = {User("cut")};
+    auto turn = b.Begin(Ask("", n));
+    const std::string session = turn->start().session_id;
+    const uint64_t seed = turn->seed();
+    turn.reset();
+    b.Restart();
+    auto again = b.Begin(Ask("", n));
+    CHECK(again->start().session_id == session);
+    CHECK(again->seed() == seed);
+  }
+}
+
+TEST_CASE("other tools begin anew, but for what is equal") {
+  SessionBench b;
+  Messages m = {User("one")};
+  TurnRequest r = Ask("chat", m);
+  r.tools_json = R"([{"type":"function","function":{"name":"f"}}])";
+  b.Say(r, "uno");
+  m.push_back(Assistant("uno"));
+  m.push_back(User("two"));
+  TurnRequest same = Ask("chat", m);
+  same.tools_json = r.tools_json;
+  CHECK(b.Say(same, "dos").branch == "main");
+  TurnRequest other = Ask("chat", m);
+  other.tools_json = R"([{"type":"function","function":{"name":"g"}}])";
+  const TurnStart start = b.Say(other, "dos");
+  CHECK(start.branch != "main");
+  REQUIRE(start.miss);
+  CHECK(start.miss->reason == "tools_changed");
+  CHECK(start.kept_tokens == 0);
+}
+
+TEST_CASE("a tool round trip matches by call id") {
+  SessionBench b;
+  Messages m = {User("read it")};
+  auto turn = b.Begin(Ask("chat", m));
+  TurnOutcome o;
+  o.message = Assistant("", {{"call_a", "read_file", R"({"path": "x"})"}});
+  const std::string said = R"(<tool_call>{"name":"read_file","arguments":{"path":"x"}}</tool_call>)";
+  for (TokenId t : b.Encode(said)) o.generated.push_back({t, 1, false});
+  o.generated.push_back({kTinyTurnEnd, 1, false});
+  REQUIRE(b.keeper().Commit(std::move(turn), std::move(o)).durable);
+  m.push_back(Assistant("", {{"call_a", "read_file", R"({"path":    "x"})"}}));
+  m.push_back(ToolResult("call_a", "content"));
+  auto next = b.Begin(Ask("chat", m));
+  CHECK(next->start().branch == "main");
+  CHECK_FALSE(next->start().miss);
+  CHECK(b.Decode(next->prompt()).find(said + "<|im_end|>\n<|im_start|>tool\ncontent") !=
+        std::string::npos);
+}
+
+TEST_CASE("ids: ours must exist, others are the tenant's own") {
+  SessionBench b;
+  const Messages m = {User("one")};
+  CHECK(b.keeper().Begin(Ask("sess_000", m)).status().code() == Code::kNotFound);
+  const TurnStart ann = b.Say(Ask("chat", m), "uno");
+  TurnRequest bob = Ask("chat", m);
+  bob.tenant = "bob";
+  CHECK(b.Say(bob, "uno").session_id != ann.session_id);
+  bob.session.id = ann.session_id;
+  CHECK(b.keeper().Begin(bob).status().code() == Code::kNotFound);
+  CHECK(b.keeper().Get("bob", ann.session_id).status().code() == Code::kNotFound);
+  CHECK(b.keeper().Delete("bob", ann.session_id).code() == Code::kNotFound);
+  TurnRequest named = Ask("chat", m);
+  named.session.branch = "nowhere";
+  CHECK(b.keeper().Begin(named).status().code() == Code::kNotFound);
+}
+
+TEST_CASE("bad input is refused by name") {
+  SessionBench b;
+  CHECK(b.keeper().Begin(Ask("chat", {})).status().code() == Code::kInvalid);
+  const Messages m = {User("x")};
+  TurnRequest append = Ask("", m);
+  append.append = true;
+  CHECK(b.keeper().Begin(append).status().code() == Code::kInvalid);
+  const Messages big = {User(std::string(20000, 'x'))};
+  const Status s = b.keeper().Begin(Ask("chat", big)).status();
+  CHECK(s.code() == Code::kInvalid);
+  CHECK(s.message().starts_with("context_length_exceeded: "));
+  CHECK(s.message().find(std::to_string(b.engine().max_context())) != std::string::npos);
+}
+
+TEST_CASE("branches: fork at an item or a token, rewind, go on") {
+  SessionBench b;
+  Messages m = {User("one")};
+  b.Say(Ask("chat", m), "uno");
+  m.push_back(Assistant("uno"));
+  m.push_back(User("two"));
+  b.Say(Ask("chat", m), "dos");
+  MakeBranch make;
+  make.at_item = 2;
+  make.name = "early";
+  const auto early = b.keeper().Branch("ann", "chat", make);
+  REQUIRE(early.ok());
+  CHECK(early->items == 2);
+  CHECK(early->parent == "main");
+  CHECK_FALSE(early->is_default);
+  CHECK(b.keeper().Branch("ann", "chat", make).status().code() == Code::kConflict);
+
+  MakeBranch rewind;
+  rewind.at_item = 2;
+  rewind.default_branch = MakeBranch::Default::kMove;
+  const auto rewound = b.keeper().Branch("ann", "chat", rewind);
+  REQUIRE(rewound.ok());
+  CHECK(rewound->is_default);
+  const Messages add = {User("three")};
+  TurnRequest append = Ask("chat", add);
+  append.append = true;
+  auto turn = b.Begin(append);
+  CHECK(turn->start().branch == rewound->name);
+  CHECK(b.Decode(turn->prompt()).find("two") == std::string::npos);
+  turn.reset();
+
+  MakeBranch at_token;
+  at_token.from = "main";
+  at_token.at_token = 5;
+  const auto cut = b.keeper().Branch("ann", "chat", at_token);
+  REQUIRE(cut.ok());
+  CHECK(cut->tokens == 5);
+  CHECK(b.keeper().Tokens("ann", "chat", cut->name)->size() == 5);
+  at_token.at_token = 100000;
+  CHECK(b.keeper().Branch("ann", "chat", at_token).status().code() == Code::kInvalid);
+  CHECK(b.keeper().Branches("ann", "chat")->size() == 4);
+}
+
+TEST_CASE("snapshots stay and make branches") {
+  SessionBench b;
+  Messages m = {User("one")};
+  b.Say(Ask("chat", m), "uno");
+  const auto before = b.keeper().Tokens("ann", "chat", "");
+  const auto snap = b.keeper().Snapshot("ann", "chat", "", "good point");
+  REQUIRE(snap.ok());
+  m.push_back(Assistant("uno"));
+  m.push_back(User("two"));
+  b.Say(Ask("chat", m), "dos");
+  b.Restart();
+  REQUIRE(b.keeper().Snapshots("ann", "chat")->size() == 1);
+  CHECK(b.keeper().Snapshots("ann", "chat")->front().label == "good point");
+  MakeBranch make;
+  make.snapshot = snap->id;
+  make.name = "back";
+  REQUIRE(b.keeper().Branch("ann", "chat", make).ok());
+  CHECK(b.keeper().Tokens("ann", "chat", "back").value() == before.value());
+  make.snapshot = "snap_none";
+  make.name = "";
+  CHECK(b.keeper().Branch("ann", "chat", make).status().code() == Code::kNotFound);
+}
+
+TEST_CASE("create, list by pages, delete") {
+  SessionBench b;
+  for (int i = 0; i < 5; ++i) {
+    CreateSession c;
+    c.external_id = "s" + std::to_string(i);
+    REQUIRE(b.keeper().Create("ann", c).ok());
+    CHECK(b.keeper().Create("ann", c).status().code() == Code::kConflict);
+  }
+  ListRange range;
+  range.limit = 2;
+  std::string seen;
+  do {
+    const auto page = b.keeper().List("ann", range);
+    REQUIRE(page.ok());
+    for (const SessionInfo& s : page->rows) seen += s.external_id + " ";
+    range.after = page->next;
+  } while (!range.after.empty());
+  CHECK(seen == "s0 s1 s2 s3 s4 ");
+  CHECK(b.keeper().List("bob", {})->rows.empty());
+
+  const Messages m = {User("one")};
+  auto turn = b.Begin(Ask("s0", m));
+  CHECK(b.keeper().Delete("ann", "s0").code() == Code::kConflict);
+  b.Answer(std::move(turn), "uno");
+  CHECK(b.keeper().Delete("ann", "s0").ok());
+  CHECK(b.keeper().Get("ann", "s0").status().code() == Code::kNotFound);
+  CHECK(b.keeper().List("ann", {})->rows.size() == 4);
+  CHECK(b.Say(Ask("s0", m), "uno").new_session);
+}
+
+TEST_CASE("events tell a session's life") {
+  SessionBench b;
+  const Messages m = {User("one")};
+  b.Begin(Ask("chat", m)).reset();
+  b.Say(Ask("chat", m), "uno");
+  std::string kinds;
+  const auto events = b.keeper().Events("ann", "chat", {});
+  for (const EventInfo& e : events->rows) kinds += e.kind + " ";
+  CHECK(kinds == "session_created turn_aborted turn_committed ");
+}
+
+}  // namespace
+}  // namespace holdfast
