@@ -1,11 +1,11 @@
 // Plans an attention call as tasks and walks each task's runs tile by tile; the arithmetic is in
 // attend_kernels.h.
 //
-// A *block* is some rows of one sequence for one KV head. Usually a task is a block over all that it
-// sees; its splits are merged as they come. Where that gives too few tasks for the threads, a block's
-// splits are shared out in *stretches*. Merging goes left to right and is not associative, so only a
-// block's first stretch may merge its splits at once; the others leave one state per split in
-// `Impl::shared`, and whoever finishes the block's last stretch merges them all.
+// A *block* is some rows of one sequence for one KV head. Usually a task is a block over all that
+// it sees; its splits are merged as they come. Where that gives too few tasks for the threads, a
+// block's splits are shared out in *stretches*. Merging goes left to right and is not associative,
+// so only a block's first stretch may merge its splits at once; the others leave one state per
+// split in `Impl::shared`, and whoever finishes the block's last stretch merges them all.
 #include "engine/backend/cpu/attend.h"
 
 #include <algorithm>

@@ -1,22 +1,22 @@
-// The kernels of attend_tile.h, written once over a vector type V that each instruction set supplies:
+// The kernels of attend_tile.h, written once over a vector type V that each instruction set
+// supplies: the lanes of lanes_*.h (F, kWidth, Load, Store, Set, Add, Sub, Mul, Negate, Fma, Exp),
+// and besides
 //
-//   F              a vector of kLanes floats (kLanes divides 16)
 //   kMaxRows       query rows whose accumulators, kCols vectors each, stay in registers
 //   kPackRows      from so many query rows on, a tile of F16 is converted once for all of them
-//   Load(p)        p float*, or uint16_t* with an exact conversion from F16;  Store(p, x)
-//   Set1, Add, Sub, Mul, Fma(a, b, c) = a * b + c, Max(a, b) = a > b ? a : b
-//   Exp            of NUMERICS.md section 8
-//   StoreFirst(p, x, n)   the first n lanes (n may exceed kLanes) and nothing else
+//   Load(p)        for uint16_t* too, with an exact conversion from F16
+//   StoreFirst(p, x, n)   the first n lanes (n may exceed kWidth) and nothing else
+//   Max(a, b)      a > b ? a : b
 //   Keep(x, other, bits)  lane j is x where bit j of `bits` is set, else `other`
 //   ReduceMax(x)   the greatest lane, when no lane is NaN
 //   AnyNan(x, y)   true when a lane of either is NaN
 //   Fetch(p)       asks for the cache line of p
 //
 // All work is one product, `c[r][:] += a[r][n] * b[n][:]` for n ascending, with a tile of c in
-// registers: lanes of c are tokens when scoring (a = turned queries, b = K) and dims when mixing
-// (a = probabilities, b = V), so each number of c is the one chain that NUMERICS.md asks for, and a
-// number of b is loaded once for all query rows. Rows of `a` are 64 floats apart on purpose: then the
-// rows' addresses differ by constants and need no registers.
+// registers: lanes of c are tokens when scoring (a = turned queries, b = K) and dims when mixing (a
+// = probabilities, b = V), so each number of c is the one chain that NUMERICS.md asks for, and a
+// number of b is loaded once for all query rows. Rows of `a` are 64 floats apart on purpose: then
+// the rows' addresses differ by constants and need no registers.
 //
 // Lanes that a row does not see may be scored, since pages are read in whole vectors, but are
 // replaced before anything depends on them; mixing runs over visible tokens alone.
@@ -48,7 +48,7 @@ struct ProductArgs {
 template <class V, class B, int R, int C>
 void Product(const ProductArgs& args) {
   using F = typename V::F;
-  constexpr int L = V::kLanes;
+  constexpr int L = V::kWidth;
   const int64_t c_stride = args.c_stride, b_stride = args.b_stride, ahead = args.ahead;
   const float* a = args.a;
   const B* b = static_cast<const B*>(args.b);
@@ -57,7 +57,7 @@ void Product(const ProductArgs& args) {
 #pragma GCC unroll 16
   for (int r = 0; r < R; ++r) {
 #pragma GCC unroll 4
-    for (int c = 0; c < C; ++c) acc[r][c] = V::Set1(0.0f);
+    for (int c = 0; c < C; ++c) acc[r][c] = V::Set(0.0f);
   }
   if (args.sum == Sum::kGoOn) {
     const float* from = out;
@@ -77,7 +77,7 @@ void Product(const ProductArgs& args) {
     }
 #pragma GCC unroll 16
     for (int r = 0; r < R; ++r) {
-      const F y = V::Set1(a[r * kAttendTile]);
+      const F y = V::Set(a[r * kAttendTile]);
 #pragma GCC unroll 4
       for (int c = 0; c < C; ++c) acc[r][c] = V::Fma(y, x[c], acc[r][c]);
     }
@@ -108,7 +108,7 @@ struct Products {
 // Columns 0..columns-1 (a multiple of 16) of the product, for up to V::kMaxRows rows.
 template <class V, class B>
 void ProductColumns(ProductArgs args, int rows, int columns) {
-  constexpr int kWide = V::kCols * V::kLanes;
+  constexpr int kWide = V::kCols * V::kWidth;
   const ProductFn wide = Products<V, B, V::kCols>::ForRows(rows);
   const B* b = static_cast<const B*>(args.b);
   float* c = args.c;
@@ -120,7 +120,7 @@ void ProductColumns(ProductArgs args, int rows, int columns) {
   }
   if (at == columns) return;
   const ProductFn narrow = Products<V, B, 1>::ForRows(rows);
-  for (; at < columns; at += V::kLanes) {
+  for (; at < columns; at += V::kWidth) {
     args.b = b + at;
     args.c = c + at;
     narrow(args);
@@ -142,17 +142,17 @@ template <class V>
 void TurnRow(const AttendBlock& block, const float* angle, const float* q, float* out,
              int64_t chunk_stride) {
   using F = typename V::F;
-  constexpr int L = V::kLanes;
+  constexpr int L = V::kWidth;
   const int half = block.rope_dim / 2;
   const float* sine = angle + half;
   const auto put = [&](int d) { return out + (d >> 6) * chunk_stride + (d & 63); };
   int i = 0;
   if (half % L == 0) {
-    const F scale = V::Set1(block.scale), minus = V::Set1(-1.0f);
+    const F scale = V::Set(block.scale);
     for (; i < half; i += L) {
       const F x = V::Load(q + i), y = V::Load(q + half + i);
       const F cos = V::Load(angle + i), sin = V::Load(sine + i);
-      V::Store(put(i), V::Mul(V::Fma(V::Mul(y, minus), sin, V::Mul(x, cos)), scale));
+      V::Store(put(i), V::Mul(V::Fma(V::Negate(y), sin, V::Mul(x, cos)), scale));
       V::Store(put(half + i), V::Mul(V::Fma(x, sin, V::Mul(y, cos)), scale));
     }
   }
@@ -165,7 +165,8 @@ void TurnRow(const AttendBlock& block, const float* angle, const float* q, float
 }
 
 // Rows [from, to) for a run with `shift`, as [chunk][to - from][64]. A row that the table does not
-// reach sees nothing of the run; it gets zeros, so that its scores, which nobody reads, cost no more.
+// reach sees nothing of the run; it gets zeros, so that its scores, which nobody reads, cost no
+// more.
 template <class V>
 void TurnRows(const AttendBlock& block, int shift, int from, int to, float* out) {
   const int64_t chunk_stride = int64_t{to - from} * kAttendTile;
@@ -229,12 +230,13 @@ static inline int64_t AheadOf(const KvTile& tile, const KvTile* next, int piece)
 
 template <class V, class B>
 void CopyToFloat(const B* from, float* to, int count) {
-  for (int i = 0; i < count; i += V::kLanes) V::Store(to + i, V::Load(from + i));
+  for (int i = 0; i < count; i += V::kWidth) V::Store(to + i, V::Load(from + i));
 }
 
 // Gathers the lanes of one half from its pieces, as fp32. Whole vectors are copied: what is read
-// beyond a piece lies in the next dim's row, or in V behind the last one, and what is written beyond
-// it is overwritten by the next piece or the next dim's row (or lies in the 16 floats of slack).
+// beyond a piece lies in the next dim's row, or in V behind the last one, and what is written
+// beyond it is overwritten by the next piece or the next dim's row (or lies in the 16 floats of
+// slack).
 template <class V, class B>
 void PackKHalf(const AttendBlock& block, const KvTile& tile, const KvTile* next, int h,
                const HalfView& view, float* out) {
@@ -328,7 +330,8 @@ struct RowSpan {
   int lo[kMaxBlockRows], hi[kMaxBlockRows]; // lanes that a row sees: [lo, hi); none: lo = hi = 0
 };
 
-static inline RowSpan MakeRowSpan(const AttendBlock& block, const KvTile& tile, int from, int rows) {
+static inline RowSpan MakeRowSpan(const AttendBlock& block, const KvTile& tile, int from,
+                                  int rows) {
   RowSpan span;
   span.from = from;
   span.rows = rows;
@@ -356,8 +359,8 @@ static inline RowSpan MakeRowSpan(const AttendBlock& block, const KvTile& tile, 
 
 // (a) Scores: s[r][lane].
 
-// `columns` tokens (a multiple of 16) of K [k_dim][32] for up to V::kMaxRows rows of turned queries,
-// whose chunks of 64 dims lie `chunk_stride` apart.
+// `columns` tokens (a multiple of 16) of K [k_dim][32] for up to V::kMaxRows rows of turned
+// queries, whose chunks of 64 dims lie `chunk_stride` apart.
 struct ScoreArgs {
   const void* k;
   KvType type;
@@ -380,10 +383,11 @@ void ScoreColumns(const AttendBlock& block, const ScoreArgs& args, int rows, flo
   }
 }
 
-// A half that was gathered from runs of several shifts is scored once for each, and each run's lanes
-// are taken from its own.
+// A half that was gathered from runs of several shifts is scored once for each, and each run's
+// lanes are taken from its own.
 template <class V>
-void ScoreSeam(const AttendBlock& block, const TileView& view, int h, const RowSpan& span, float* s) {
+void ScoreSeam(const AttendBlock& block, const TileView& view, int h, const RowSpan& span,
+               float* s) {
   const HalfView& half = view.half[h];
   alignas(64) float part[V::kMaxRows * kAttendTile];
   for (int p = half.first; p < half.last; ++p) {
@@ -421,7 +425,7 @@ void ScoreApart(AttendBlock& block, const TileView& view, const RowSpan& span, f
     for (int r = 0; r < span.rows; ++r) {
       const float* from = part + r * kAttendTile + piece.slot - begin;
       float* to = s + r * kAttendTile + piece.lane;
-      for (int j = 0; j < piece.count; j += V::kLanes) {
+      for (int j = 0; j < piece.count; j += V::kWidth) {
         V::StoreFirst(to + j, V::Load(from + j), piece.count - j);
       }
     }
@@ -468,16 +472,16 @@ enum class Sees { kAll, kSome };
 template <class V, Sees kSees>
 typename V::F KeepSeen(typename V::F x, float other, uint64_t bits) {
   if constexpr (kSees == Sees::kAll) return x;
-  return V::Keep(x, V::Set1(other), bits);
+  return V::Keep(x, V::Set(other), bits);
 }
 
 template <class V, Sees kSees>
 float RowMax(float m, const float* s, int lo, int hi) {
   using F = typename V::F;
-  constexpr int L = V::kLanes;
+  constexpr int L = V::kWidth;
   constexpr float kLowest = -__builtin_inff();
   const uint64_t bits = LaneBits(lo, hi);
-  F most = V::Set1(kLowest);
+  F most = V::Set(kLowest);
   bool nan = false;
 #pragma GCC unroll 2
   for (int j = 0; j < kAttendTile; j += 2 * L) {
@@ -492,8 +496,8 @@ float RowMax(float m, const float* s, int lo, int hi) {
 template <class V, Sees kSees>
 void RowProbabilities(float m, float alpha, uint64_t bits, float* s, float* l) {
   using F = typename V::F;
-  constexpr int L = V::kLanes;
-  const F most = V::Set1(m), a = V::Set1(alpha);
+  constexpr int L = V::kWidth;
+  const F most = V::Set(m), a = V::Set(alpha);
 #pragma GCC unroll 4
   for (int j = 0; j < kAttendTile; j += L) {
     const F p = KeepSeen<V, kSees>(V::Exp(V::Sub(V::Load(s + j), most)), 0.0f, bits >> j);
@@ -504,8 +508,8 @@ void RowProbabilities(float m, float alpha, uint64_t bits, float* s, float* l) {
 
 template <class V>
 void ScaleRow(float alpha, int count, float* o) {
-  for (int d = 0; d < count; d += V::kLanes) {
-    V::Store(o + d, V::Mul(V::Load(o + d), V::Set1(alpha)));
+  for (int d = 0; d < count; d += V::kWidth) {
+    V::Store(o + d, V::Mul(V::Load(o + d), V::Set(alpha)));
   }
 }
 
@@ -522,7 +526,7 @@ void Softmax(const AttendBlock& block, const RowSpan& span, const SoftmaxStates&
     alpha[r] = before - m[r];
     states.m[span.from + r] = m[r];
   }
-  for (int r = 0; r < span.rows; r += V::kLanes) {
+  for (int r = 0; r < span.rows; r += V::kWidth) {
     V::Store(alpha + r, V::Exp(V::Load(alpha + r)));
   }
   for (int r = 0; r < span.rows; ++r) {
@@ -624,9 +628,9 @@ void Tile(AttendBlock& block, const KvTile& tile, const KvTile* next, const Soft
 
 template <class V>
 void MergeRow(float a, float b, int count, float* into, const float* from) {
-  for (int j = 0; j < count; j += V::kLanes) {
-    V::Store(into + j, V::Fma(V::Load(into + j), V::Set1(a),
-                              V::Mul(V::Load(from + j), V::Set1(b))));
+  for (int j = 0; j < count; j += V::kWidth) {
+    V::Store(into + j, V::Fma(V::Load(into + j), V::Set(a),
+                              V::Mul(V::Load(from + j), V::Set(b))));
   }
 }
 
@@ -643,7 +647,7 @@ void Merge(const AttendBlock& block, const SoftmaxStates& into, const SoftmaxSta
       a[x - base] = into.m[x] - m;
       b[x - base] = from.m[x] - m;
     }
-    for (int r = 0; r < kMaxBlockRows; r += V::kLanes) {
+    for (int r = 0; r < kMaxBlockRows; r += V::kWidth) {
       V::Store(a + r, V::Exp(V::Load(a + r)));
       V::Store(b + r, V::Exp(V::Load(b + r)));
     }
@@ -669,7 +673,7 @@ void Merge(const AttendBlock& block, const SoftmaxStates& into, const SoftmaxSta
 
 template <class V>
 void Finish(const AttendBlock& block, const SoftmaxStates& states) {
-  constexpr int L = V::kLanes;
+  constexpr int L = V::kWidth;
   for (int x = 0; x < block.rows(); ++x) {
     float* l = states.l + int64_t{x} * kAttendTile;
     for (int w = kAttendTile / 2; w >= L; w /= 2) {
@@ -678,7 +682,7 @@ void Finish(const AttendBlock& block, const SoftmaxStates& states) {
     for (int w = L / 2; w > 0; w /= 2) {
       for (int j = 0; j < w; ++j) l[j] = l[j] + l[j + w];
     }
-    const typename V::F inv = V::Set1(1.0f / l[0]);
+    const typename V::F inv = V::Set(1.0f / l[0]);
     const float* o = states.o + int64_t{x} * block.v_dim;
     float* out = block.out + block.row[x / block.group] * block.out_stride +
                  (x % block.group) * block.v_dim;

@@ -9,15 +9,15 @@ namespace holdfast {
 namespace {
 
 struct Portable {
-  static constexpr int kLanes = 16, kCols = 1, kMaxRows = 4, kPackRows = 1;
+  static constexpr int kWidth = 16, kCols = 1, kMaxRows = 4, kPackRows = 1;
   struct F {
-    float at[kLanes];
+    float at[kWidth];
   };
 
   template <class Fn>
   static F Each(const Fn& fn) {
     F out;
-    for (int j = 0; j < kLanes; ++j) out.at[j] = fn(j);
+    for (int j = 0; j < kWidth; ++j) out.at[j] = fn(j);
     return out;
   }
   static F Load(const float* p) {
@@ -27,12 +27,12 @@ struct Portable {
     return Each([&](int j) { return HalfToFloat(p[j]); });
   }
   static void Store(float* p, const F& x) {
-    for (int j = 0; j < kLanes; ++j) p[j] = x.at[j];
+    for (int j = 0; j < kWidth; ++j) p[j] = x.at[j];
   }
   static void StoreFirst(float* p, const F& x, int n) {
-    for (int j = 0; j < kLanes && j < n; ++j) p[j] = x.at[j];
+    for (int j = 0; j < kWidth && j < n; ++j) p[j] = x.at[j];
   }
-  static F Set1(float x) {
+  static F Set(float x) {
     return Each([&](int) { return x; });
   }
   static F Add(const F& a, const F& b) {
@@ -43,6 +43,9 @@ struct Portable {
   }
   static F Mul(const F& a, const F& b) {
     return Each([&](int j) { return a.at[j] * b.at[j]; });
+  }
+  static F Negate(const F& a) {
+    return Each([&](int j) { return -a.at[j]; });
   }
   static F Fma(const F& a, const F& b, const F& c) {
     return Each([&](int j) { return std::fma(a.at[j], b.at[j], c.at[j]); });
@@ -63,7 +66,7 @@ struct Portable {
   }
   static bool AnyNan(const F& x, const F& y) {
     bool nan = false;
-    for (int j = 0; j < kLanes; ++j) nan |= x.at[j] != x.at[j] || y.at[j] != y.at[j];
+    for (int j = 0; j < kWidth; ++j) nan |= x.at[j] != x.at[j] || y.at[j] != y.at[j];
     return nan;
   }
   static void Fetch(const void* p) { __builtin_prefetch(p); }

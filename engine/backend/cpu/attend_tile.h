@@ -1,10 +1,11 @@
-// What attend.cc (plans tasks, walks runs) and the instruction sets' attend_*.cc (compute tiles) say
-// to each other. Plain structs only: the sources of other instruction sets include this header, and
-// must not emit shared inline code.
+// What attend.cc (plans tasks, walks runs) and the instruction sets' attend_*.cc (compute tiles)
+// say to each other. Plain structs only: the sources of other instruction sets include this header,
+// and must not emit shared inline code.
 //
 // Words: a *query row* is one query head of one position; the rows of a block are numbered position
-// by position, `group` heads each. A *tile* is 64 consecutive indices of the sequence, at a multiple
-// of 64; its *lanes* 0..63 are those indices. A *piece* is a stretch of a tile that lies in one page.
+// by position, `group` heads each. A *tile* is 64 consecutive indices of the sequence, at a
+// multiple of 64; its *lanes* 0..63 are those indices. A *piece* is a stretch of a tile that lies
+// in one page.
 #pragma once
 
 #include <cstddef>

@@ -26,8 +26,7 @@ struct LanesAvx2 {
   static F Exp(F x) {
     using namespace exp_f;
     const F zero_mask = _mm256_cmp_ps(x, Set(kLowest), _CMP_LT_OQ);
-    const F high_mask = _mm256_cmp_ps(x, Set(kHighest), _CMP_GT_OQ);
-    x = _mm256_blendv_ps(x, Set(kHighest), high_mask);
+    x = _mm256_min_ps(Set(kHighest), x);  // of a NaN and a number the second comes out
     const F t = Add(Mul(x, Set(kLog2E)), Set(kMagic));
     const F n = Sub(t, Set(kMagic));
     F r = Fma(n, Set(-kLn2Hi), x);

@@ -26,8 +26,7 @@ struct LanesAvx512 {
   static F Exp(F x) {
     using namespace exp_f;
     const __mmask16 keep = _mm512_cmp_ps_mask(x, Set(kLowest), _CMP_NLT_UQ);  // NaN too
-    const __mmask16 high = _mm512_cmp_ps_mask(x, Set(kHighest), _CMP_GT_OQ);
-    x = _mm512_mask_mov_ps(x, high, Set(kHighest));
+    x = _mm512_min_ps(Set(kHighest), x);  // of a NaN and a number the second comes out
     const F t = Add(Mul(x, Set(kLog2E)), Set(kMagic));
     const F n = Sub(t, Set(kMagic));
     F r = Fma(n, Set(-kLn2Hi), x);
@@ -38,10 +37,7 @@ struct LanesAvx512 {
     p = Fma(p, r, Set(kC2));
     p = Fma(p, r, Set(1.0f));
     p = Fma(p, r, Set(1.0f));
-    const __m512i steps =
-        _mm512_sub_epi32(_mm512_castps_si512(t), _mm512_castps_si512(Set(kMagic)));
-    const __m512i power = _mm512_slli_epi32(_mm512_add_epi32(steps, _mm512_set1_epi32(127)), 23);
-    return _mm512_maskz_mul_ps(keep, p, _mm512_castsi512_ps(power));
+    return _mm512_maskz_scalef_ps(keep, p, n);  // p * 2^n, rounded once
   }
 
   static void StoreHalf(uint16_t* p, F a) {

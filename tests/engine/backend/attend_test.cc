@@ -1,5 +1,7 @@
 // Attention at every level against the reference, to the bit (NaN made canonical). Slots that no run
 // uses, and every byte around them, hold NaN, infinities and -0.
+#include <doctest/doctest.h>
+
 #include <algorithm>
 #include <array>
 #include <bit>
@@ -10,7 +12,6 @@
 #include <string>
 #include <vector>
 
-#include "doctest/doctest.h"
 #include "engine/backend/backend.h"
 #include "engine/backend/cpu/attend.h"
 #include "engine/backend/cpu/thread_pool.h"
@@ -32,6 +33,12 @@ std::vector<CpuLevel> LevelsHere() {
   }
 #endif
   return levels;
+}
+
+size_t FirstDifference(const std::vector<float>& a, const std::vector<float>& b) {
+  size_t at = 0;
+  while (at < a.size() && std::bit_cast<uint32_t>(a[at]) == std::bit_cast<uint32_t>(b[at])) ++at;
+  return at;
 }
 
 struct Shape {
@@ -110,6 +117,7 @@ class Scene {
   template <class Fn>
   std::vector<float> Out(const Fn& attend) {
     std::vector<AttendSequence> sequences;
+    sequences.reserve(parts_.size());
     for (const Part& part : parts_) sequences.push_back({part.runs, part.row, part.position});
     AttendArgs args;
     args.group = &group_;
@@ -137,9 +145,8 @@ class Scene {
         const std::vector<float> got = Out(
             [&](const AttendArgs& args) { CpuAttend(pool, level, args, scratch_); });
         REQUIRE(got.size() == want.size());
-        if (std::memcmp(got.data(), want.data(), got.size() * sizeof(float)) == 0) continue;
-        size_t at = 0;
-        while (std::bit_cast<uint32_t>(got[at]) == std::bit_cast<uint32_t>(want[at])) ++at;
+        const size_t at = FirstDifference(got, want);
+        if (at == got.size()) continue;
         CAPTURE(static_cast<int>(level));
         CAPTURE(count);
         CAPTURE(at);
@@ -206,24 +213,24 @@ std::vector<int32_t> Range(int begin, int end) {
 }
 
 TEST_CASE("attend: one row at the end of every length") {
-  for (int length = 1; length <= 600; length += length < 140 ? 1 : 1 + length % 13) {
+  for (int length = 1; length <= 600; length += length < 70 ? 1 : 1 + length % 23) {
     CAPTURE(length);
     Scene({}, length).Sequence(length, Cut::kWhole, {length - 1}).Check();
   }
 }
 
 TEST_CASE("attend: rows of a prompt see their past alone") {
-  for (int length : {1, 2, 17, 63, 64, 65, 130}) {
+  for (int length : {1, 2, 17, 63, 64, 65, 100}) {
     CAPTURE(length);
     Scene({}, length).Sequence(length, Cut::kWhole, Range(0, length)).Check();
   }
-  Scene({.per_kv_head = 7}, 1).Sequence(330, Cut::kWhole, Range(225, 330)).Check();
+  Scene({.per_kv_head = 7}, 1).Sequence(330, Cut::kWhole, Range(290, 330)).Check();
 }
 
 TEST_CASE("attend: dims, dtypes and query heads per KV head") {
   for (KvType k_type : {KvType::kF16, KvType::kF32}) {
     for (int dim : {16, 48, 64, 80, 112, 128, 144}) {
-      for (int per_kv_head : {1, 3, 6, 7, 17}) {
+      for (int per_kv_head : {1, 3, 6, 7}) {
         Shape shape;
         shape.k_type = k_type;
         shape.v_type = dim % 32 == 0 ? k_type : KvType::kF16;
@@ -235,14 +242,14 @@ TEST_CASE("attend: dims, dtypes and query heads per KV head") {
         CAPTURE(dim);
         CAPTURE(per_kv_head);
         Scene(shape, dim).Sequence(100, Cut::kWhole, {99}).Check();
-        Scene(shape, dim + 1).Sequence(90, Cut::kMisaligned, Range(70, 90)).Check();
+        Scene(shape, dim + 1).Sequence(70, Cut::kMisaligned, Range(66, 70)).Check();
       }
     }
   }
 }
 
 TEST_CASE("attend: runs cut and shifted anyhow") {
-  for (uint32_t seed = 0; seed < 60; ++seed) {
+  for (uint32_t seed = 0; seed < 40; ++seed) {
     CAPTURE(seed);
     Shape shape;
     shape.k_type = seed % 3 == 0 ? KvType::kF32 : KvType::kF16;
@@ -250,13 +257,13 @@ TEST_CASE("attend: runs cut and shifted anyhow") {
     shape.k_dim = seed % 5 == 0 ? 128 : 64;
     shape.per_kv_head = std::array{1, 3, 6, 7}[seed % 4];
     Scene scene(shape, seed);
-    const int length = 1 + scene.Below(600), rows = 1 + scene.Below(std::min(length, 20));
+    const int length = 1 + scene.Below(600), rows = 1 + scene.Below(std::min(length, 9));
     scene.Sequence(length, Cut::kMisaligned, Range(length - rows, length)).Check();
   }
 }
 
 TEST_CASE("attend: windows, positions in any order, several sequences") {
-  for (uint32_t seed = 0; seed < 60; ++seed) {
+  for (uint32_t seed = 0; seed < 40; ++seed) {
     CAPTURE(seed);
     Shape shape;
     shape.per_kv_head = std::array{2, 3, 7}[seed % 3];
@@ -267,7 +274,7 @@ TEST_CASE("attend: windows, positions in any order, several sequences") {
     for (int n = 1 + dice.Below(4); n > 0; --n) {
       const int length = 1 + dice.Below(400);
       std::vector<int32_t> positions;
-      for (int i = 1 + dice.Below(30); i > 0; --i) positions.push_back(dice.Below(length));
+      for (int i = 1 + dice.Below(12); i > 0; --i) positions.push_back(dice.Below(length));
       scene.Sequence(length, dice.Below(2) == 0 ? Cut::kWhole : Cut::kMisaligned, positions);
     }
     scene.ShuffleRows();
@@ -295,8 +302,9 @@ TEST_CASE("attend: the cut among threads shows nowhere") {
   shape.window = 700;
   Scene(shape, 4).Sequence(2000, Cut::kMisaligned, Range(1990, 2000)).Check({1, 3});
   shape.window = 0;
-  shape.k_dim = shape.v_dim = 32;
-  Scene(shape, 5).Sequence(400, Cut::kWhole, Range(0, 400)).Check({3});
+  shape.k_dim = shape.v_dim = 16;
+  shape.per_kv_head = 2;
+  Scene(shape, 5).Sequence(250, Cut::kWhole, Range(0, 250)).Check({3});
 }
 
 TEST_CASE("attend: queries that are huge or not finite") {
