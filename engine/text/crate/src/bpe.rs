@@ -43,21 +43,6 @@ fn pre_passes(pre: &str) -> Option<(Vec<Pass>, bool)> {
         }
         "dbrx" | "smaug-bpe" | "chatglm-bpe" => vec![cased(r"\p{L}", "", r"\p{N}{1,3}")],
         "glm4" => return Some((vec![cased(r"\p{L}", "", r"\p{N}{1,3}")], true)),
-        "deepseek-coder" => vec![
-            isolate(r"[\r\n]"),
-            isolate(r"\s?\p{L}+"),
-            isolate(r"\s?\p{P}+"),
-            isolate("[一-龥ࠀ-一가-\u{d7ff}]+"),
-            isolate(r"\p{N}"),
-        ],
-        "deepseek-v3" => vec![
-            isolate(r"\p{N}{1,3}"),
-            isolate("[一-龥\u{3040}-ゟ゠-ヿ]+"),
-            words(concat!(
-                r##"[!"#$%&'()*+,\-./:;<=>?@\[\\\]^_`{|}~][A-Za-z]+|[^\r\n\p{L}\p{P}\p{S}]?[\p{L}\p{M}]+"##,
-                r"| ?[\p{P}\p{S}]+[\r\n]*|\s*[\r\n]+"
-            )),
-        ],
         _ => return None,
     };
     Some((passes, false))
@@ -125,6 +110,7 @@ pub struct Bpe {
     passes: Vec<Pass>,
     model: BPE,
     letters: [char; 256],
+    missing: [bool; 256],   // bytes whose letter is no token
     specials: Vec<Special>, // longest first: the order in which they claim text
     finder: Option<AhoCorasick>,
 }
@@ -164,7 +150,9 @@ impl Bpe {
                 .build(specials.iter().map(|s| s.text.as_bytes()));
             Some(built.map_err(|e| invalid(format!("tokenizer: special tokens: {e}")))?)
         };
-        Ok(Bpe { passes, model, letters: byte_letters(), specials, finder })
+        let letters = byte_letters();
+        let missing = letters.map(|c| model.token_to_id(&c.to_string()).is_none());
+        Ok(Bpe { passes, model, letters, missing, specials, finder })
     }
 
     /// Where special tokens stand in `text`: each claims what longer ones left, left to right.
@@ -196,14 +184,27 @@ impl Bpe {
         self.find_specials(text, &[]).into_iter().filter(|(_, id)| control(*id)).collect()
     }
 
+    fn merge(&self, word: &str, out: &mut Vec<u32>) -> Result<(), Fail> {
+        let tokens = self.model.tokenize(word).map_err(|e| invalid(format!("tokenizer: {e}")))?;
+        out.extend(tokens.iter().map(|t| t.id));
+        Ok(())
+    }
+
     fn encode_words(&self, text: &str, out: &mut Vec<u32>) -> Result<(), Fail> {
         let mut word = String::new();
         cut(&self.passes, text, &mut |piece| {
             word.clear();
             word.extend(piece.bytes().map(|b| self.letters[b as usize]));
-            let tokens =
-                self.model.tokenize(&word).map_err(|e| invalid(format!("tokenizer: {e}")))?;
-            out.extend(tokens.iter().map(|t| t.id));
+            let whole = self.model.ignore_merges && self.model.token_to_id(&word).is_some();
+            if whole || !piece.bytes().any(|b| self.missing[b as usize]) {
+                return self.merge(&word, out);
+            }
+            // A byte that the vocabulary lacks gets no token, and nothing merges across it.
+            for run in piece.as_bytes().split(|b| self.missing[*b as usize]) {
+                word.clear();
+                word.extend(run.iter().map(|b| self.letters[*b as usize]));
+                self.merge(&word, out)?;
+            }
             Ok(())
         })
     }

@@ -9,7 +9,7 @@
 use aho_corasick::AhoCorasick;
 use minijinja::syntax::SyntaxConfig;
 use minijinja::value::{Kwargs, Value, ValueKind};
-use minijinja::{Environment, Error, ErrorKind};
+use minijinja::{Environment, Error, ErrorKind, Output, State};
 use serde_json::Value as Json;
 use std::collections::BTreeSet;
 use std::io::Write;
@@ -203,13 +203,48 @@ impl Write for Bounded {
     }
 }
 
+/// The string methods that templates use and minijinja_contrib lacks.
+fn method(state: &mut State, value: &Value, name: &str, args: &[Value]) -> Result<Value, Error> {
+    let first = args.first().and_then(Value::as_str);
+    match (value.as_str(), name, first) {
+        (Some(text), "removeprefix", Some(cut)) => {
+            Ok(text.strip_prefix(cut).unwrap_or(text).into())
+        }
+        (Some(text), "removesuffix", Some(cut)) => {
+            Ok(text.strip_suffix(cut).unwrap_or(text).into())
+        }
+        (Some(text), "rsplit", Some(cut)) if !cut.is_empty() => {
+            let limit = args.get(1).and_then(Value::as_i64).and_then(|n| usize::try_from(n).ok());
+            let mut parts: Vec<&str> = match limit {
+                Some(n) => text.rsplitn(n.saturating_add(1), cut).collect(),
+                None => text.rsplit(cut).collect(),
+            };
+            parts.reverse();
+            Ok(parts.into_iter().collect())
+        }
+        _ => minijinja_contrib::pycompat::unknown_method_callback(state, value, name, args),
+    }
+}
+
+/// Floats print as Python prints them; everything else minijinja prints so by itself.
+fn print(out: &mut Output, state: &mut State, value: &Value) -> Result<(), Error> {
+    if value.kind() == ValueKind::Number && !value.is_integer() {
+        let text = json::float_repr(f64::try_from(value.clone())?);
+        return out.write_str(&text).map_err(|_| Error::from(ErrorKind::WriteFailure));
+    }
+    minijinja::escape_formatter(out, state, value)
+}
+
 fn base_env() -> Environment<'static> {
     let mut env = Environment::new();
     let syntax = SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build();
     env.set_syntax(syntax.expect("these settings are sound"));
     env.set_fuel(Some(FUEL));
-    env.set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
+    env.set_formatter(print);
+    env.set_unknown_method_callback(method);
     env.add_function("raise_exception", |message: String| refuse(format!("refused: {message}")));
+    env.add_test("callable", |v: &Value| v.kind() == ValueKind::Plain);
+    env.add_test("iterable", |v: &Value| !v.is_none() && v.try_iter().is_ok());
     env.add_test("sequence", |v: &Value| {
         v.is_undefined() || matches!(v.kind(), ValueKind::Seq | ValueKind::String | ValueKind::Map)
     });
@@ -224,7 +259,8 @@ impl Template {
         specials: Vec<String>,
     ) -> Result<Template, Fail> {
         let mut env = base_env();
-        env.add_template_owned(NAME, without_generation_tags(source))
+        let unix = source.replace("\r\n", "\n").replace('\r', "\n");
+        env.add_template_owned(NAME, without_generation_tags(&unix))
             .map_err(|e| invalid(format!("chat template: {e}")))?;
         let finder = if specials.is_empty() {
             None
