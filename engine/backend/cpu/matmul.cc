@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cassert>
+#include <optional>
 #include <vector>
 
 #include "engine/backend/cpu/matmul_kernels.h"
@@ -13,10 +14,12 @@ namespace {
 // (1 KiB a row) stays in L2 while a task goes through its panels.
 constexpr int64_t kRowBlock = 384;
 // A task of few rows reads at least this much, so that taking it costs nothing beside.
-constexpr int64_t kTaskBytes = 48 << 10;
+constexpr int64_t kTaskBytes = 64 << 10;
 constexpr int64_t kTasksPerThread = 8;
-constexpr int64_t kFewTiles = 4;         // tiles that the few-row kernels like to take together
 constexpr int64_t kPanelsPerTask = 8;
+constexpr int64_t kMinRowBlock = 48;     // below, unpacking a panel would take too much of the time
+constexpr int64_t kTermGroups = 16;      // 64 bytes of each row's arrays
+constexpr int64_t kTermsPerTask = 8192;  // some ten microseconds
 
 const MatMulKernels& KernelsOf(CpuLevel level) {
   switch (level) {
@@ -28,86 +31,132 @@ const MatMulKernels& KernelsOf(CpuLevel level) {
 
 int64_t CeilDiv(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
-// The terms of a row that belong to a group alone (MatMulCall). Types with an offset or a minimum.
-struct RowTerms {
-  std::vector<int32_t> start[2];
-  std::vector<float> dsum;
-
-  void Fill(WeightType type, const QuantizedRows& x, MatMulCall* call) {
-    const size_t n = x.scale.size();
-    if (type == WeightType::kQ4_1 || type == WeightType::kQ4_K) {
-      dsum.resize(n);
-      for (size_t i = 0; i < n; ++i) {
-        dsum[i] = x.scale[i] * static_cast<float>(x.sum_lo[i] + x.sum_hi[i]);
-      }
-      call->dsum = dsum.data();
-      return;
+// MatMulCall's terms of each group of each row, [groups][rows].
+class RowTerms {
+ public:
+  RowTerms(ThreadPool& pool, WeightType type, const QuantizedRows& x, int64_t rows)
+      : type_(type), x_(x), rows_(rows), groups_(x.cols / kQuantGroup),
+        offset_(type == WeightType::kQ8_0 ? 128 : type == WeightType::kQ5_0 ? 16 : 32) {
+    da_.resize(rows * groups_);
+    if (HasMin()) {
+      dsum_.resize(da_.size());
+    } else {
+      start_[0].resize(da_.size());
+      if (type == WeightType::kQ6_K) start_[1].resize(da_.size());
     }
-    start[0].resize(n);
-    call->start[0] = start[0].data();
-    if (type == WeightType::kQ6_K) {
-      start[1].resize(n);
-      call->start[1] = start[1].data();
-      for (size_t i = 0; i < n; ++i) start[0][i] = -32 * x.sum_lo[i];
-      for (size_t i = 0; i < n; ++i) start[1][i] = -32 * x.sum_hi[i];
-      return;
-    }
-    const int32_t offset = type == WeightType::kQ8_0 ? 128 : 16;
-    for (size_t i = 0; i < n; ++i) start[0][i] = -offset * (x.sum_lo[i] + x.sum_hi[i]);
+    const int64_t blocks = CeilDiv(groups_, kTermGroups);
+    const int64_t per_task = std::max<int64_t>(1, kTermsPerTask / (kTermGroups * rows));
+    pool.Run(CeilDiv(blocks, per_task), [&](int64_t task, int) {
+      const int64_t end = std::min((task + 1) * per_task, blocks);
+      for (int64_t b = task * per_task; b < end; ++b) FillBlock(b * kTermGroups);
+    });
   }
+
+  void Put(MatMulCall* call) const {
+    call->rows = rows_;
+    call->da = da_.data();
+    for (int i = 0; i < 2; ++i) call->start[i] = start_[i].empty() ? nullptr : start_[i].data();
+    call->dsum = dsum_.empty() ? nullptr : dsum_.data();
+  }
+
+ private:
+  bool HasMin() const { return type_ == WeightType::kQ4_1 || type_ == WeightType::kQ4_K; }
+
+  // Reads cache lines of the rows and writes as many runs of the terms.
+  void FillBlock(int64_t begin) {
+    const int64_t end = std::min(begin + kTermGroups, groups_);
+    for (int64_t r = 0; r < rows_; ++r) {
+      for (int64_t g = begin; g < end; ++g) {
+        const int64_t from = r * groups_ + g, to = g * rows_ + r;
+        const int32_t lo = x_.sum_lo[from], hi = x_.sum_hi[from];
+        da_[to] = x_.scale[from];
+        if (HasMin()) {
+          dsum_[to] = x_.scale[from] * static_cast<float>(lo + hi);
+        } else if (type_ == WeightType::kQ6_K) {
+          start_[0][to] = -offset_ * lo;
+          start_[1][to] = -offset_ * hi;
+        } else {
+          start_[0][to] = -offset_ * (lo + hi);
+        }
+      }
+    }
+  }
+
+  const WeightType type_;
+  const QuantizedRows& x_;
+  const int64_t rows_, groups_;
+  const int32_t offset_;  // of the type's codes
+  std::vector<float> da_, dsum_;
+  std::vector<int32_t> start_[2];
 };
 
-void RunFew(ThreadPool& pool, const MatMulKernels& kernels, const MatMulCall& call, int rows) {
-  const int64_t tiles = call.w->tiles();
-  const auto tile_bytes = static_cast<int64_t>(call.w->tile_bytes());
-  int64_t per_task = std::max(CeilDiv(tiles, pool.threads() * kTasksPerThread),
-                              CeilDiv(kTaskBytes, tile_bytes));
-  per_task = std::min(per_task, CeilDiv(tiles, pool.threads()));
-  per_task = CeilDiv(per_task, kFewTiles) * kFewTiles;
-  pool.Run(CeilDiv(tiles, per_task), [&](int64_t task, int) {
-    const int64_t first = task * per_task;
-    const int64_t count = std::min(per_task, tiles - first);
-    for (int row = 0; row < rows; row += kernels.few_rows) {
-      kernels.few(call, row, std::min(rows - row, kernels.few_rows), first, count);
-    }
+// fn(row, rows) for pieces of [begin, end) of at most `most` rows, none much shorter than another:
+// kernels are slow with one or two.
+template <typename F>
+void ForRows(int64_t begin, int64_t end, int64_t most, const F& fn) {
+  const int64_t cuts = CeilDiv(end - begin, most);
+  for (int64_t i = 0; i < cuts; ++i) {
+    const int64_t from = begin + (end - begin) * i / cuts;
+    fn(from, static_cast<int>(begin + (end - begin) * (i + 1) / cuts - from));
+  }
+}
+
+void RunFew(ThreadPool& pool, const MatMulKernels& kernels, const MatMulCall& call, int64_t rows) {
+  const int64_t tiles = call.w->tiles(), threads = pool.threads();
+  // As many tasks for each thread: with two or three that differ, one thread would wait.
+  const auto bytes = static_cast<int64_t>(call.w->bytes());
+  const int64_t per_thread =
+      std::clamp<int64_t>(bytes / (threads * kTaskBytes), 1, kTasksPerThread);
+  const int64_t tasks = std::min(tiles, threads * per_thread);
+  pool.Run(tasks, [&](int64_t task, int) {
+    const int64_t first = tiles * task / tasks;
+    const int64_t count = tiles * (task + 1) / tasks - first;
+    // The second pass over the task's tiles finds them in L2.
+    ForRows(0, rows, kernels.few_rows, [&](int64_t row, int n) {
+      kernels.few(call, row, n, first, count);
+    });
   });
 }
 
-// Rows [begin, end) over one panel, cut so that no kernel call has much fewer rows than another.
-void PassRows(const MatMulKernels& kernels, const MatMulCall& call, const Panel& panel,
-              int64_t begin, int64_t end) {
-  const int64_t cuts = CeilDiv(end - begin, kernels.panel_rows);
-  for (int64_t i = 0; i < cuts; ++i) {
-    const int64_t from = begin + (end - begin) * i / cuts;
-    const int64_t to = begin + (end - begin) * (i + 1) / cuts;
-    kernels.panel(call, panel, from, static_cast<int>(to - from));
+// What a task of panels goes through: for each part all of its panels.
+struct PanelWalk {
+  const PackedWeight& w;
+  int64_t units, part_units;  // of the inner dimension: groups, or elements of a float type
+  int64_t first, end;         // panels
+
+  int64_t parts() const { return CeilDiv(units, part_units); }
+  void Place(int64_t part, int64_t panel, Panel* p) const {
+    p->first_output = panel * kPanelOutputs;
+    p->outputs =
+        static_cast<int>(std::min<int64_t>(kPanelOutputs, w.outputs() - p->first_output));
+    p->part = part;
+    p->units = static_cast<int>(std::min(part_units, units - part * part_units));
+    p->last = part + 1 == parts();
   }
-}
+};
 
 void RunPanels(ThreadPool& pool, const MatMulKernels& kernels, const MatMulCall& call,
                int64_t rows) {
   const bool quantized = NeedsQuantized(call.w->type());
-  const int64_t units = quantized ? call.groups : call.w->inputs();
-  const int64_t part_units = quantized ? kPartGroups : kPartElements;
-  const int64_t parts = CeilDiv(units, part_units);
   const int64_t panels = CeilDiv(call.w->tiles(), kPanelTiles);
-  const int64_t row_blocks = CeilDiv(rows, kRowBlock);
+  const int64_t row_blocks =
+      std::max(CeilDiv(rows, kRowBlock),
+               std::min(CeilDiv(4 * pool.threads(), panels), rows / kMinRowBlock));
   const int64_t per_task = std::clamp<int64_t>(
       panels * row_blocks / (pool.threads() * kTasksPerThread), 1, kPanelsPerTask);
-  const int64_t panel_tasks = CeilDiv(panels, per_task);
-  pool.Run(panel_tasks * row_blocks, [&](int64_t task, int) {
+  pool.Run(CeilDiv(panels, per_task) * row_blocks, [&](int64_t task, int) {
     const int64_t block = task % row_blocks, first = task / row_blocks * per_task;
+    const int64_t begin = rows * block / row_blocks, end = rows * (block + 1) / row_blocks;
+    const PanelWalk walk = {*call.w, quantized ? call.groups : call.w->inputs(),
+                            quantized ? kPartGroups : kPartElements, first,
+                            std::min(first + per_task, panels)};
     Panel panel;
-    for (int64_t part = 0; part < parts; ++part) {
-      for (int64_t p = first; p < std::min(first + per_task, panels); ++p) {
-        panel.first_output = p * kPanelOutputs;
-        panel.outputs = static_cast<int>(
-            std::min<int64_t>(kPanelOutputs, call.w->outputs() - panel.first_output));
-        panel.part = part;
-        panel.units = static_cast<int>(std::min(part_units, units - part * part_units));
-        panel.last = part + 1 == parts;
+    for (int64_t part = 0; part < walk.parts(); ++part) {
+      for (int64_t p = first; p < walk.end; ++p) {
+        walk.Place(part, p, &panel);
         kernels.unpack(*call.w, &panel);
-        PassRows(kernels, call, panel, rows * block / row_blocks, rows * (block + 1) / row_blocks);
+        ForRows(begin, end, kernels.panel_rows,
+                [&](int64_t row, int n) { kernels.panel(call, panel, row, n); });
       }
     }
   });
@@ -124,19 +173,19 @@ void CpuMatMul(ThreadPool& pool, CpuLevel level, const MatMulArgs& args) {
   call.bias = args.bias;
   call.y = args.y;
   call.y_stride = args.y_stride;
-  RowTerms terms;
+  std::optional<RowTerms> terms;
   if (NeedsQuantized(w.type())) {
     const QuantizedRows& x = *args.xq;
     assert(x.cols == w.inputs() && x.rows >= args.rows);
     call.groups = x.cols / kQuantGroup;
     call.q = x.q.data();
-    call.da = x.scale.data();
-    terms.Fill(w.type(), x, &call);
+    terms.emplace(pool, w.type(), x, args.rows);
+    terms->Put(&call);
   } else {
     call.x = args.x;
   }
-  if (args.rows <= kernels.few_rows) {
-    RunFew(pool, kernels, call, static_cast<int>(args.rows));
+  if (args.rows <= kernels.few_rows_max) {
+    RunFew(pool, kernels, call, args.rows);
   } else {
     RunPanels(pool, kernels, call, args.rows);
   }

@@ -13,6 +13,7 @@ namespace holdfast {
 namespace {
 
 constexpr int kFewRows = 4;
+constexpr int kFewRowsMax = 8;
 constexpr int kPanelRows = 4;
 constexpr int kHalf = 8;  // outputs of a vector
 
@@ -197,7 +198,7 @@ void FewQuantized(const MatMulCall& c, int64_t row, int64_t tile) {
       __m256i s[2][kRows], s1[2][kRows];
 #pragma GCC unroll 4
       for (int r = 0; r < kRows; ++r) {
-        const int64_t at = (row + r) * c.groups + g;
+        const int64_t at = g * c.rows + row + r;
         s[0][r] = s[1][r] = StartSum<kType>(c, at);
         if constexpr (kType == W::kQ6_K) s1[0][r] = s1[1][r] = _mm256_set1_epi32(c.start[1][at]);
       }
@@ -210,7 +211,7 @@ void FewQuantized(const MatMulCall& c, int64_t row, int64_t tile) {
         LoadScales<kType>(scales, g, h, scale);
 #pragma GCC unroll 4
         for (int r = 0; r < kRows; ++r) {
-          const int64_t at = (row + r) * c.groups + g;
+          const int64_t at = g * c.rows + row + r;
           acc[h][r] = AddGroup<kType>(acc[h][r], s[h][r], s1[h][r], scale, c, at);
         }
       }
@@ -385,13 +386,13 @@ void PanelQuantized(const MatMulCall& c, const Panel& p, int64_t row, int t) {
     for (auto& a : half) a = _mm256_setzero_ps();
   }
   for (int g = 0; g < p.units; ++g, q += kQuantGroup) {
-    const int64_t at = row * c.groups + first + g;
+    const int64_t at = (first + g) * c.rows + row;
     __m256i s[2][kRows], s1[2][kRows];
 #pragma GCC unroll 4
     for (int r = 0; r < kRows; ++r) {
-      s[0][r] = s[1][r] = StartSum<kType>(c, at + r * c.groups);
+      s[0][r] = s[1][r] = StartSum<kType>(c, at + r);
       if constexpr (kType == W::kQ6_K) {
-        s1[0][r] = s1[1][r] = _mm256_set1_epi32(c.start[1][at + r * c.groups]);
+        s1[0][r] = s1[1][r] = _mm256_set1_epi32(c.start[1][at + r]);
       }
     }
     SumGroup<kType, kRows>(
@@ -405,8 +406,7 @@ void PanelQuantized(const MatMulCall& c, const Panel& p, int64_t row, int t) {
                                _mm256_load_ps(p.scale[g][2] + column)};
 #pragma GCC unroll 4
       for (int r = 0; r < kRows; ++r) {
-        const int64_t i = at + r * c.groups;
-        acc[h][r] = AddGroup<kType>(acc[h][r], s[h][r], s1[h][r], scale, c, i);
+        acc[h][r] = AddGroup<kType>(acc[h][r], s[h][r], s1[h][r], scale, c, at + r);
       }
     }
   }
@@ -461,7 +461,7 @@ void RunPanel(const MatMulCall& c, const Panel& p, int64_t row, int rows) {
 }  // namespace
 
 const MatMulKernels& Avx2MatMulKernels() {
-  static constexpr MatMulKernels kKernels{kFewRows, kPanelRows, Few, Unpack, RunPanel};
+  static constexpr MatMulKernels kKernels{kFewRows, kFewRowsMax, kPanelRows, Few, Unpack, RunPanel};
   return kKernels;
 }
 

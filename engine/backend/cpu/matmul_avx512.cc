@@ -15,7 +15,9 @@ namespace holdfast {
 namespace {
 
 constexpr int kFewRows = 8;
+constexpr int kFewRowsMax = 24;
 constexpr int kPanelRows = 6;
+constexpr int kAheadBytes = 1536;
 
 // 1.5 * 2^23: the fp32 number whose bits, with an integer |n| < 2^22 added, are the number plus n.
 constexpr float kMagic = 12582912.0f;
@@ -135,6 +137,22 @@ __mmask16 OutputMask(int64_t outputs) {
                                  : outputs <= 0 ? 0 : static_cast<__mmask16>((1 << outputs) - 1);
 }
 
+// Asks for what is read kAheadBytes after group g: later in this tile, or in the one that follows it
+// `next` bytes on. The processor's own prefetcher stops at pages and runs short of what is needed
+// when a group's arithmetic takes as long as its bytes.
+template <W kType>
+void PrefetchAhead(const uint8_t* codes, const uint8_t* scales, int64_t g, int64_t groups,
+                   int64_t next) {
+  constexpr TileShape kShape = TileShapeOf(kType);
+  constexpr int kGroups = kAheadBytes / kShape.code_bytes;
+  const int64_t ahead = g + kGroups;
+  const bool here = ahead < groups;
+  const int64_t index = here ? ahead : ahead - groups, jump = here ? 0 : next;
+  const uint8_t* at = codes + jump + index * kShape.code_bytes;
+  for (int i = 0; i < kShape.code_bytes; i += 64) _mm_prefetch(at + i, _MM_HINT_T0);
+  _mm_prefetch(scales + jump + index * kShape.scale_bytes / kShape.scale_groups, _MM_HINT_T0);
+}
+
 // Rows [row, row + kRows) times kTiles tiles from `tile`.
 template <W kType, int kRows, int kTiles>
 void FewQuantized(const MatMulCall& c, int64_t row, int64_t tile) {
@@ -155,10 +173,11 @@ void FewQuantized(const MatMulCall& c, int64_t row, int64_t tile) {
 #pragma GCC unroll 4
       for (int t = 0; t < kTiles; ++t) {
         const Group<kType> group(codes + t * stride + g * kShape.code_bytes);
+        PrefetchAhead<kType>(codes + t * stride, scales + t * stride, g, c.groups, kTiles * stride);
         __m512i s[kRows], s1[kRows];
 #pragma GCC unroll 8
         for (int r = 0; r < kRows; ++r) {
-          const int64_t at = (row + r) * c.groups + g;
+          const int64_t at = g * c.rows + row + r;
           s[r] = StartSum<kType>(c, at);
           if constexpr (kType == W::kQ6_K) s1[r] = _mm512_set1_epi32(c.start[1][at]);
         }
@@ -176,7 +195,7 @@ void FewQuantized(const MatMulCall& c, int64_t row, int64_t tile) {
         LoadScales<kType>(scales + t * stride, g, scale);
 #pragma GCC unroll 8
         for (int r = 0; r < kRows; ++r) {
-          const int64_t at = (row + r) * c.groups + g;
+          const int64_t at = g * c.rows + row + r;
           acc[t][r] = AddGroup<kType>(acc[t][r], s[r], s1[r], scale, c, at);
         }
       }
@@ -251,14 +270,16 @@ void FewTiles(const MatMulCall& c, int64_t row, int64_t tile) {
   }
 }
 
-// Several tiles at once are several streams of memory: one row alone wants four.
+// Several tiles at once are several streams of memory, without which a thread does not get its
+// share of the bandwidth. From five rows on a few registers spill; the streams are worth more.
 template <W kType, int kRows>
 void FewRange(const MatMulCall& c, int64_t row, int64_t tile, int64_t tiles) {
-  constexpr int kTogether = kRows == 1 ? 4 : kRows <= 4 ? 2 : 1;
+  constexpr int kTogether = kRows <= 4 ? 4 : 2;
   int64_t t = 0;
   for (; t + kTogether <= tiles; t += kTogether) {
     FewTiles<kType, kRows, kTogether>(c, row, tile + t);
   }
+  for (; t + 2 <= tiles; t += 2) FewTiles<kType, kRows, 2>(c, row, tile + t);
   for (; t < tiles; ++t) FewTiles<kType, kRows, 1>(c, row, tile + t);
 }
 
@@ -329,8 +350,10 @@ void Unpack(const PackedWeight& w, Panel* p) {
 }
 
 // Adds a part's chains to y, and the bias after the last.
+// Always inline: a call would send all of acc through memory.
 template <int kRows>
-void StorePart(const MatMulCall& c, const Panel& p, int64_t row, const __m512 (*acc)[kPanelTiles]) {
+[[gnu::always_inline]] inline void StorePart(const MatMulCall& c, const Panel& p, int64_t row,
+                                             const __m512 (*acc)[kPanelTiles]) {
 #pragma GCC unroll 2
   for (int t = 0; t < kPanelTiles; ++t) {
     const __mmask16 mask = OutputMask(p.outputs - t * kTileOutputs);
@@ -360,16 +383,16 @@ void PanelRows(const MatMulCall& c, const Panel& p, int64_t row) {
   const int64_t q_stride = c.groups * kQuantGroup;
   const int64_t first = p.part * kPartGroups;
   const int8_t* q = c.q + row * q_stride + first * kQuantGroup;
-  const int64_t base = row * c.groups + first;
   __m512 acc[kRows][kPanelTiles];
   for (auto& row_acc : acc) {
     for (auto& a : row_acc) a = _mm512_setzero_ps();
   }
   for (int g = 0; g < p.units; ++g, q += kQuantGroup) {
+    const int64_t at = (first + g) * c.rows + row;
     __m512i s[kRows][kPanelTiles], s1[kRows][kPanelTiles];
 #pragma GCC unroll 8
     for (int r = 0; r < kRows; ++r) {
-      s[r][0] = s[r][1] = StartSum<kType>(c, base + r * c.groups + g);
+      s[r][0] = s[r][1] = StartSum<kType>(c, at + r);
     }
 #pragma GCC unroll 8
     for (int step = 0; step < 8; ++step) {
@@ -382,7 +405,7 @@ void PanelRows(const MatMulCall& c, const Panel& p, int64_t row) {
               const __m512 low = _mm512_fmadd_ps(_mm512_castsi512_ps(s[r][t]), 
                   _mm512_load_ps(p.scale[g][1] + 16 * t), _mm512_load_ps(p.scale[g][3] + 16 * t));
               s1[r][t] = _mm512_castps_si512(low);
-              s[r][t] = _mm512_set1_epi32(c.start[1][base + r * c.groups + g]);
+              s[r][t] = _mm512_set1_epi32(c.start[1][at + r]);
             }
           }
         }
@@ -396,8 +419,7 @@ void PanelRows(const MatMulCall& c, const Panel& p, int64_t row) {
     }
 #pragma GCC unroll 8
     for (int r = 0; r < kRows; ++r) {
-      const int64_t at = base + r * c.groups + g;
-      const __m512 da = _mm512_set1_ps(c.da[at]);
+      const __m512 da = _mm512_set1_ps(c.da[at + r]);
 #pragma GCC unroll 2
       for (int t = 0; t < kPanelTiles; ++t) {
         __m512 sum = _mm512_cvtepi32_ps(s[r][t]);
@@ -409,7 +431,7 @@ void PanelRows(const MatMulCall& c, const Panel& p, int64_t row) {
         acc[r][t] = _mm512_fmadd_ps(sum, d, acc[r][t]);
         if constexpr (kTerms == Terms::kMin) {
           acc[r][t] = _mm512_fmadd_ps(_mm512_load_ps(p.scale[g][1] + 16 * t),
-                                      _mm512_set1_ps(c.dsum[at]), acc[r][t]);
+                                      _mm512_set1_ps(c.dsum[at + r]), acc[r][t]);
         }
       }
     }
@@ -465,7 +487,7 @@ void RunPanel(const MatMulCall& c, const Panel& p, int64_t row, int rows) {
 }  // namespace
 
 const MatMulKernels& Avx512MatMulKernels() {
-  static constexpr MatMulKernels kKernels{kFewRows, kPanelRows, Few, Unpack, RunPanel};
+  static constexpr MatMulKernels kKernels{kFewRows, kFewRowsMax, kPanelRows, Few, Unpack, RunPanel};
   return kKernels;
 }
 

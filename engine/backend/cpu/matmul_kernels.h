@@ -1,8 +1,8 @@
 // What matmul.cc (the plan: parts, tiles, rows, threads) asks of an instruction set's kernels.
 //
 // Two ways through a product:
-//   few     weights are unpacked in registers and meet all rows at once: 1 to few_rows rows, where
-//           reading the weights is what takes the time;
+//   few     weights are unpacked in registers and meet up to few_rows rows at once: for products
+//           where reading the weights takes the time, or unpacking them would;
 //   panel   one part (NUMERICS.md: 1024 elements, 512 for float types) of 32 outputs is unpacked
 //           to bytes and fp32 scales, then all rows pass over it, panel_rows at a time.
 // Both compute the same chains, so the plan may choose freely.
@@ -21,17 +21,19 @@ inline constexpr int kPartElements = 512;  // elements of a part of a float prod
 inline constexpr int kPanelTiles = 2;
 inline constexpr int kPanelOutputs = kPanelTiles * kTileOutputs;
 
-// A product as kernels see it. Row arrays are [rows][groups].
+// A product as kernels see it.
 struct MatMulCall {
   const PackedWeight* w = nullptr;
   int64_t groups = 0;
-  const int8_t* q = nullptr;        // [rows][groups * 32]
-  const float* da = nullptr;        // scale of the group
-  // What a group's integer sum starts from, so that codes may be unsigned: -offset * sum q, for
+  const int8_t* q = nullptr;  // [rows][groups * 32]
+  // Terms of a group of a row, [groups][rows]: neighbouring rows are one pointer for a kernel.
+  int64_t rows = 0;
+  const float* da = nullptr;  // scale of the activations
+  // What the group's integer sum starts from, so that codes may be unsigned: -offset * sum q, for
   // Q6_K apart for elements 0..15 and 16..31. Null for types without an offset.
   const int32_t* start[2] = {};
-  const float* dsum = nullptr;      // da * float(sum q), types with a minimum; else null
-  const float* x = nullptr;         // [rows][inputs], float types
+  const float* dsum = nullptr;  // da * float(sum q), types with a minimum; else null
+  const float* x = nullptr;     // [rows][inputs], float types
   const float* bias = nullptr;
   float* y = nullptr;
   int64_t y_stride = 0;
@@ -55,8 +57,9 @@ struct alignas(64) Panel {
 };
 
 struct MatMulKernels {
-  int few_rows;    // 0: always by panels
-  int panel_rows;
+  int few_rows;      // of one call of few; 0: always by panels
+  int few_rows_max;  // products of more rows go by panels
+  int panel_rows;    // of one call of panel
   // Rows [row, row + rows), rows <= few_rows, times tiles [tile, tile + tiles): whole products.
   void (*few)(const MatMulCall& call, int64_t row, int rows, int64_t tile, int64_t tiles);
   // Fills codes and scale of panel; first_output, part, units are set.

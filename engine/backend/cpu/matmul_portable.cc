@@ -139,14 +139,14 @@ void GroupSums(const Panel& p, int g, const int8_t* q, float* s) {
 
 template <W kType>
 void RowQuantized(const MatMulCall& c, const Panel& p, int64_t row, float* acc) {
-  const int64_t first = row * c.groups + p.part * kPartGroups;
+  const int64_t first = p.part * kPartGroups;
   for (int g = 0; g < p.units; ++g) {
     float s[kPanelOutputs];
-    GroupSums<kType>(p, g, c.q + (first + g) * kQuantGroup, s);
-    const float da = c.da[first + g];
+    GroupSums<kType>(p, g, c.q + (row * c.groups + first + g) * kQuantGroup, s);
+    const float da = c.da[(first + g) * c.rows + row];
     for (int o = 0; o < kPanelOutputs; ++o) acc[o] = std::fmaf(s[o], p.scale[g][0][o] * da, acc[o]);
     if constexpr (kType == W::kQ4_1) {
-      const float dsum = c.dsum[first + g];
+      const float dsum = c.dsum[(first + g) * c.rows + row];
       for (int o = 0; o < kPanelOutputs; ++o) acc[o] = std::fmaf(p.scale[g][1][o], dsum, acc[o]);
     }
   }
@@ -182,7 +182,7 @@ void RunPanel(const MatMulCall& c, const Panel& p, int64_t row, int rows) {
 }  // namespace
 
 const MatMulKernels& PortableMatMulKernels() {
-  static constexpr MatMulKernels kKernels{0, kPanelRows, nullptr, Unpack, RunPanel};
+  static constexpr MatMulKernels kKernels{0, 0, kPanelRows, nullptr, Unpack, RunPanel};
   return kKernels;
 }
 
