@@ -55,7 +55,8 @@ Result<std::unique_ptr<Engine>> Engine::Open(const EngineOptions& options) {
   impl->numerics = ComputeNumericsDigest(*impl->backend);
   const LoadOptions load{.kv_type = options.kv_type,
                          .threads = options.cpu.threads,
-                         .progress = options.progress};
+                         .progress = options.progress,
+                         .numerics = &impl->numerics};
   HOLDFAST_ASSIGN_OR_RETURN(impl->model, Model::Load(options.model_path, *impl->backend, load));
   const size_t bytes = options.kv_bytes != 0
                            ? options.kv_bytes

@@ -57,21 +57,16 @@ bool Pass::StepLayer() {
   return forward_.done();
 }
 
-Pass::Outcome Pass::Complete(uint64_t step) {
+void Pass::Complete(uint64_t step) {
   assert(in_flight_ && forward_.done());
-  Outcome outcome;
   for (const Part& part : parts_) {
     Sequence& sequence = *part.sequence;
     sequence.in_pass = false;
-    const int64_t generated = sequence.generated();
     if (Status s = CompletePart(part, step); !s.ok()) {
       sequence.Finish(FinishReason::kError, std::move(s));
     }
-    outcome.generated += sequence.generated() - generated;
-    outcome.failed += sequence.failed();
   }
   Clear();
-  return outcome;
 }
 
 Status Pass::CompletePart(const Part& part, uint64_t step) {

@@ -32,11 +32,7 @@ class Pass {
   double layer_ms_max() const { return layer_ms_max_; }
 
   // After the last layer: hands each sequence what came of its rows, and is empty again.
-  struct Outcome {
-    int64_t generated = 0;  // tokens
-    int64_t failed = 0;     // sequences
-  };
-  Outcome Complete(uint64_t step);
+  void Complete(uint64_t step);
   void Abandon();  // in the middle; the rows stay pending
 
  private:

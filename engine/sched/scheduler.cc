@@ -78,11 +78,14 @@ EngineStats Scheduler::stats() const {
 void Scheduler::Loop() {
   while (TakeArrived()) {
     Reap();
+    Settle();
     Admit();
-    const bool decoded = DecodeStep();
-    if (PrefillStep() || decoded) {
+    bool advanced = DecodeStep();
+    advanced = PrefillStep() || advanced;
+    const bool has_settled = Settle();
+    if (advanced) {
       starved_since_.reset();
-    } else if (!MakeRoom()) {
+    } else if (!has_settled && !MakeRoom()) {
       Sleep();
     }
   }
@@ -104,31 +107,53 @@ bool Scheduler::TakeArrived() {
   return !closed;
 }
 
-// Ends what was abandoned and lets go of what is finished. A sequence in a pass ends with the pass.
+// Ends what was abandoned. A sequence in a pass ends with the pass.
 void Scheduler::Reap() {
   if (prefill_.in_flight() && prefill_.is_moot()) prefill_.Abandon();
-  const auto cancel = [](Sequence& sequence) {
+  const auto reap = [](Sequence& sequence) {
+    if (sequence.finished() || sequence.in_pass || !sequence.abandoned()) return;
     sequence.Finish(FinishReason::kCancelled, Status::Cancelled("cancelled by its client"));
   };
   for (auto& [tenant, queue] : waiting_) {
+    for (SequencePtr& sequence : queue) reap(*sequence);
+  }
+  for (SequencePtr& sequence : running_) reap(*sequence);
+}
+
+// Ends a turn: counts, tells the clients, lets go of what is finished. Who has heard of an event sees
+// it in the counts. True when something was finished.
+bool Scheduler::Settle() {
+  uint64_t generated = 0, finished = 0, failed = 0;
+  int waiting = 0;
+  const auto count = [&](Sequence& sequence) {
+    generated += static_cast<uint64_t>(sequence.TakeGenerated());
+    finished += sequence.finished();
+    failed += sequence.failed();
+  };
+  for (auto& [tenant, queue] : waiting_) {
     for (SequencePtr& sequence : queue) {
-      if (sequence->abandoned()) cancel(*sequence);
+      count(*sequence);
+      waiting += sequence->finished();
     }
-    const auto dead = std::stable_partition(
-        queue.begin(), queue.end(), [](const SequencePtr& s) { return !s->finished(); });
+  }
+  for (SequencePtr& sequence : running_) count(*sequence);
+  {
     std::lock_guard lock(inbox_->mu);
-    inbox_->stats.queued -= static_cast<int>(queue.end() - dead);
-    inbox_->stats.finished += static_cast<uint64_t>(queue.end() - dead);
-    queue.erase(dead, queue.end());
+    inbox_->stats.generated += generated;
+    inbox_->stats.finished += finished;
+    inbox_->stats.failed += failed;
+    inbox_->stats.queued -= waiting;
+    inbox_->stats.running = static_cast<int>(
+        std::count_if(running_.begin(), running_.end(), [](const auto& s) { return !s->finished(); }));
   }
+  const auto deliver = [](const SequencePtr& sequence) {
+    sequence->Deliver();
+    return sequence->finished();
+  };
+  for (auto& [tenant, queue] : waiting_) std::erase_if(queue, deliver);
   std::erase_if(waiting_, [](const auto& entry) { return entry.second.empty(); });
-  for (SequencePtr& sequence : running_) {
-    if (!sequence->finished() && !sequence->in_pass && sequence->abandoned()) cancel(*sequence);
-  }
-  const auto finished = std::erase_if(running_, [](const SequencePtr& s) { return s->finished(); });
-  std::lock_guard lock(inbox_->mu);
-  inbox_->stats.finished += finished;
-  inbox_->stats.running = static_cast<int>(running_.size());
+  std::erase_if(running_, deliver);
+  return finished > 0;
 }
 
 int64_t Scheduler::Starved() const {
@@ -161,7 +186,7 @@ void Scheduler::Admit() {
     running_.back()->Admitted();
     std::lock_guard lock(inbox_->mu);
     --inbox_->stats.queued;
-    inbox_->stats.running = static_cast<int>(running_.size());
+    ++inbox_->stats.running;
   }
 }
 
@@ -227,14 +252,12 @@ void Scheduler::Complete(Pass& pass, Rows rows) {
   const auto count = static_cast<uint64_t>(pass.rows());
   const double ms = pass.ms();
   const double step_ms = rows == Rows::kShort ? ms : pass.layer_ms_max();
-  const Pass::Outcome outcome = pass.Complete(++step_);
+  pass.Complete(++step_);
   std::lock_guard lock(inbox_->mu);
   EngineStats& stats = inbox_->stats;
   stats.steps += 1;
   stats.rows += count;
   (rows == Rows::kShort ? stats.decode_rows : stats.prefill_rows) += count;
-  stats.generated += static_cast<uint64_t>(outcome.generated);
-  stats.failed += static_cast<uint64_t>(outcome.failed);
   stats.step_ms_max = std::max(stats.step_ms_max, step_ms);
   stats.busy_seconds += ms / 1000;
 }
@@ -245,7 +268,6 @@ bool Scheduler::MakeRoom() {
   if (Starved() == 0) return false;
   std::vector<Holder> holders;
   for (const SequencePtr& sequence : running_) {
-    if (sequence->finished()) return true;  // its pages go with it
     holders.push_back({sequence->id(), PagesHeld(*sequence)});
   }
   const size_t victim = PickVictim(holders);
@@ -263,7 +285,7 @@ void Scheduler::Preempt(size_t index) {
   std::lock_guard lock(inbox_->mu);
   ++inbox_->stats.preempted;
   ++inbox_->stats.queued;
-  inbox_->stats.running = static_cast<int>(running_.size());
+  --inbox_->stats.running;
 }
 
 // A sequence alone, and the pool is full: idle timelines hold it. They may let go; not for ever.
@@ -279,17 +301,13 @@ bool Scheduler::WaitForOthers() {
                      Status::Exhausted("pool: no page for " +
                                        std::to_string(sequence->timeline().pending()) +
                                        " rows; other timelines hold the memory"));
-    std::lock_guard lock(inbox_->mu);
-    ++inbox_->stats.failed;
     break;
   }
+  Settle();
   return true;
 }
 
 void Scheduler::Sleep() {
-  for (const SequencePtr& sequence : running_) {
-    if (sequence->finished()) return;
-  }
   std::unique_lock lock(inbox_->mu);
   const auto ready = [&] {
     return inbox_->closed || inbox_->raised || !inbox_->arrived.empty();
@@ -303,18 +321,14 @@ void Scheduler::Sleep() {
 
 void Scheduler::EndAll() {
   prefill_.Abandon();
+  const auto end = [](Sequence& sequence) {
+    sequence.Finish(FinishReason::kCancelled, Status::Unavailable("engine: shutting down"));
+  };
   for (auto& [tenant, queue] : waiting_) {
-    for (SequencePtr& sequence : queue) running_.push_back(std::move(sequence));
+    for (SequencePtr& sequence : queue) end(*sequence);
   }
-  waiting_.clear();
-  for (SequencePtr& sequence : running_) {
-    if (sequence->finished()) continue;
-    sequence->Finish(FinishReason::kCancelled, Status::Unavailable("engine: shutting down"));
-  }
-  std::lock_guard lock(inbox_->mu);
-  inbox_->stats.finished += running_.size();
-  inbox_->stats.running = inbox_->stats.queued = 0;
-  running_.clear();
+  for (SequencePtr& sequence : running_) end(*sequence);
+  Settle();
 }
 
 }  // namespace holdfast

@@ -69,6 +69,7 @@ class Scheduler {
   std::vector<Candidate> Runnable(Rows rows, std::vector<Sequence*>* who);
   void Fill(Pass& pass, std::span<const Pick> picks, std::span<Sequence* const> who);
   void Complete(Pass& pass, Rows rows);
+  bool Settle();
   bool MakeRoom();
   void Preempt(size_t index);
   bool WaitForOthers();

@@ -198,7 +198,7 @@ void Sequence::Say(Sample sample, bool by_grammar) {
 }
 
 void Sequence::Emit(std::vector<TokenEvent> tokens) {
-  for (TokenEvent& token : tokens) generation_->Push({std::move(token), std::nullopt});
+  for (TokenEvent& token : tokens) outbox_.push_back({std::move(token), std::nullopt});
 }
 
 void Sequence::Finish(FinishReason reason, Status status) {
@@ -226,7 +226,12 @@ void Sequence::Finish(FinishReason reason, Status status) {
   finish.prefill_ms = Millis(first_token_ - admitted_);
   finish.decode_ms = Millis(now - first_token_);
   finish.timeline = std::move(request_.timeline);
-  generation_->Push({std::nullopt, std::move(finish)});
+  outbox_.push_back({std::nullopt, std::move(finish)});
+}
+
+void Sequence::Deliver() {
+  for (Generation::Event& event : outbox_) generation_->Push(std::move(event));
+  outbox_.clear();
 }
 
 }  // namespace holdfast

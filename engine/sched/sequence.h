@@ -14,6 +14,8 @@
 #include <deque>
 #include <memory>
 #include <span>
+#include <string>
+#include <utility>
 #include <vector>
 
 #include "engine/engine.h"
@@ -37,7 +39,7 @@ class Sequence {
   const GenerateRequest& request() const { return request_; }
   bool finished() const { return finished_; }
   bool failed() const { return failed_; }  // finished with kError
-  int64_t generated() const { return generated_; }
+  int64_t TakeGenerated() { return generated_ - std::exchange(counted_, generated_); }
 
   // Cancelled, or nobody listens any more.
   bool abandoned() const;
@@ -57,6 +59,8 @@ class Sequence {
   void Advance(std::span<const float> logits);
   // Emits what is held back and the Finish event, with the timeline.
   void Finish(FinishReason reason, Status status);
+  // Events wait here until the scheduler has counted them; then they go to the client.
+  void Deliver();
 
   // Scheduling state, kept by the scheduler.
   bool in_pass = false;  // its pages are being written
@@ -72,7 +76,6 @@ class Sequence {
   void Say(Sample sample, bool by_grammar);
   void SayPlanned(std::span<const float> logits);
   void Emit(std::vector<TokenEvent> tokens);
-  void CutStop(StopFilter::Rest rest);
 
   const uint64_t id_;
   GenerateRequest request_;
@@ -84,7 +87,8 @@ class Sequence {
   StopFilter stop_filter_;
   std::deque<Planned> planned_;  // tokens that come next without a draw
   std::vector<uint32_t> mask_;
-  int64_t generated_ = 0;
+  std::vector<Generation::Event> outbox_;
+  int64_t generated_ = 0, counted_ = 0;
   int64_t prefilled_ = 0, reused_ = 0;
   uint64_t last_step_ = 0;
   bool parked_ = false;
