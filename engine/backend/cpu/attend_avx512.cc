@@ -32,7 +32,6 @@ struct Avx512 : LanesAvx512 {
     return _mm512_mask_blend_ps(static_cast<__mmask16>(bits), other, x);
   }
   static float ReduceMax(F x) { return _mm512_reduce_max_ps(x); }
-  static bool AnyNan(F x, F y) { return _mm512_cmp_ps_mask(x, y, _CMP_UNORD_Q) != 0; }
   static void Fetch(const void* p) { _mm_prefetch(static_cast<const char*>(p), _MM_HINT_T1); }
 };
 

@@ -9,7 +9,6 @@
 //   Max(a, b)      a > b ? a : b
 //   Keep(x, other, bits)  lane j is x where bit j of `bits` is set, else `other`
 //   ReduceMax(x)   the greatest lane, when no lane is NaN
-//   AnyNan(x, y)   true when a lane of either is NaN
 //   Fetch(p)       asks for the cache line of p
 //
 // All work is one product, `c[r][:] += a[r][n] * b[n][:]` for n ascending, with a tile of c in
@@ -460,12 +459,6 @@ static inline uint64_t LaneBits(int lo, int hi) {  // 0 <= lo < hi <= 64
 
 static inline float MaxOf(float a, float b) { return a > b ? a : b; }
 
-// The maximum as NUMERICS.md words it, over lanes in order: only with NaN does the order matter.
-static inline float MaxInOrder(float m, const float* s, int lo, int hi) {
-  for (int j = lo; j < hi; ++j) m = MaxOf(m, s[j]);
-  return m;
-}
-
 // Which lanes a row sees: the usual case, all 64, needs no selecting.
 enum class Sees { kAll, kSome };
 
@@ -475,22 +468,19 @@ typename V::F KeepSeen(typename V::F x, float other, uint64_t bits) {
   return V::Keep(x, V::Set(other), bits);
 }
 
+// max(m, the scores that are seen). The order of comparisons matters for NaN alone, and then not to
+// the result: a NaN score makes its own weight, and so the row's sums and its output, NaN.
 template <class V, Sees kSees>
-float RowMax(float m, const float* s, int lo, int hi) {
+float RowMax(float m, const float* s, uint64_t bits) {
   using F = typename V::F;
   constexpr int L = V::kWidth;
   constexpr float kLowest = -__builtin_inff();
-  const uint64_t bits = LaneBits(lo, hi);
   F most = V::Set(kLowest);
-  bool nan = false;
-#pragma GCC unroll 2
-  for (int j = 0; j < kAttendTile; j += 2 * L) {
-    const F x = KeepSeen<V, kSees>(V::Load(s + j), kLowest, bits >> j);
-    const F y = KeepSeen<V, kSees>(V::Load(s + j + L), kLowest, bits >> (j + L));
-    nan |= V::AnyNan(x, y);
-    most = V::Max(most, V::Max(x, y));
+#pragma GCC unroll 4
+  for (int j = 0; j < kAttendTile; j += L) {
+    most = V::Max(most, KeepSeen<V, kSees>(V::Load(s + j), kLowest, bits >> j));
   }
-  return nan ? MaxInOrder(m, s, lo, hi) : MaxOf(m, V::ReduceMax(most));
+  return MaxOf(m, V::ReduceMax(most));
 }
 
 template <class V, Sees kSees>
@@ -521,8 +511,8 @@ void Softmax(const AttendBlock& block, const RowSpan& span, const SoftmaxStates&
     if (lo == hi) continue;
     const float before = states.m[span.from + r];
     const float* row = s + r * kAttendTile;
-    m[r] = hi - lo == kAttendTile ? RowMax<V, Sees::kAll>(before, row, lo, hi)
-                                  : RowMax<V, Sees::kSome>(before, row, lo, hi);
+    m[r] = hi - lo == kAttendTile ? RowMax<V, Sees::kAll>(before, row, 0)
+                                  : RowMax<V, Sees::kSome>(before, row, LaneBits(lo, hi));
     alpha[r] = before - m[r];
     states.m[span.from + r] = m[r];
   }

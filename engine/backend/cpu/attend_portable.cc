@@ -9,7 +9,7 @@ namespace holdfast {
 namespace {
 
 struct Portable {
-  static constexpr int kWidth = 16, kCols = 1, kMaxRows = 4, kPackRows = 1;
+  static constexpr int kWidth = 16, kCols = 1, kMaxRows = 4, kPackRows = 5;
   struct F {
     float at[kWidth];
   };
@@ -63,11 +63,6 @@ struct Portable {
     float m = x.at[0];
     for (float value : x.at) m = m > value ? m : value;
     return m;
-  }
-  static bool AnyNan(const F& x, const F& y) {
-    bool nan = false;
-    for (int j = 0; j < kWidth; ++j) nan |= x.at[j] != x.at[j] || y.at[j] != y.at[j];
-    return nan;
   }
   static void Fetch(const void* p) { __builtin_prefetch(p); }
 };

@@ -1,5 +1,5 @@
-// Attention at every level against the reference, to the bit (NaN made canonical). Slots that no run
-// uses, and every byte around them, hold NaN, infinities and -0.
+// Attention at every level against the reference, to the bit (NaN made canonical). Slots that no
+// run uses, and every byte around them, hold NaN, infinities and -0.
 #include <doctest/doctest.h>
 
 #include <algorithm>
