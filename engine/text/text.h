@@ -20,11 +20,10 @@
 #include "engine/base/types.h"
 
 namespace holdfast {
+
 // What a GGUF file says about a token (tokenizer.ggml.token_type). kControl and kUnknown are
 // special: found only where special tokens are parsed. kUserDefined matches in any text.
-enum class TokenType : int32_t {
-  kNormal = 1, kUnknown, kControl, kUserDefined, kUnused, kByte
-};
+enum class TokenType : int32_t { kNormal = 1, kUnknown, kControl, kUserDefined, kUnused, kByte };
 
 // A tokenizer as a model file describes it. The fields carry the names of tokenizer.ggml.*.
 struct TokenizerSpec {
@@ -142,8 +141,9 @@ class ChatTemplate {
 class Constraint {
  public:
   ~Constraint();
-  // Bit id%32 of bits[id/32] is set where token `id` may come next; (vocab_size+31)/32 words, else
-  // kInvalid. End-of-generation tokens are allowed exactly where IsComplete() is.
+  // Bit id%32 of bits[id/32] is set where token `id` may come next (where the text is forced: only
+  // its canonical token); (vocab_size+31)/32 words, else kInvalid. End-of-generation tokens are
+  // allowed exactly where IsComplete() is.
   Status FillMask(std::span<uint32_t> bits);
   // kInvalid when `id` may not come now; the constraint is then unchanged. An end-of-generation
   // token ends it: no token is allowed after that.
@@ -187,7 +187,6 @@ class ConstraintFactory {
  public:
   static Result<std::unique_ptr<ConstraintFactory>> Create(const Tokenizer& tokenizer);
   ~ConstraintFactory();
-
   Result<CompiledConstraint> CompileJsonSchema(std::string_view schema_json, SchemaMode mode) const;
   Result<CompiledConstraint> CompileJsonObject() const;  // any one JSON object
   Result<CompiledConstraint> CompileToolCall(const ToolCallSpec& spec, SchemaMode mode) const;

@@ -62,14 +62,12 @@ enum Effort {
 }
 
 fn schema_value(text: &str, effort: Effort, shape: &Json) -> Result<Json, Fail> {
-    let mut schema = match text_json::parse(if text.is_empty() { "{}" } else { text }, "schema")? {
+    let text = if text.is_empty() || effort == Effort::ShapeOnly { "{}" } else { text };
+    let mut schema = match text_json::parse(text, "schema")? {
         Json::Bool(true) | Json::Null => json!({}),
         Json::Object(map) => Json::Object(map),
         _ => return Err(invalid("schema: must be an object")),
     };
-    if effort == Effort::ShapeOnly {
-        schema = shape.clone();
-    }
     let map = schema.as_object_mut().unwrap();
     const SHAPING: [&str; 7] = ["type", "$ref", "anyOf", "oneOf", "allOf", "enum", "const"];
     if !SHAPING.iter().any(|key| map.contains_key(*key)) {
@@ -85,6 +83,33 @@ fn schema_value(text: &str, effort: Effort, shape: &Json) -> Result<Json, Fail> 
 
 fn literal(text: &str) -> String {
     Json::from(text).to_string()
+}
+
+/// One line, without the library's dump of its state.
+fn tidy(error: &str) -> String {
+    const LINE_MAX: usize = 300;
+    let text = error.replace("<non-verbose/>", "");
+    let line = text.split_whitespace().collect::<Vec<_>>().join(" ");
+    format!("constraint: {}", line.chars().take(LINE_MAX).collect::<String>())
+}
+
+/// The schemas inside a schema, by name.
+fn parts(schema: &Json) -> Vec<(String, Json)> {
+    let mut found = Vec::new();
+    for key in ["properties", "patternProperties", "$defs", "definitions"] {
+        let map = schema.get(key).and_then(Json::as_object);
+        found.extend(map.into_iter().flatten().map(|(k, v)| (format!("{key}/{k}"), v.clone())));
+    }
+    for key in ["anyOf", "oneOf", "allOf", "prefixItems"] {
+        let list = schema.get(key).and_then(Json::as_array);
+        let list = list.into_iter().flatten().enumerate();
+        found.extend(list.map(|(i, v)| (format!("{key}/{i}"), v.clone())));
+    }
+    for key in ["items", "additionalProperties"] {
+        found.extend(schema.get(key).map(|v| (key.to_string(), v.clone())));
+    }
+    found.retain(|(_, part)| part.is_object());
+    found
 }
 
 impl Factory {
@@ -160,9 +185,57 @@ impl Factory {
             let _ = matcher.compute_mask();
         }
         match matcher.get_error() {
-            Some(error) => Err(invalid(format!("constraint: {error}"))),
+            Some(error) => Err(invalid(tidy(&error))),
             None => Ok(matcher),
         }
+    }
+
+    fn fails(&self, schema: &Json) -> Option<String> {
+        let text = schema.to_string();
+        self.compile_once(&Grammar::Schema(&text), Effort::Exact).err().map(|fail| fail.message)
+    }
+
+    /// Where in `root` the trouble is: the deepest part that does not compile by itself.
+    fn locate(&self, root: &Json, mut tries: usize) -> Option<String> {
+        let mut reason = self.fails(root)?;
+        let (mut place, mut at) = ("#".to_string(), root.clone());
+        'deeper: loop {
+            for (name, mut part) in parts(&at) {
+                for defs in ["$defs", "definitions"] {
+                    if let (Some(map), Some(defined)) = (part.as_object_mut(), root.get(defs)) {
+                        map.entry(defs).or_insert_with(|| defined.clone());
+                    }
+                }
+                tries = tries.saturating_sub(1);
+                if let Some(why) = if tries > 0 { self.fails(&part) } else { None } {
+                    (reason, place, at) = (why, format!("{place}/{name}"), part);
+                    continue 'deeper;
+                }
+            }
+            return Some(format!("{reason} (at {place})"));
+        }
+    }
+
+    /// A better message for a grammar that failed: which tool, and where in its schema.
+    fn explain(&self, grammar: &Grammar, fail: Fail) -> Fail {
+        const TRIES: usize = 64;
+        let locate = |text: &str| {
+            let schema = text_json::parse(text, "schema").ok()?;
+            if schema.is_object() {
+                self.locate(&schema, TRIES)
+            } else {
+                None
+            }
+        };
+        let better = match grammar {
+            Grammar::Schema(text) => locate(text),
+            Grammar::ToolCall { tools, .. } => tools
+                .iter()
+                .take(TRIES)
+                .find_map(|tool| Some(format!("tool '{}': {}", tool.name, locate(tool.schema)?))),
+            _ => None,
+        };
+        better.map_or(fail, invalid)
     }
 
     /// With `relaxed`, less is enforced where the grammar can't be compiled; the warning says so.
@@ -185,7 +258,10 @@ impl Factory {
                     };
                     return Ok((constraint, warnings.join("; ")));
                 }
-                Err(fail) => warnings.push(fail.message),
+                Err(fail) => warnings.push(match effort {
+                    Effort::Exact => self.explain(grammar, fail).message,
+                    _ => fail.message,
+                }),
             }
         }
         Err(invalid(warnings.swap_remove(0)))
