@@ -20,7 +20,7 @@ constexpr int kMaxAnonymousLookups = 64;  // outputs in the history that are loo
 
 Digest RequestDigest(const TurnRequest& r) {
   Hasher h("turn-request-1");
-  h.Add(r.params_digest).Text(r.session.id).Text(r.session.branch).Text(r.tools_json);
+  h.Add(r.params_digest).U64(r.seed.has_value()).U64(r.seed.value_or(0)).Text(r.session.id).Text(r.session.branch).Text(r.tools_json);
   h.Text(r.template_kwargs_json).U64(r.append).U64(r.messages.size());
   for (const ChatMessage& m : r.messages) {
     h.Text(m.role).Text(m.text).Text(m.tool_call_id).U64(m.tool_calls.size());
@@ -32,6 +32,8 @@ Digest RequestDigest(const TurnRequest& r) {
 Digest InputDigest(const TurnRequest& r, const TurnDraft& draft) {
   return Hasher("turn-input-1")
       .Add(r.params_digest)
+      .U64(r.seed.has_value())
+      .U64(r.seed.value_or(0))
       .Values(std::span<const TokenId>(draft.tokens))
       .Finish();
 }

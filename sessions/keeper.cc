@@ -206,7 +206,8 @@ CommitResult Keeper::Impl::CommitTurn(Turn::Impl* turn, TurnOutcome outcome) {
           HOLDFAST_RETURN_IF_ERROR(
               InsertNodes(txn, *this, *turn, output, outcome, NodeStatus::kCommitted, &node));
           HOLDFAST_RETURN_IF_ERROR(MoveHead(txn, *turn, output, node, hash, now));
-          const std::string_view response = turn->keep_response ? outcome.response : "";
+          std::string_view response;
+          if (turn->keep_response) response = outcome.response;
           HOLDFAST_RETURN_IF_ERROR(txn.Run(
               "UPDATE turn SET status = ?, output = ?, finish = ?, response = ?, ended_ms = ? "
               "WHERE id = ?",

@@ -135,6 +135,18 @@ Result<std::vector<size_t>> PromptRenderer::MessageEnds(const PromptArgs& args, 
   return ends;
 }
 
+// Where the content stands in the message that is rendered at [begin, end); npos: not as it is.
+size_t PromptRenderer::FindContent(std::string_view all, size_t begin, size_t end,
+                                   std::string_view content) const {
+  if (content.empty()) return std::string_view::npos;
+  std::string_view message = all.substr(begin, end - begin);
+  // The content may be the end marker's own text, or a role's name: the marker is cut off, and the
+  // last occurrence is taken.
+  if (message.ends_with(after_answer_)) message.remove_suffix(after_answer_.size());
+  const size_t at = message.rfind(content);
+  return at == std::string_view::npos ? at : begin + at;
+}
+
 Result<PromptTokens> PromptRenderer::Tokenise(const PromptArgs& args, int from,
                                               const Rendered& all, size_t begin,
                                               std::string_view trailer) const {
@@ -162,11 +174,8 @@ Result<PromptTokens> PromptRenderer::Tokenise(const PromptArgs& args, int from,
     item.end = std::max(first, token_at(ends[i]));
     item.body_begin = item.body_end = item.end;
     const std::string& content = args.messages[from + i].text;
-    const size_t at = content.empty() ? std::string::npos
-                                      : std::string_view(all.text)
-                                            .substr(0, ends[i])
-                                            .rfind(content);
-    if (at != std::string::npos && at >= message_begin) {
+    const size_t at = FindContent(all.text, message_begin, ends[i], content);
+    if (at != std::string::npos) {
       item.body_begin = std::clamp(token_at(at), first, item.end);
       item.body_end = std::clamp(token_at(at + content.size()), item.body_begin, item.end);
     }

@@ -73,6 +73,8 @@ class PromptRenderer {
   Result<Rendered> Render(const PromptArgs& args, int count, GenerationPrompt prompt) const;
   Result<std::vector<size_t>> MessageEnds(const PromptArgs& args, int from, std::string_view all,
                                           size_t begin, size_t* prompt_begin) const;
+  size_t FindContent(std::string_view all, size_t begin, size_t end,
+                     std::string_view content) const;
   Result<PromptTokens> Tokenise(const PromptArgs& args, int from, const Rendered& all,
                                 size_t begin, std::string_view trailer) const;
 

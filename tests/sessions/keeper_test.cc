@@ -464,7 +464,8 @@ TEST_CASE("create, list by pages, delete") {
   SessionBench b;
   for (int i = 0; i < 5; ++i) {
     CreateSession c;
-    c.external_id = "s" + std::to_string(i);
+    c.external_id = "s";
+    c.external_id += std::to_string(i);
     REQUIRE(b.keeper().Create("ann", c).ok());
     CHECK(b.keeper().Create("ann", c).status().code() == Code::kConflict);
   }

@@ -102,7 +102,7 @@ TEST_CASE("tool results that share a marker are parted where the renderings part
   Rig rig(
       "{% for m in messages %}{% if m.role != 'tool' %}<|im_start|>{{ m.role }}\n{{ m.content }}"
       "<|im_end|>\n{% else %}{% if loop.first or messages[loop.index0 - 1].role != 'tool' %}"
-      "<|im_start|>user{% endif %}\n<r>{{ m.content }}</r>"
+      "<|im_start|>user{% endif %}{{ '\n' }}<r>{{ m.content }}</r>"
       "{% if loop.last or messages[loop.index0 + 1].role != 'tool' %}<|im_end|>\n{% endif %}"
       "{% endif %}{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}");
   const auto p = rig.Whole({User("q"), ToolResult("1", "x"), ToolResult("2", "y")});

@@ -1,0 +1,68 @@
+// A Runtime over a tiny model in a temporary folder, and conversations with it. Restart() is a new
+// process over the same data, as far as one process can be.
+#pragma once
+
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "api/runtime.h"
+#include "tests/engine/base/temp_dir.h"
+
+namespace holdfast {
+
+struct RuntimeBenchOptions {
+  bool page_store = true;
+  size_t kv_bytes = 32u << 20;
+  int max_resident = 64;
+  std::string vfs = {};
+};
+
+// An answer, as a client keeps it.
+struct Answer {
+  ChatDone done;
+  std::vector<uint64_t> digests;  // of the logits of each generated token
+  std::string streamed;           // all text pieces
+  int calls = 0;
+  bool operator==(const Answer& other) const {  // the same bits
+    return done.completion_tokens == other.done.completion_tokens && digests == other.digests &&
+           done.content == other.done.content;
+  }
+};
+
+class RuntimeBench {
+ public:
+  explicit RuntimeBench(const RuntimeBenchOptions& options = {});
+
+  void Restart();
+  void Close() { runtime_.reset(); }
+  Runtime& runtime() { return *runtime_; }
+  Status Start(ChatRequest request, std::unique_ptr<ChatStream>* stream);
+  Answer Say(ChatRequest request);              // to its end
+  static Answer Drain(ChatStream* stream);
+
+ private:
+  void Open();
+  testing::TempDir folder_;
+  RuntimeBenchOptions options_;
+  std::unique_ptr<Runtime> runtime_;
+};
+
+// A conversation as an agent holds it: it sends all of it each time.
+class Talk {
+ public:
+  explicit Talk(std::string session, std::string tenant = "ann")
+      : session_(std::move(session)), tenant_(std::move(tenant)) {}
+  Talk& User(const std::string& text);
+  Talk& Tool(const std::string& call_id, const std::string& text);
+  Talk& Keep(const Answer& answer);  // appends the assistant's message
+  // Greedy, 24 tokens.
+  ChatRequest Request() const;
+  const std::vector<ChatMessage>& messages() const { return messages_; }
+
+ private:
+  std::string session_, tenant_;
+  std::vector<ChatMessage> messages_;
+};
+
+}  // namespace holdfast
