@@ -10,6 +10,7 @@
 
 #include "engine/backend/backend.h"
 #include "engine/backend/half.h"
+#include "engine/base/hash.h"
 #include "tests/engine/backend/fixtures.h"
 
 using namespace holdfast;
@@ -161,6 +162,28 @@ TEST_CASE("sin and cos: within 2^-52 of the truth up to 2^30") {
   CHECK(worst <= 0x1.0p-52);
   CHECK(SinCos(0.0).sin == 0.0);
   CHECK(SinCos(0.0).cos == 1.0);
+}
+
+// Any other coefficient, order or rounding shows here: millions of results, not only those that the
+// operations of the digest happen to meet.
+TEST_CASE("the bits of NUMERICS version 1") {
+  std::vector<float> exp_f;
+  for (uint32_t bits = 0; bits < std::bit_cast<uint32_t>(88.0f); bits += 257) {
+    exp_f.push_back(ExpF(std::bit_cast<float>(bits)));
+    exp_f.push_back(ExpF(-std::bit_cast<float>(bits)));
+  }
+  CHECK(Sha256(exp_f.data(), exp_f.size() * sizeof(float)).Hex() ==
+        "43bac496119de79040a5a2faa1461c4e3b5d229ea3c47d4ca12bbc7ef3efb551");
+  std::vector<double> results;
+  Random random(3);
+  for (int i = 0; i < 300000; ++i) {
+    const double x = static_cast<double>(random.Below(int64_t{1} << 40)) * 0x1.0p-20;  // below 2^20
+    const SinCosResult turn = SinCos(x);
+    results.insert(results.end(), {Exp(x * 0x1.0p-11), Exp(-x * 0x1.0p-11), Log(x + 0x1.0p-30),
+                                   Log(1.0 + x * 0x1.0p-20), turn.sin, turn.cos});
+  }
+  CHECK(Sha256(results.data(), results.size() * sizeof(double)).Hex() ==
+        "71d637d5f366689cfbfb1f08f68638b2982aff9b0a1b4c0a0948115213e20605");
 }
 
 TEST_CASE("half: every value there and back, ties to even, ends") {
