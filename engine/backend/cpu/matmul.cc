@@ -111,10 +111,7 @@ void RunFew(ThreadPool& pool, const MatMulKernels& kernels, const MatMulCall& ca
   pool.Run(tasks, [&](int64_t task, int) {
     const int64_t first = tiles * task / tasks;
     const int64_t count = tiles * (task + 1) / tasks - first;
-    // The second pass over the task's tiles finds them in L2.
-    ForRows(0, rows, kernels.few_rows, [&](int64_t row, int n) {
-      kernels.few(call, row, n, first, count);
-    });
+    kernels.few(call, rows, first, count);
   });
 }
 
@@ -184,7 +181,7 @@ void CpuMatMul(ThreadPool& pool, CpuLevel level, const MatMulArgs& args) {
   } else {
     call.x = args.x;
   }
-  if (args.rows <= kernels.few_rows_max) {
+  if (args.rows <= kernels.few_rows) {
     RunFew(pool, kernels, call, args.rows);
   } else {
     RunPanels(pool, kernels, call, args.rows);

@@ -279,35 +279,39 @@ void FewFloat(const MatMulCall& c, int64_t row, int64_t tile) {
 }
 
 template <W kType, int kRows>
-void FewRange(const MatMulCall& c, int64_t row, int64_t tile, int64_t tiles) {
-  for (int64_t t = tile; t < tile + tiles; ++t) {
-    if constexpr (NeedsQuantized(kType)) {
-      FewQuantized<kType, kRows>(c, row, t);
-    } else {
-      FewFloat<kType, kRows>(c, row, t);
-    }
+void FewTile(const MatMulCall& c, int64_t row, int64_t tile) {
+  if constexpr (NeedsQuantized(kType)) {
+    FewQuantized<kType, kRows>(c, row, tile);
+  } else {
+    FewFloat<kType, kRows>(c, row, tile);
   }
 }
 
 template <W kType>
-void FewOfType(const MatMulCall& c, int64_t row, int rows, int64_t tile, int64_t tiles) {
-  switch (rows) {
-    case 1: return FewRange<kType, 1>(c, row, tile, tiles);
-    case 2: return FewRange<kType, 2>(c, row, tile, tiles);
-    case 3: return FewRange<kType, 3>(c, row, tile, tiles);
-    default: return FewRange<kType, kFewRows>(c, row, tile, tiles);
+void FewOfType(const MatMulCall& c, int64_t rows, int64_t tile, int64_t tiles) {
+  const int64_t passes = (rows + kFewRows - 1) / kFewRows;
+  for (int64_t t = tile; t < tile + tiles; ++t) {
+    for (int64_t i = 0; i < passes; ++i) {
+      const int64_t row = rows * i / passes;
+      switch (rows * (i + 1) / passes - row) {
+        case 1: FewTile<kType, 1>(c, row, t); break;
+        case 2: FewTile<kType, 2>(c, row, t); break;
+        case 3: FewTile<kType, 3>(c, row, t); break;
+        default: FewTile<kType, kFewRows>(c, row, t); break;
+      }
+    }
   }
 }
 
-void Few(const MatMulCall& c, int64_t row, int rows, int64_t tile, int64_t tiles) {
+void Few(const MatMulCall& c, int64_t rows, int64_t tile, int64_t tiles) {
   switch (c.w->type()) {
-    case W::kQ4_1: return FewOfType<W::kQ4_1>(c, row, rows, tile, tiles);
-    case W::kQ5_0: return FewOfType<W::kQ5_0>(c, row, rows, tile, tiles);
-    case W::kQ8_0: return FewOfType<W::kQ8_0>(c, row, rows, tile, tiles);
-    case W::kQ4_K: return FewOfType<W::kQ4_K>(c, row, rows, tile, tiles);
-    case W::kQ6_K: return FewOfType<W::kQ6_K>(c, row, rows, tile, tiles);
-    case W::kF16: return FewOfType<W::kF16>(c, row, rows, tile, tiles);
-    case W::kF32: return FewOfType<W::kF32>(c, row, rows, tile, tiles);
+    case W::kQ4_1: return FewOfType<W::kQ4_1>(c, rows, tile, tiles);
+    case W::kQ5_0: return FewOfType<W::kQ5_0>(c, rows, tile, tiles);
+    case W::kQ8_0: return FewOfType<W::kQ8_0>(c, rows, tile, tiles);
+    case W::kQ4_K: return FewOfType<W::kQ4_K>(c, rows, tile, tiles);
+    case W::kQ6_K: return FewOfType<W::kQ6_K>(c, rows, tile, tiles);
+    case W::kF16: return FewOfType<W::kF16>(c, rows, tile, tiles);
+    case W::kF32: return FewOfType<W::kF32>(c, rows, tile, tiles);
   }
 }
 
@@ -461,7 +465,7 @@ void RunPanel(const MatMulCall& c, const Panel& p, int64_t row, int rows) {
 }  // namespace
 
 const MatMulKernels& Avx2MatMulKernels() {
-  static constexpr MatMulKernels kKernels{kFewRows, kFewRowsMax, kPanelRows, Few, Unpack, RunPanel};
+  static constexpr MatMulKernels kKernels{kFewRowsMax, kPanelRows, Few, Unpack, RunPanel};
   return kKernels;
 }
 

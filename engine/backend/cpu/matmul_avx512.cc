@@ -14,10 +14,10 @@
 namespace holdfast {
 namespace {
 
-constexpr int kFewRows = 8;
-constexpr int kFewRowsMax = 24;
+constexpr int kFewRows = 8;      // of one pass
+constexpr int kFewRowsMax = 32;
 constexpr int kPanelRows = 6;
-constexpr int kAheadBytes = 1536;
+constexpr int kAheadBytes = 1536;  // of each stream
 
 // 1.5 * 2^23: the fp32 number whose bits, with an integer |n| < 2^22 added, are the number plus n.
 constexpr float kMagic = 12582912.0f;
@@ -137,25 +137,45 @@ __mmask16 OutputMask(int64_t outputs) {
                                  : outputs <= 0 ? 0 : static_cast<__mmask16>((1 << outputs) - 1);
 }
 
+// Which of the passes that a product's rows make over each set of tiles.
+struct Pass {
+  int64_t row = 0;  // its first row
+  int index = 0;
+  int count = 1;
+};
+
 // Asks for what is read kAheadBytes after group g: later in this tile, or in the one that follows it
 // `next` bytes on. The processor's own prefetcher stops at pages and runs short of what is needed
-// when a group's arithmetic takes as long as its bytes.
+// when a group's arithmetic takes as long as its bytes. Where there are several passes, all of them
+// ask for parts of the following tile, so that memory works during the later ones too.
 template <W kType>
-void PrefetchAhead(const uint8_t* codes, const uint8_t* scales, int64_t g, int64_t groups,
-                   int64_t next) {
+[[gnu::always_inline]] inline void PrefetchAhead(const uint8_t* codes, const uint8_t* scales,
+                                                 int64_t g, int64_t groups, int64_t next,
+                                                 const Pass& pass) {
   constexpr TileShape kShape = TileShapeOf(kType);
-  constexpr int kGroups = kAheadBytes / kShape.code_bytes;
-  const int64_t ahead = g + kGroups;
-  const bool here = ahead < groups;
-  const int64_t index = here ? ahead : ahead - groups, jump = here ? 0 : next;
-  const uint8_t* at = codes + jump + index * kShape.code_bytes;
-  for (int i = 0; i < kShape.code_bytes; i += 64) _mm_prefetch(at + i, _MM_HINT_T0);
-  _mm_prefetch(scales + jump + index * kShape.scale_bytes / kShape.scale_groups, _MM_HINT_T0);
+  if (pass.count == 1) {
+    constexpr int kGroups = kAheadBytes / kShape.code_bytes;
+    const int64_t ahead = g + kGroups;
+    const bool here = ahead < groups;
+    const int64_t index = here ? ahead : ahead - groups, jump = here ? 0 : next;
+    const uint8_t* at = codes + jump + index * kShape.code_bytes;
+    for (int i = 0; i < kShape.code_bytes; i += 64) _mm_prefetch(at + i, _MM_HINT_T0);
+    _mm_prefetch(scales + jump + index * kShape.scale_bytes / kShape.scale_groups, _MM_HINT_T0);
+    return;
+  }
+  const int lines = (kShape.code_bytes / 64 + pass.count - 1) / pass.count;
+  const int64_t at = (pass.index * groups + g) * lines * 64;
+  if (at >= groups * kShape.code_bytes) return;
+  for (int i = 0; i < lines; ++i) _mm_prefetch(codes + next + at + 64 * i, _MM_HINT_T1);
+  if (pass.index == 0) {
+    _mm_prefetch(scales + next + g * kShape.scale_bytes / kShape.scale_groups, _MM_HINT_T1);
+  }
 }
 
 // Rows [row, row + kRows) times kTiles tiles from `tile`.
 template <W kType, int kRows, int kTiles>
-void FewQuantized(const MatMulCall& c, int64_t row, int64_t tile) {
+void FewQuantized(const MatMulCall& c, const Pass& pass, int64_t tile) {
+  const int64_t row = pass.row;
   constexpr TileShape kShape = TileShapeOf(kType);
   const uint8_t* codes = c.w->Codes(tile);
   const uint8_t* scales = c.w->Scales(tile);
@@ -173,7 +193,8 @@ void FewQuantized(const MatMulCall& c, int64_t row, int64_t tile) {
 #pragma GCC unroll 4
       for (int t = 0; t < kTiles; ++t) {
         const Group<kType> group(codes + t * stride + g * kShape.code_bytes);
-        PrefetchAhead<kType>(codes + t * stride, scales + t * stride, g, c.groups, kTiles * stride);
+        PrefetchAhead<kType>(codes + t * stride, scales + t * stride, g, c.groups, kTiles * stride,
+                             pass);
         __m512i s[kRows], s1[kRows];
 #pragma GCC unroll 8
         for (int r = 0; r < kRows; ++r) {
@@ -262,50 +283,67 @@ void FewFloat(const MatMulCall& c, int64_t row, int64_t tile) {
 }
 
 template <W kType, int kRows, int kTiles>
-void FewTiles(const MatMulCall& c, int64_t row, int64_t tile) {
+void FewTiles(const MatMulCall& c, const Pass& pass, int64_t tile) {
   if constexpr (NeedsQuantized(kType)) {
-    FewQuantized<kType, kRows, kTiles>(c, row, tile);
+    FewQuantized<kType, kRows, kTiles>(c, pass, tile);
   } else {
-    FewFloat<kType, kRows, kTiles>(c, row, tile);
+    FewFloat<kType, kRows, kTiles>(c, pass.row, tile);
+  }
+}
+
+template <W kType, int kTiles>
+void FewOfRows(const MatMulCall& c, const Pass& pass, int rows, int64_t tile) {
+  switch (rows) {
+    case 1: return FewTiles<kType, 1, kTiles>(c, pass, tile);
+    case 2: return FewTiles<kType, 2, kTiles>(c, pass, tile);
+    case 3: return FewTiles<kType, 3, kTiles>(c, pass, tile);
+    case 4: return FewTiles<kType, 4, kTiles>(c, pass, tile);
+  }
+  if constexpr (kTiles <= 2) {
+    switch (rows) {
+      case 5: return FewTiles<kType, 5, kTiles>(c, pass, tile);
+      case 6: return FewTiles<kType, 6, kTiles>(c, pass, tile);
+      case 7: return FewTiles<kType, 7, kTiles>(c, pass, tile);
+      default: return FewTiles<kType, 8, kTiles>(c, pass, tile);
+    }
+  }
+}
+
+template <W kType, int kTiles>
+void FewPasses(const MatMulCall& c, int64_t rows, int64_t tile) {
+  Pass pass;
+  pass.count = static_cast<int>((rows + kFewRows - 1) / kFewRows);
+  for (; pass.index < pass.count; ++pass.index) {
+    pass.row = rows * pass.index / pass.count;
+    const int64_t end = rows * (pass.index + 1) / pass.count;
+    FewOfRows<kType, kTiles>(c, pass, static_cast<int>(end - pass.row), tile);
   }
 }
 
 // Several tiles at once are several streams of memory, without which a thread does not get its
-// share of the bandwidth. From five rows on a few registers spill; the streams are worth more.
-template <W kType, int kRows>
-void FewRange(const MatMulCall& c, int64_t row, int64_t tile, int64_t tiles) {
-  constexpr int kTogether = kRows <= 4 ? 4 : 2;
-  int64_t t = 0;
-  for (; t + kTogether <= tiles; t += kTogether) {
-    FewTiles<kType, kRows, kTogether>(c, row, tile + t);
-  }
-  for (; t + 2 <= tiles; t += 2) FewTiles<kType, kRows, 2>(c, row, tile + t);
-  for (; t < tiles; ++t) FewTiles<kType, kRows, 1>(c, row, tile + t);
-}
-
+// share of the bandwidth; from five rows on that costs a few spilled registers and is worth it. With
+// several passes the prefetch is ahead by a tile, and single tiles spill nothing.
 template <W kType>
-void FewOfType(const MatMulCall& c, int64_t row, int rows, int64_t tile, int64_t tiles) {
-  switch (rows) {
-    case 1: return FewRange<kType, 1>(c, row, tile, tiles);
-    case 2: return FewRange<kType, 2>(c, row, tile, tiles);
-    case 3: return FewRange<kType, 3>(c, row, tile, tiles);
-    case 4: return FewRange<kType, 4>(c, row, tile, tiles);
-    case 5: return FewRange<kType, 5>(c, row, tile, tiles);
-    case 6: return FewRange<kType, 6>(c, row, tile, tiles);
-    case 7: return FewRange<kType, 7>(c, row, tile, tiles);
-    default: return FewRange<kType, 8>(c, row, tile, tiles);
+void FewOfType(const MatMulCall& c, int64_t rows, int64_t tile, int64_t tiles) {
+  const int64_t end = tile + tiles;
+  if (rows <= 4) {
+    for (; tile + 4 <= end; tile += 4) FewPasses<kType, 4>(c, rows, tile);
   }
+  if (rows <= kFewRows) {
+    for (; tile + 2 <= end; tile += 2) FewPasses<kType, 2>(c, rows, tile);
+  }
+  for (; tile < end; ++tile) FewPasses<kType, 1>(c, rows, tile);
 }
 
-void Few(const MatMulCall& c, int64_t row, int rows, int64_t tile, int64_t tiles) {
+void Few(const MatMulCall& c, int64_t rows, int64_t tile, int64_t tiles) {
   switch (c.w->type()) {
-    case W::kQ4_1: return FewOfType<W::kQ4_1>(c, row, rows, tile, tiles);
-    case W::kQ5_0: return FewOfType<W::kQ5_0>(c, row, rows, tile, tiles);
-    case W::kQ8_0: return FewOfType<W::kQ8_0>(c, row, rows, tile, tiles);
-    case W::kQ4_K: return FewOfType<W::kQ4_K>(c, row, rows, tile, tiles);
-    case W::kQ6_K: return FewOfType<W::kQ6_K>(c, row, rows, tile, tiles);
-    case W::kF16: return FewOfType<W::kF16>(c, row, rows, tile, tiles);
-    case W::kF32: return FewOfType<W::kF32>(c, row, rows, tile, tiles);
+    case W::kQ4_1: return FewOfType<W::kQ4_1>(c, rows, tile, tiles);
+    case W::kQ5_0: return FewOfType<W::kQ5_0>(c, rows, tile, tiles);
+    case W::kQ8_0: return FewOfType<W::kQ8_0>(c, rows, tile, tiles);
+    case W::kQ4_K: return FewOfType<W::kQ4_K>(c, rows, tile, tiles);
+    case W::kQ6_K: return FewOfType<W::kQ6_K>(c, rows, tile, tiles);
+    case W::kF16: return FewOfType<W::kF16>(c, rows, tile, tiles);
+    case W::kF32: return FewOfType<W::kF32>(c, rows, tile, tiles);
   }
 }
 
@@ -487,7 +525,7 @@ void RunPanel(const MatMulCall& c, const Panel& p, int64_t row, int rows) {
 }  // namespace
 
 const MatMulKernels& Avx512MatMulKernels() {
-  static constexpr MatMulKernels kKernels{kFewRows, kFewRowsMax, kPanelRows, Few, Unpack, RunPanel};
+  static constexpr MatMulKernels kKernels{kFewRowsMax, kPanelRows, Few, Unpack, RunPanel};
   return kKernels;
 }
 

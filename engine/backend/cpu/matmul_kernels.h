@@ -1,8 +1,8 @@
 // What matmul.cc (the plan: parts, tiles, rows, threads) asks of an instruction set's kernels.
 //
 // Two ways through a product:
-//   few     weights are unpacked in registers and meet up to few_rows rows at once: for products
-//           where reading the weights takes the time, or unpacking them would;
+//   few     weights are unpacked in registers and meet several rows at once: for products where
+//           reading the weights takes the time, or unpacking them would;
 //   panel   one part (NUMERICS.md: 1024 elements, 512 for float types) of 32 outputs is unpacked
 //           to bytes and fp32 scales, then all rows pass over it, panel_rows at a time.
 // Both compute the same chains, so the plan may choose freely.
@@ -57,11 +57,10 @@ struct alignas(64) Panel {
 };
 
 struct MatMulKernels {
-  int few_rows;      // of one call of few; 0: always by panels
-  int few_rows_max;  // products of more rows go by panels
-  int panel_rows;    // of one call of panel
-  // Rows [row, row + rows), rows <= few_rows, times tiles [tile, tile + tiles): whole products.
-  void (*few)(const MatMulCall& call, int64_t row, int rows, int64_t tile, int64_t tiles);
+  int few_rows;    // products of more rows go by panels
+  int panel_rows;  // of one call of panel
+  // `rows` <= few_rows from 0 on times tiles [tile, tile + tiles): whole products.
+  void (*few)(const MatMulCall& call, int64_t rows, int64_t tile, int64_t tiles);
   // Fills codes and scale of panel; first_output, part, units are set.
   void (*unpack)(const PackedWeight& w, Panel* panel);
   // Rows [row, row + rows), rows <= panel_rows: y = part 0, or y + this part.

@@ -182,7 +182,7 @@ void RunPanel(const MatMulCall& c, const Panel& p, int64_t row, int rows) {
 }  // namespace
 
 const MatMulKernels& PortableMatMulKernels() {
-  static constexpr MatMulKernels kKernels{0, 0, kPanelRows, nullptr, Unpack, RunPanel};
+  static constexpr MatMulKernels kKernels{0, kPanelRows, nullptr, Unpack, RunPanel};
   return kKernels;
 }
 
