@@ -1,0 +1,372 @@
+"""The REST API on a tiny model: what is refused and how, tenants, sessions, limits."""
+import json
+import socket
+import threading
+import time
+import unittest
+
+from harness import Server, TinyServerTest
+
+CHAT = "/v1/chat/completions"
+HELLO = [{"role": "user", "content": "hello"}]
+
+
+class Refusals(TinyServerTest):
+    def post(self, body):
+        return self.server.call("POST", CHAT, body)
+
+    def test_json_that_is_none(self):
+        for body in ["", "{", "[1,2", "nul", '{"a":1}x', '"\\ud800"', b"\xff\xfe", '{"a":1e999}']:
+            self.assertRefused(self.post(body), 400)
+
+    def test_json_too_deep(self):
+        self.assertRefused(self.post("[" * 100000), 400)
+        self.assertRefused(self.post('{"messages":' + "[" * 70 + "]" * 70 + "}"), 400)
+
+    def test_fields_of_the_wrong_type_or_range(self):
+        cases = [
+            ({"messages": "hello"}, "messages"),
+            ({"messages": []}, "messages"),
+            ({"messages": [{"role": "robot", "content": "x"}]}, "messages[0].role"),
+            ({"messages": [{"content": "x"}]}, "messages[0].role"),
+            ({"messages": [7]}, "messages[0]"),
+            ({"messages": [{"role": "user", "content": 7}]}, "messages[0].content"),
+            ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]},
+             "messages[0].content[0].type"),
+            ({"messages": [{"role": "tool", "content": "x"}]}, "messages[0].tool_call_id"),
+            ({"messages": HELLO, "temperature": 3}, "temperature"),
+            ({"messages": HELLO, "temperature": "hot"}, "temperature"),
+            ({"messages": HELLO, "top_p": -1}, "top_p"),
+            ({"messages": HELLO, "n": 2}, "n"),
+            ({"messages": HELLO, "max_tokens": 0}, "max_tokens"),
+            ({"messages": HELLO, "max_tokens": 1.5}, "max_tokens"),
+            ({"messages": HELLO, "seed": "x"}, "seed"),
+            ({"messages": HELLO, "stop": [1]}, "stop"),
+            ({"messages": HELLO, "stop": ["x"] * 17}, "stop"),
+            ({"messages": HELLO, "logprobs": True, "top_logprobs": 21}, "top_logprobs"),
+            ({"messages": HELLO, "tools": [{"type": "function"}]}, "tools[0].function"),
+            ({"messages": HELLO, "tool_choice": "sometimes"}, "tool_choice"),
+            ({"messages": HELLO, "tool_choice": "required"}, "tool_choice"),
+            ({"messages": HELLO, "response_format": {"type": "xml"}}, "response_format.type"),
+            ({"messages": HELLO, "response_format": {"type": "json_schema"}},
+             "response_format.json_schema"),
+            ({"messages": HELLO, "stream": 1}, "stream"),
+            ({"messages": HELLO, "on_busy": "wait"}, "on_busy"),
+        ]
+        for body, param in cases:
+            with self.subTest(param=param):
+                self.assertRefused(self.post(body), 400, param)
+
+    def test_context_overflow_names_both_counts(self):
+        _, error = self.assertRefused(
+            self.post({"messages": [{"role": "user", "content": "word " * 4000}]}), 400,
+            "messages", "context_length_exceeded")
+        self.assertIn("2048", error["message"])
+
+    def test_unknown_things(self):
+        self.assertRefused(self.server.call("GET", "/v1/nothing"), 404)
+        self.assertRefused(self.server.call("GET", "/v1/sessions/sess_nothere"), 404)
+        self.assertRefused(self.server.call("GET", "/v1/models/other"), 404)
+        self.assertRefused(self.post({"messages": HELLO, "session_id": "sess_nothere"}), 404)
+        headers, _ = self.assertRefused(self.server.call("DELETE", CHAT), 405)
+        self.assertEqual(headers["allow"], "POST")
+
+    def test_strict_schema_that_cannot_be_enforced(self):
+        body = {"messages": HELLO, "response_format": {"type": "json_schema", "json_schema": {
+            "name": "x", "strict": True, "schema": {"type": "object", "properties": {
+                "a": {"type": "nonsense"}}}}}}
+        self.assertRefused(self.post(body), 400)
+
+    def test_history_with_bad_json_in_a_tool_call_is_taken(self):
+        answer = self.server.chat([
+            {"role": "user", "content": "go"},
+            {"role": "assistant", "content": None, "tool_calls": [
+                {"id": "c1", "type": "function",
+                 "function": {"name": "f", "arguments": "{not json"}}]},
+            {"role": "tool", "tool_call_id": "c1", "content": "ok"}])
+        self.assertEqual(answer["object"], "chat.completion")
+
+    def test_unknown_tool_types_are_skipped(self):
+        self.server.chat("x", tools=[{"type": "web_search"}, {"type": "function", "function": {
+            "name": "f", "parameters": {"type": "object", "x-odd": 1}}}])
+
+    def test_content_as_parts_and_developer_role(self):
+        self.server.chat([{"role": "developer", "content": "be brief"},
+                          {"role": "user", "content": [{"type": "text", "text": "hel"},
+                                                       {"type": "text", "text": "lo"}]}])
+
+    def test_web_pages_of_other_sites_are_kept_out(self):
+        for headers in ({"Host": "evil.example"}, {"Origin": "https://evil.example"}):
+            self.assertRefused(self.server.call("GET", "/v1/models", headers=headers), 403)
+        self.assertEqual(self.server.call("GET", "/v1/models", headers={
+            "Origin": "http://localhost:3000"})[0], 200)
+
+
+class Limits(TinyServerTest):
+    def test_bodies_and_headers_too_large(self):
+        self.assertRefused(self.server.call("POST", CHAT, headers={
+            "Content-Length": str(1 << 40)}, body=b""), 413)
+        chunk = b"100000\r\n" + b"x" * 0x100000 + b"\r\n"
+        head = b"POST " + CHAT.encode() + b" HTTP/1.1\r\nHost: localhost\r\n"
+        reply = self.server.raw(head + b"Transfer-Encoding: chunked\r\n\r\n" + chunk * 40)
+        self.assertTrue(reply == b"" or reply.startswith(b"HTTP/1.1 413"), reply[:80])
+        reply = self.server.raw(head + b"a: b\r\n" * 200000)
+        self.assertTrue(reply == b"" or reply.startswith(b"HTTP/1.1 431"), reply[:80])
+
+    def test_malformed_http_is_answered_and_nothing_hangs(self):
+        head = b"POST " + CHAT.encode() + b" HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n"
+        for data in (b"GARBAGE\r\n\r\n",
+                     head + b"Transfer-Encoding: chunked\r\nContent-Length: 3\r\n\r\nabc",
+                     head + b"Content-Length: x\r\n\r\n",
+                     head + b"Content-Length: -1\r\n\r\n",
+                     head + b"Content-Length: 2\r\nContent-Length: 3\r\n\r\nabc",
+                     head + b"Content-Encoding: gzip\r\nContent-Length: 2\r\n\r\n{}"):
+            reply = self.server.raw(data)
+            self.assertRegex(reply[:12], rb"^HTTP/1.1 4\d\d")
+        self.assertEqual(self.server.call("GET", "/health")[0], 200)
+
+    def test_dripping_clients_starve_nobody(self):
+        drips = [socket.create_connection((self.server.host, self.server.port)) for _ in range(64)]
+        try:
+            for _ in range(5):
+                for d in drips:
+                    d.send(b"G")
+                start = time.monotonic()
+                self.assertEqual(self.server.call("GET", "/health")[0], 200)
+                self.assertLess(time.monotonic() - start, 5)
+        finally:
+            for d in drips:
+                d.close()
+
+    def test_request_ids(self):
+        self.assertEqual(self.server.call("GET", "/v1/models", headers={
+            "x-request-id": "abc"})[1]["x-request-id"], "abc")
+        self.assertTrue(self.server.call("GET", "/v1/models")[1]["x-request-id"].startswith("req_"))
+
+
+class FullQueue(TinyServerTest):
+    flags = ("--max-queued", "1", "--max-running", "1")
+
+    def test_429_with_retry_after(self):
+        answers = []
+
+        def ask(i):
+            answers.append(self.server.call("POST", CHAT, {
+                "messages": [{"role": "user", "content": "story %d" % i}], "max_tokens": 400,
+                "logit_bias": {"2": -100}}))
+
+        threads = [threading.Thread(target=ask, args=(i,)) for i in range(12)]
+        for t in threads:
+            t.start()
+        for t in threads:
+            t.join()
+        refused = [a for a in answers if a[0] == 429]
+        self.assertTrue(refused, [a[0] for a in answers])
+        for answer in refused:
+            headers, _ = self.assertRefused(answer, 429)
+            self.assertGreaterEqual(int(headers["retry-after"]), 1)
+        self.assertTrue(any(a[0] == 200 for a in answers))
+
+
+class Tenants(TinyServerTest):
+    flags = ("--api-key", "anna=key-a", "--api-key", "bert=key-b")
+    A, B = {"Authorization": "Bearer key-a"}, {"Authorization": "Bearer key-b"}
+
+    def test_keys(self):
+        for headers in ({}, {"Authorization": "Bearer nope"}, {"Authorization": "Basic key-a"}):
+            self.assertRefused(self.server.call("GET", "/v1/models", headers=headers), 401,
+                               code="invalid_api_key")
+        self.assertEqual(self.server.call("GET", "/v1/models", headers=self.A)[0], 200)
+        self.assertEqual(self.server.call("GET", "/health")[0], 200)
+
+    def test_pages_and_sessions_stay_with_their_tenant(self):
+        text = "the same long prompt for both tenants " * 30
+        first = self.server.chat(text, self.A, session_id="mine")
+        again = self.server.chat(text + "!", self.A)
+        other = self.server.chat(text + "!", self.B)
+        self.assertEqual(first["keeper"]["tokens"]["pool"] + first["keeper"]["tokens"]["warm"], 0)
+        self.assertGreater(again["keeper"]["tokens"]["pool"], 64)   # the positive control
+        for tier in ("warm", "pool", "disk"):
+            self.assertEqual(other["keeper"]["tokens"][tier], 0)
+        self.assertEqual(other["usage"]["prompt_tokens_details"]["cached_tokens"], 0)
+        self.assertEqual(again["choices"][0]["token_ids"], other["choices"][0]["token_ids"])
+        session = first["keeper"]["session_id"]
+        for path in ("", "/items", "/tokens", "/branches"):
+            self.assertRefused(self.server.call("GET", "/v1/sessions/" + session + path,
+                                                headers=self.B), 404)
+        self.assertRefused(self.server.call("GET", "/v1/sessions/mine", headers=self.B), 404)
+        self.assertRefused(self.server.call("DELETE", "/v1/sessions/" + session,
+                                            headers=self.B), 404)
+        self.assertEqual(self.server.call("GET", "/v1/sessions/" + session, headers=self.A)[0], 200)
+
+
+class Sessions(TinyServerTest):
+    def test_create_list_get_delete(self):
+        status, _, made = self.server.call("POST", "/v1/sessions", {
+            "id": "agent-7", "metadata": {"team": "x"}, "ttl_s": 3600})
+        self.assertEqual(status, 201, made)
+        self.assertEqual(made["external_id"], "agent-7")
+        self.assertEqual(made["metadata"], {"team": "x"})
+        self.assertRefused(self.server.call("POST", "/v1/sessions", {"id": "agent-7"}), 409)
+        listed = self.server.call("GET", "/v1/sessions?limit=1")[2]
+        self.assertEqual(listed["object"], "list")
+        self.assertEqual(len(listed["data"]), 1)
+        self.assertRefused(self.server.call("GET", "/v1/sessions?limit=0"), 400, "limit")
+        self.assertEqual(self.server.call("DELETE", "/v1/sessions/agent-7")[2]["deleted"], True)
+        self.assertRefused(self.server.call("GET", "/v1/sessions/agent-7"), 404)
+
+    def test_turns_fork_rewind_snapshot(self):
+        first = self.server.chat("one two three", session_id="tree")
+        history = [{"role": "user", "content": "one two three"}, first["choices"][0]["message"],
+                   {"role": "user", "content": "four"}]
+        second = self.server.chat(history, session_id="tree")
+        kept = second["keeper"]["tokens"]
+        self.assertGreaterEqual(kept["kept"], first["usage"]["total_tokens"] - 1)
+        self.assertGreater(kept["warm"], 0)
+        items = self.server.call("GET", "/v1/sessions/tree/items")[2]["data"]
+        self.assertEqual([i["role"] for i in items], ["user", "assistant", "user", "assistant"])
+        tokens = self.server.call("GET", "/v1/sessions/tree/tokens")[2]["tokens"]
+        self.assertEqual(tokens[:len(first["prompt_token_ids"])], first["prompt_token_ids"])
+
+        snap = self.server.call("POST", "/v1/sessions/tree/snapshot", {"label": "here"})[2]
+        self.assertTrue(snap["id"].startswith("snap_"))
+        fork = self.server.call("POST", "/v1/sessions/tree/fork", {"at_item": 2, "name": "side"})
+        self.assertEqual(fork[0], 201, fork[2])
+        self.assertEqual(fork[2]["items"], 2)
+        status, _, turn = self.server.call("POST", "/v1/sessions/tree/turns", {
+            "branch": "side", "messages": [{"role": "user", "content": "four"}],
+            "temperature": 0, "max_tokens": 12, "return_token_ids": True})
+        self.assertEqual(status, 200, turn)
+        self.assertEqual(turn["choices"][0]["token_ids"], second["choices"][0]["token_ids"])
+
+        rewound = self.server.call("POST", "/v1/sessions/tree/rewind", {"at_item": 2})[2]
+        self.assertTrue(rewound["default"])
+        names = {b["name"] for b in self.server.call("GET", "/v1/sessions/tree/branches")[2]["data"]}
+        self.assertIn("side", names)
+        self.assertGreaterEqual(len(names), 3)
+        back = self.server.call("POST", "/v1/sessions/tree/fork", {"snapshot": snap["id"]})[2]
+        self.assertEqual(back["tokens"], snap["tokens"])
+        self.assertRefused(self.server.call("POST", "/v1/sessions/tree/fork", {
+            "at_item": 1, "at_token": 1}), 400)
+        self.assertRefused(self.server.call("POST", "/v1/sessions/tree/fork", {
+            "snapshot": "snap_no"}), 404)
+        events = self.server.call("GET", "/v1/sessions/tree/events")[2]["data"]
+        self.assertIn("turn_committed", {e["type"] for e in events})
+
+    def test_idempotency_key(self):
+        key = {"Idempotency-Key": "k1"}
+        ask = {"seed": 7, "temperature": 1, "session_id": "idem"}
+        first = self.server.chat("roll", key, **ask)
+        again = self.server.chat("roll", key, **ask)
+        self.assertTrue(again["keeper"]["replayed"])
+        self.assertEqual(first["choices"], again["choices"])
+        self.assertRefused(self.server.call("POST", CHAT, {"messages": HELLO, "session_id": "idem"},
+                                            key), 409)
+
+    def test_a_seed_gives_the_same_answer_and_another_seed_another(self):
+        ask = lambda seed: self.server.chat("dice", seed=seed, temperature=1.5,
+                                            max_tokens=24)["choices"][0]["token_ids"]
+        self.assertEqual(ask(1), ask(1))
+        self.assertNotEqual(ask(1), ask(2))
+
+    def test_tool_call_ids_stand_for_the_sampled_tokens(self):
+        tools = [{"type": "function", "function": {"name": "look", "parameters": {
+            "type": "object", "properties": {"n": {"type": "integer"}}, "required": ["n"],
+            "additionalProperties": False}}}]
+        user = {"role": "user", "content": "look at it"}
+        first = self.server.chat([user], session_id="tools", tools=tools, tool_choice="required",
+                                 parallel_tool_calls=False, max_tokens=80)
+        message = first["choices"][0]["message"]
+        if first["choices"][0]["finish_reason"] != "tool_calls":
+            self.assertEqual(first["choices"][0]["finish_reason"], "length")
+            return  # a random model may fill the limit with digits
+        call = message["tool_calls"][0]
+        arguments = json.loads(call["function"]["arguments"])
+        self.assertIsInstance(arguments["n"], int)
+        # The client writes the arguments its own way; the id is what counts.
+        call["function"]["arguments"] = json.dumps(arguments, indent=3)
+        second = self.server.chat([user, message, {"role": "tool", "tool_call_id": call["id"],
+                                                   "content": "seen"}],
+                                  session_id="tools", tools=tools)
+        self.assertGreaterEqual(second["keeper"]["tokens"]["kept"],
+                                first["usage"]["total_tokens"] - 1)
+        self.assertIsNone(second["keeper"]["miss"])
+
+    def test_an_edited_history_says_where_it_differs(self):
+        first = self.server.chat("alpha", session_id="edit")
+        answer = first["choices"][0]["message"]
+        self.server.chat([{"role": "user", "content": "alpha"}, answer,
+                          {"role": "user", "content": "beta"}], session_id="edit")
+        edited = self.server.chat([{"role": "user", "content": "alpha"}, answer,
+                                   {"role": "user", "content": "gamma"}], session_id="edit")
+        self.assertIsNotNone(edited["keeper"]["miss"])
+        self.assertEqual(edited["keeper"]["miss"]["message"], 2)
+        self.assertGreater(edited["keeper"]["tokens"]["kept"], 0)
+
+
+class Streaming(TinyServerTest):
+    def events(self, body):
+        status, headers, text = self.server.call("POST", CHAT, {**body, "stream": True})
+        self.assertEqual(status, 200)
+        self.assertTrue(headers["content-type"].startswith("text/event-stream"))
+        lines = [l[6:] for l in text.split("\n") if l.startswith("data: ")]
+        self.assertEqual(lines[-1], "[DONE]")
+        return [json.loads(l) for l in lines[:-1]]
+
+    def test_chunks_add_up_to_the_whole_answer(self):
+        ask = {"messages": HELLO, "temperature": 0, "max_tokens": 20, "return_token_ids": True}
+        whole = self.server.call("POST", CHAT, ask)[2]
+        chunks = self.events({**ask, "stream_options": {"include_usage": True}})
+        text = "".join(c["choices"][0]["delta"].get("content") or ""
+                       for c in chunks if c["choices"])
+        ids = [t for c in chunks if c["choices"] for t in c["choices"][0]["token_ids"]]
+        self.assertEqual(text, whole["choices"][0]["message"]["content"])
+        self.assertEqual(ids, whole["choices"][0]["token_ids"])
+        self.assertEqual(chunks[0]["choices"][0]["delta"]["role"], "assistant")
+        self.assertEqual(chunks[-1]["choices"], [])
+        self.assertEqual(chunks[-1]["usage"]["completion_tokens"], len(ids))
+
+    def test_a_stop_string_cuts_text_and_timeline(self):
+        whole = self.server.chat("cut", max_tokens=30)
+        text = whole["choices"][0]["message"]["content"]
+        stop = text[len(text) // 2:][:3]
+        cut = self.server.chat("cut", max_tokens=30, stop=[stop], session_id="cut")
+        self.assertEqual(cut["choices"][0]["message"]["content"], text[:text.index(stop)])
+        self.assertEqual(cut["choices"][0]["finish_reason"], "stop")
+        tokens = self.server.call("GET", "/v1/sessions/cut/tokens")[2]["tokens"]
+        self.assertLessEqual(len(tokens), cut["usage"]["prompt_tokens"] +
+                             len(cut["choices"][0]["token_ids"]))
+
+    def test_logprobs(self):
+        answer = self.server.chat("p", logprobs=True, top_logprobs=3, max_tokens=4)
+        for entry in answer["choices"][0]["logprobs"]["content"]:
+            self.assertLessEqual(entry["logprob"], 0)
+            self.assertEqual(len(entry["top_logprobs"]), 3)
+            # Temperature 0: the token is the best one.
+            self.assertEqual(entry["logprob"], entry["top_logprobs"][0]["logprob"])
+
+    def test_a_client_that_leaves_ends_its_turn(self):
+        body = json.dumps({"messages": HELLO, "max_tokens": 1500, "stream": True,
+                           "logit_bias": {"2": -100}, "session_id": "gone"}).encode()
+        s = socket.create_connection((self.server.host, self.server.port))
+        s.sendall(b"POST " + CHAT.encode() + b" HTTP/1.1\r\nHost: localhost\r\nContent-Length: " +
+                  str(len(body)).encode() + b"\r\n\r\n" + body)
+        s.recv(2000)
+        s.close()
+        deadline = time.monotonic() + 20
+        while self.server.metric("running_turns") > 0:
+            self.assertLess(time.monotonic(), deadline)
+        self.assertEqual(self.server.metric("running_sequences"), 0)
+
+    def test_metrics_and_models(self):
+        self.assertGreaterEqual(self.server.metric("generated_tokens_total"), 0)
+        model = self.server.call("GET", "/v1/models")[2]["data"][0]
+        self.assertEqual(model["context_length"], 2048)
+        tokens = self.server.call("POST", "/tokenize", {"content": "hello <|im_end|>"})[2]["tokens"]
+        self.assertTrue(all(t != 2 for t in tokens))
+        back = self.server.call("POST", "/detokenize", {"tokens": tokens})[2]["content"]
+        self.assertEqual(back, "hello <|im_end|>")
+
+
+if __name__ == "__main__":
+    unittest.main()

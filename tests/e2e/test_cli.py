@@ -1,0 +1,93 @@
+"""The command line's contract on real models: verify on every instruction set, tokenize, eval, bench."""
+import json
+import os
+import tempfile
+import unittest
+
+from harness import CODER, MODELS, SMOL, run
+
+TEXT = "The keeper of sessions keeps what was computed, so that nothing is computed twice. " * 40
+
+
+def flags_of_this_processor():
+    with open("/proc/cpuinfo") as f:
+        return next(l for l in f if l.startswith("flags")).split()
+
+
+class Cli(unittest.TestCase):
+    def json_of(self, *args, **env):
+        status, out, error = run(*args, "--json", **env)
+        self.assertEqual(status, 0, error)
+        return json.loads(out)
+
+    def test_verify_is_true_on_every_level_with_one_digest(self):
+        levels = ["portable"]
+        if "avx2" in flags_of_this_processor():
+            levels.append("avx2")
+        if "avx512_vnni" in flags_of_this_processor():
+            levels.append("avx512")
+        digests = set()
+        for level in levels:
+            report = self.json_of("verify", "--model", SMOL, "--tokens", "96", HOLDFAST_CPU=level)
+            self.assertEqual(report["cpu"], level)
+            for rung in ("E0", "E1", "E2", "E3", "E4", "E5", "E6", "E7"):
+                self.assertTrue(report["rungs"][rung]["pass"], (level, rung, report))
+                self.assertGreater(report["rungs"][rung]["cases"], 0)
+            digests.add(report["numerics_digest"])
+        self.assertEqual(len(digests), 1)
+
+    def test_verify_on_a_model_with_other_weight_types(self):
+        report = self.json_of("verify", "--model", CODER, "--tokens", "96")
+        self.assertTrue(report["pass"], report)
+
+    def test_tokenize(self):
+        with tempfile.NamedTemporaryFile("w", suffix=".txt") as f:
+            f.write("Hello <|im_end|> world")
+            f.flush()
+            tokens = self.json_of("tokenize", "--model", CODER, "--file", f.name)["tokens"]
+        self.assertNotIn(151645, tokens)  # <|im_end|> in a text stays text
+        self.assertEqual(tokens[0], 9707)  # "Hello"
+
+    def test_perplexity(self):
+        with tempfile.NamedTemporaryFile("w", suffix=".txt") as f:
+            f.write(TEXT)
+            f.flush()
+            report = self.json_of("eval", "perplexity", "--model", SMOL, "--file", f.name, "--ctx",
+                                  "128")
+        self.assertGreater(report["tokens"], 100)
+        self.assertLess(report["perplexity"], 5)  # it says the same sentence again and again
+
+    def test_bench(self):
+        self.assertIn("decode@4096", self.json_of("bench", "list")["names"])
+        report = self.json_of("bench", "prefill@64", "decode@0", "--model", SMOL, "--reps", "1")
+        self.assertEqual([r["name"] for r in report["results"]], ["prefill@64", "decode@0"])
+        for r in report["results"]:
+            self.assertGreater(r["value"], 0)
+        self.assertEqual(run("bench", "nonsense@1", "--model", SMOL)[0], 1)
+
+    def test_pull_fetches_nothing_twice_and_doctor_is_content(self):
+        pulled = self.json_of("pull", SMOL)
+        self.assertEqual(pulled["path"], os.path.join(MODELS, SMOL + ".gguf"))
+        with tempfile.TemporaryDirectory() as data:
+            report = self.json_of("doctor", "--model", SMOL, "--data", data)
+        self.assertTrue(report["good"])
+        status, _, error = run("pull", "no-such-model")
+        self.assertEqual(status, 1)
+        self.assertIn(SMOL, error)
+
+    def test_an_unknown_level_is_refused(self):
+        status, _, error = run("verify", "--model", SMOL, HOLDFAST_CPU="sse9")
+        self.assertEqual(status, 1)
+        self.assertIn("sse9", error)
+
+    def test_chat_goes_on_with_its_session(self):
+        with tempfile.TemporaryDirectory() as data:
+            say = lambda text: self.json_of("chat", "--model", SMOL, "--data", data, "--session",
+                                            "me", "-m", text)
+            first, second = say("Hello!"), say("And now?")
+        self.assertEqual(first["keeper"]["session_id"], second["keeper"]["session_id"])
+        self.assertGreater(second["keeper"]["tokens"]["kept"], 0)
+
+
+if __name__ == "__main__":
+    unittest.main()
