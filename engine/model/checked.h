@@ -5,8 +5,8 @@
 
 namespace holdfast {
 
-// Checked(a) * b + c <= d reads as it would with plain integers; once a step has overflowed, ok() is
-// false for good and every comparison with AtMost is false.
+// Checked(a) * b + c <= d reads as it would with plain integers; once a step has overflowed, ok()
+// is false for good and every comparison with AtMost is false.
 class Checked {
  public:
   constexpr Checked(uint64_t value) : value_(value) {}  // NOLINT: implicit by design

@@ -118,7 +118,11 @@ Result<ModelConfig> ReadConfig(const Gguf& gguf, const std::string& fallback_nam
   HOLDFAST_RETURN_IF_ERROR(keys.status());
 
   if (v_dim != c.head_dim) return Unsupported("a value length other than the key length");
-  if (c.rope_dim != c.head_dim || c.rope_dim % 2 != 0) {
+  if (c.head_dim % 16 != 0) {
+    return Unsupported("a head of " + std::to_string(c.head_dim) +
+                       " dimensions, no multiple of 16,");
+  }
+  if (c.rope_dim != c.head_dim) {
     return Unsupported("rope over " + std::to_string(c.rope_dim) + " of " +
                        std::to_string(c.head_dim) + " dimensions");
   }

@@ -21,7 +21,7 @@ Status FileError(const std::string& path, int error) {
 }  // namespace
 
 Result<std::unique_ptr<FileMap>> FileMap::Open(const std::string& path) {
-  const int fd = ::open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK);  // a pipe must not hang us
+  const int fd = ::open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK);  // for pipes
   if (fd < 0) return FileError(path, errno);
   struct stat info;
   void* data = MAP_FAILED;

@@ -1,6 +1,6 @@
-// A whole file, mapped for reading. Pages are read when they are touched and count as memory of this
-// process until Drop gives them back. The file must not shrink while it is mapped: the operating
-// system then ends the process at the next touch (SIGBUS), as with every mapping.
+// A whole file, mapped for reading. Pages are read when they are touched and count as memory of
+// this process until Drop gives them back. The file must not shrink while it is mapped: the
+// operating system then ends the process at the next touch (SIGBUS), as with every mapping.
 #pragma once
 
 #include <cstddef>

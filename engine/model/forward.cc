@@ -1,8 +1,8 @@
 // The forward pass: what a llama or qwen2 layer is, over rows of any sequences.
 //
-// Rows live side by side in one buffer per kind of activation; each operation takes all rows at once
-// and computes each alone (NUMERICS.md), so it makes no difference which rows share a pass. In the
-// last layer, once K and V are stored, only the rows whose logits are wanted are kept.
+// Rows live side by side in one buffer per kind of activation; each operation takes all rows at
+// once and computes each alone (NUMERICS.md), so it makes no difference which rows share a pass. In
+// the last layer, once K and V are stored, only the rows whose logits are wanted are kept.
 #include <algorithm>
 #include <cassert>
 #include <cmath>
@@ -196,13 +196,16 @@ void ForwardPass::Impl::Begin(ForwardBatch new_batch) {
 
 // The table must reach every place where K is put and every p - shift that a query turns to.
 void ForwardPass::Impl::ReserveRope() {
+  std::vector<int32_t> least_shift(batch.sequences.size(), 0);
+  for (size_t s = 0; s < least_shift.size(); ++s) {
+    for (const auto& runs : batch.sequences[s].runs) {
+      for (const KvRun& run : runs) least_shift[s] = std::min(least_shift[s], run.shift);
+    }
+  }
   int64_t last = -1;
   for (const ForwardRow& row : batch.rows) {
-    int32_t shift = 0;
-    for (const auto& runs : batch.sequences[row.sequence].runs) {
-      for (const KvRun& run : runs) shift = std::min(shift, run.shift);
-    }
-    last = std::max<int64_t>({last, int64_t{row.position} - shift, row.home});
+    const int64_t turned = int64_t{row.position} - least_shift[row.sequence];
+    last = std::max<int64_t>({last, turned, row.home});
   }
   rope.Reserve(last + 1);
 }

@@ -34,8 +34,9 @@ uint64_t ScalarBytes(GgufType type) {
 }
 
 std::string TypeName(GgufType type) {
-  static constexpr std::string_view kNames[] = {"u8",   "i8",     "u16",   "i16", "u32", "i32", "f32",
-                                                "bool", "string", "array", "u64", "i64", "f64"};
+  static constexpr std::string_view kNames[] = {"u8",  "i8",   "u16",    "i16",   "u32", "i32",
+                                                "f32", "bool", "string", "array", "u64", "i64",
+                                                "f64"};
   const auto i = static_cast<uint32_t>(type);
   return i < std::size(kNames) ? std::string(kNames[i]) : "type " + std::to_string(i);
 }
@@ -55,10 +56,10 @@ std::string KeyText(std::string_view key) { return "key " + GgufQuote(key); }
 
 std::string GgufTensorTypeName(uint32_t type) {
   static constexpr std::string_view kNames[] = {
-      "F32",  "F16",     "Q4_0",    "Q4_1",    "Q4_2",   "Q4_3",   "Q5_0",  "Q5_1",  "Q8_0",  "Q8_1",
-      "Q2_K", "Q3_K",    "Q4_K",    "Q5_K",    "Q6_K",   "Q8_K",   "IQ2_XXS", "IQ2_XS", "IQ3_XXS",
-      "IQ1_S", "IQ4_NL", "IQ3_S",   "IQ2_S",   "IQ4_XS", "I8",     "I16",   "I32",   "I64",   "F64",
-      "IQ1_M", "BF16"};
+      "F32",   "F16",    "Q4_0",   "Q4_1",    "Q4_2", "Q4_3", "Q5_0", "Q5_1",
+      "Q8_0",  "Q8_1",   "Q2_K",   "Q3_K",    "Q4_K", "Q5_K", "Q6_K", "Q8_K",
+      "IQ2_XXS", "IQ2_XS", "IQ3_XXS", "IQ1_S", "IQ4_NL", "IQ3_S", "IQ2_S", "IQ4_XS",
+      "I8",    "I16",    "I32",    "I64",     "F64",  "IQ1_M", "BF16"};
   return type < std::size(kNames) ? std::string(kNames[type]) : "type " + std::to_string(type);
 }
 
@@ -254,8 +255,8 @@ class GgufParser {
       uint64_t bytes = 0;
       if (block.elements != 0) {
         if (t.dim[0] % block.elements != 0) {
-          return Corrupt(what + ": rows of " + std::to_string(t.dim[0]) + " are no whole blocks of " +
-                         GgufTensorTypeName(t.type));
+          return Corrupt(what + ": rows of " + std::to_string(t.dim[0]) +
+                         " are no whole blocks of " + GgufTensorTypeName(t.type));
         }
         const Checked size = Checked(t.dim[0] / block.elements) * block.bytes * t.dim[1] *
                              t.dim[2] * t.dim[3];
@@ -280,7 +281,7 @@ class GgufParser {
               [&](size_t a, size_t b) { return offsets_[a] < offsets_[b]; });
     for (size_t i = 1; i < order.size(); ++i) {
       const GgufTensor& before = out_.tensors_[order[i - 1]];
-      if (offsets_[order[i - 1]] + before.data.size() > offsets_[order[i]]) {  // both inside the file
+      if (offsets_[order[i - 1]] + before.data.size() > offsets_[order[i]]) {  // no overflow here
         return Corrupt("tensors " + GgufQuote(before.name) + " and " +
                        GgufQuote(out_.tensors_[order[i]].name) + " overlap");
       }

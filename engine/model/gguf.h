@@ -4,8 +4,8 @@
 // allocated or read by it, and nothing that is allocated is larger than the file's own header.
 //
 //   "GGUF" u32 version | u64 tensors | u64 keys | keys | tensor infos | padding | tensor data
-//   key = string, u32 type, value;  string = u64 length, bytes;  array = u32 type, u64 count, values
-//   tensor info = string, u32 dims, u64 dim[dims] (innermost first), u32 type, u64 offset in the data
+//   key = string, u32 type, value; string = u64 length, bytes; array = u32 type, u64 count, values
+//   tensor info = string, u32 dims, u64 dim[dims] (innermost first), u32 type, u64 offset in data
 //
 // Errors: kCorrupt for bytes that are no such file, kInvalid for a well-formed file that needs what
 // is not built (a version, big endian, nested arrays). Messages say what and where.
@@ -50,7 +50,7 @@ struct GgufTensor {
   std::array<uint64_t, GgufLimits::kDims> dim = {1, 1, 1, 1};  // innermost (row length) first, >= 1
   uint32_t type = 0;                // GGUF's number; WeightType where known() says so
   bool known() const { return !data.empty(); }
-  std::span<const std::byte> data;  // whole and inside the file; empty for a type without known size
+  std::span<const std::byte> data;  // whole, inside the file; empty for types of unknown size
 };
 
 // Immutable and copyable; valid while the bytes that it was parsed from are. Any thread.

@@ -1,4 +1,5 @@
-// A model: weights in the backend's order, shapes, and the forward pass over rows of many sequences.
+// A model: weights in the backend's order, shapes, and the forward pass over rows of many
+// sequences.
 //
 // Architectures: `llama` and `qwen2` in GGUF files. The file is mapped while loading; packed copies
 // replace it tensor by tensor, so that two copies never stand side by side.
@@ -47,8 +48,8 @@ class Model {
 
   const ModelConfig& config() const;
   const std::vector<LayerGroup>& groups() const;
-  // H(weights digest, hyper-parameters, rope spec, tokenizer digest, layer groups, page size, NUMERICS
-  // version, digests of the operations that this forward uses): part of every page key.
+  // H(weights digest, hyper-parameters, rope spec, tokenizer digest, layer groups, page size,
+  // NUMERICS version, digests of the operations that this forward uses): part of every page key.
   const Digest& fingerprint() const;
   const Digest& weights_digest() const;
   const std::string& chat_template() const;  // Jinja source, "" when the file has none
@@ -69,8 +70,8 @@ Result<std::unique_ptr<Tokenizer>> LoadTokenizer(const std::string& path);
 struct ForwardRow {
   TokenId token = 0;
   int32_t position = 0;                  // index in the sequence: what the row sees
-  int32_t home = -1;                     // position that K is turned for; -1 = `position` (a run over
-                                         // such rows has shift = position - home)
+  int32_t home = -1;                     // position that K is turned for; -1 = `position` (a run
+                                         // over such rows has shift = position - home)
   int32_t sequence = 0;                  // index into ForwardBatch::sequences
   std::byte* const* page = nullptr;      // payload per layer group, [groups]
   int32_t slot = 0;
@@ -86,9 +87,9 @@ struct ForwardBatch {
   std::vector<Sequence> sequences;
 };
 
-// One pass over a batch, a layer at a time, so that a long prefill chunk can pause while decode steps
-// run in another ForwardPass of the same model (rows are computed alone: nothing changes). Owns its
-// activations and reuses them. One caller at a time per backend.
+// One pass over a batch, a layer at a time, so that a long prefill chunk can pause while decode
+// steps run in another ForwardPass of the same model (rows are computed alone: nothing changes).
+// Owns its activations and reuses them. One caller at a time per backend.
 class ForwardPass {
  public:
   // Runs on the model's backend, or on another one of the same kind (other thread count).
@@ -105,8 +106,8 @@ class ForwardPass {
 
   // After done(): the logits of row r (ForwardRow::logits set), [vocab]; empty for a failed row.
   std::span<const float> logits(int64_t row) const;
-  // True when a value that is not finite appeared in this row or in another of its sequence (whose KV
-  // this one may have seen): the sequence can't go on. Other sequences are not touched by it.
+  // True when a value that is not finite appeared in this row or in another of its sequence (whose
+  // KV this one may have seen): the sequence can't go on. Other sequences are not touched by it.
   bool failed(int64_t row) const;
 
  private:

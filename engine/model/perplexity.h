@@ -1,9 +1,9 @@
 // Perplexity of a model on a text, as llama-perplexity measures it, so that figures compare.
 //
-// The text is cut into windows of N tokens; a partial last one is dropped. Each window is a sequence
-// of its own; its tokens at positions N/2+1 .. N-1 are scored given all before them in the window.
-// Where the model's file asks for a bos, one opens the text and takes the place of each window's
-// first token. Special tokens in the text are plain text.
+// The text is cut into windows of N tokens; a partial last one is dropped. Each window is a
+// sequence of its own; its tokens at positions N/2+1 .. N-1 are scored given all before them in the
+// window. Where the model's file asks for a bos, one opens the text and takes the place of each
+// window's first token. Special tokens in the text are plain text.
 #pragma once
 
 #include <cstdint>

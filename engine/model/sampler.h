@@ -1,11 +1,11 @@
-// Sampling: logits and a request's parameters to one token. Runs on the host in fixed arithmetic (the
-// exact exp and log of engine/backend/exact_math.h), so the same logits and draws give the same token
-// on every machine.
+// Sampling: logits and a request's parameters to one token. Runs on the host in fixed arithmetic
+// (the exact exp and log of engine/backend/exact_math.h), so the same logits and draws give the
+// same token on every machine.
 //
-// Order (DESIGN law 8): penalties, constraint mask, temperature, top-k, top-p, min-p, draw. Ties go to
-// the lower token id. Logprobs come from the raw logits, before all of that.
-// Randomness: Philox4x32-10 (Salmon et al., SC'11), keyed by the turn seed, counter = (position, draw
-// number). No state: a draw depends on where it happens, so replays and speculation draw alike.
+// Order: penalties and bias, constraint mask, temperature, top-k, top-p, min-p, draw. Ties go to the
+// lower token id. Logprobs come from the raw logits, before all of that. Randomness:
+// Philox4x32-10 (Salmon et al., SC'11), keyed by the turn seed, counter = (position, draw number).
+// No state: a draw depends on where it happens, so replays and speculation draw alike.
 #pragma once
 
 #include <cstdint>

@@ -1,5 +1,5 @@
-// exp over a row of logits and its sum, for the sampler and for perplexity: fixed arithmetic, equal on
-// every machine (ExpF and Log of exact_math.h; sums as NUMERICS.md section 1 has them), and fast
+// exp over a row of logits and its sum, for the sampler and for perplexity: fixed arithmetic, equal
+// on every machine (ExpF and Log of exact_math.h; sums as NUMERICS.md section 1 has them), and fast
 // enough for a vocabulary per token: eight lanes where the processor has AVX2.
 #pragma once
 

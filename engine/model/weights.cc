@@ -63,8 +63,10 @@ class Planner {
     const int k_turn = c_.interleaved_rope ? c_.kv_heads : 0;
     const Need bias = c_.architecture == "qwen2" ? Need::kRequired : Need::kOptional;
     HOLDFAST_RETURN_IF_ERROR(Vector(p + "attn_norm.weight", c_.width, &w.attn_norm));
-    HOLDFAST_RETURN_IF_ERROR(Matrix(p + "attn_q.weight", c_.width, q, &w.q, Need::kRequired, q_turn));
-    HOLDFAST_RETURN_IF_ERROR(Matrix(p + "attn_k.weight", c_.width, kv, &w.k, Need::kRequired, k_turn));
+    HOLDFAST_RETURN_IF_ERROR(
+        Matrix(p + "attn_q.weight", c_.width, q, &w.q, Need::kRequired, q_turn));
+    HOLDFAST_RETURN_IF_ERROR(
+        Matrix(p + "attn_k.weight", c_.width, kv, &w.k, Need::kRequired, k_turn));
     HOLDFAST_RETURN_IF_ERROR(Matrix(p + "attn_v.weight", c_.width, kv, &w.v));
     HOLDFAST_RETURN_IF_ERROR(Matrix(p + "attn_output.weight", q, c_.width, &w.o));
     HOLDFAST_RETURN_IF_ERROR(Vector(p + "attn_q.bias", q, &w.q_bias, bias, q_turn));

@@ -88,7 +88,9 @@ TEST_CASE("each way to lie has its answer") {
     w.Raw("k", type, value);
     return Error(w.Finish());
   };
-  const auto array = [](uint32_t type, uint64_t count) { return GgufBytes(type) + GgufBytes(count); };
+  const auto array = [](uint32_t type, uint64_t count) {
+    return GgufBytes(type) + GgufBytes(count);
+  };
   CHECK(Contains(with_key(GgufType::kString, GgufBytes(~uint64_t{0})), "the limit is 16777216"));
   CHECK(Contains(with_key(GgufType::kString, GgufBytes(uint64_t{1000000})), "past the file's end"));
   CHECK(Contains(with_key(GgufType::kArray, array(0, uint64_t{1} << 63)), "claims 92233720"));

@@ -114,7 +114,8 @@ class Victim {
 TEST_CASE("mutated models give typed errors or load") {
   Victim victim;
   int loaded = 0, refused = 0;
-  for (const auto& spec : {Smallest("llama", WeightType::kQ8_0), Smallest("qwen2", WeightType::kQ4_1)}) {
+  for (const TinyModelSpec& spec :
+       {Smallest("llama", WeightType::kQ8_0), Smallest("qwen2", WeightType::kQ4_1)}) {
     const std::string good = TinyModelFile(spec);
     REQUIRE(victim.Try(good).ok());
     const size_t header = good.find("blk.0.ffn_down.weight") + 64;
@@ -142,7 +143,7 @@ TEST_CASE("a model cut off anywhere is refused") {
   for (const GgufTensor& t : gguf->tensors()) {
     const size_t begin = reinterpret_cast<const char*>(t.data.data()) - good.data();
     const size_t name = t.name.data() - good.data();
-    for (size_t at : {begin, begin + t.data.size(), name, name + t.name.size()}) edges.push_back(at);
+    edges.insert(edges.end(), {begin, begin + t.data.size(), name, name + t.name.size()});
   }
   for (size_t edge : edges) {
     for (size_t size = edge - 1; size <= edge + 1; ++size) {

@@ -1,4 +1,5 @@
-// Model::Load: what it reads, what it refuses and how it says so, and what the fingerprint depends on.
+// Model::Load: what it reads, what it refuses and how it says so, and what the fingerprint depends
+// on.
 #include <fstream>
 #include <functional>
 #include <memory>
@@ -168,7 +169,8 @@ TEST_CASE("files that are no model of ours are refused by name") {
                  "invalid: model: tensor 'blk.1.attn_norm.weight' has no place"));
   CHECK(Contains(loader.Error(WithU32(spec, "llama.block_count", 1025)), "outside 1..1024"));
   CHECK(Contains(loader.Error(WithU32(spec, "llama.block_count", 0)), "outside 1..1024"));
-  CHECK(Contains(loader.Error(WithU32(spec, "llama.embedding_length", 64 + 16)), "rope over 32"));
+  CHECK(Contains(loader.Error(WithU32(spec, "llama.embedding_length", 64 + 16)),
+                 "a head of 40 dimensions"));
   CHECK(Contains(loader.Error(WithU32(spec, "llama.feed_forward_length", 64)),
                  "'blk.0.ffn_gate.weight' is [64 x 128] where [64 x 64] is expected"));
   CHECK(Contains(loader.Error(WithU32(spec, "llama.attention.head_count_kv", 3)), "do not fit"));

@@ -11,7 +11,8 @@
 
 namespace holdfast {
 
-// Logits after each of `tokens`; [tokens][vocab]. `file` holds an F32 model of fixtures/tiny_model.h.
+// Logits after each of `tokens`; [tokens][vocab]. `file` holds an F32 model of
+// fixtures/tiny_model.h.
 std::vector<std::vector<double>> NaiveLogits(const std::string& file,
                                              std::span<const TokenId> tokens);
 
