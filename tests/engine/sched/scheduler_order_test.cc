@@ -227,9 +227,12 @@ TEST_CASE("shutting down ends what runs and what waits, and refuses what comes")
   auto waiting = rig.Submit(rig.Request(SomePrompt(5, 2), 100));
   std::thread closer([&] { rig.scheduler().Shutdown(); });
   GenerateRequest late = rig.Request(SomePrompt(5, 3), 1);
-  while (rig.scheduler().Submit(rig.Request(SomePrompt(5, 3), 1)).ok()) {
+  while (rig.scheduler().Submit(rig.Request(SomePrompt(5, 3), 1)).status().code() !=
+         Code::kUnavailable) {
+    std::this_thread::yield();
   }
   CHECK(rig.scheduler().Submit(std::move(late)).status().code() == Code::kUnavailable);
+  CHECK(late.timeline->size() == 5);
   gate.Open();
   closer.join();
   rig.scheduler().Shutdown();  // again: nothing
