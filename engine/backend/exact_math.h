@@ -8,7 +8,7 @@
 // Changing any of them changes kNumericsVersion.
 //
 // Errors, against the true value (asserted in tests/engine/backend/exact_math_test.cc):
-//   ExpF <= 2 ulp; Exp, Log <= 2 ulp; SinCos <= 2^-53 * 2 absolute for |x| <= 2^30.
+//   ExpF <= 2 ulp; Exp, Log <= 2 ulp; SinCos <= 2^-52 absolute for |x| <= 2^30.
 //
 // `static` on purpose: files compiled for other instruction sets include this header, and a shared
 // inline definition from one of them could end up in code that must run everywhere.
