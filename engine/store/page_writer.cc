@@ -43,6 +43,10 @@ struct PageWriter::Impl {
   void NoteFailureLocked(const Status& status) {
     if (first_failure.ok()) first_failure = status;
   }
+  void ForgetFailureLocked() {
+    first_failure.IgnoreError();
+    first_failure = Status();
+  }
   Status WritePage(const SealedPage& page);
   bool SyncIsDueLocked() const;
   bool IdleIsDueLocked() const;
@@ -67,6 +71,7 @@ PageWriter::~PageWriter() {
   }
   impl_->wake.notify_all();
   for (std::thread& t : impl_->threads) t.join();
+  impl_->ForgetFailureLocked();
 }
 
 void PageWriter::Observe(void* context, SealedPage page) {
@@ -104,8 +109,10 @@ Status PageWriter::Flush() {
   impl_->ended.wait(lock, [&] { return !impl_->PendingLocked(end) && !impl_->syncing; });
   Status failure = std::exchange(impl_->first_failure, Status());
   Status status = impl_->Sync(&lock);
-  if (!status.ok()) impl_->first_failure = Status();
-  return status.ok() ? failure : status;
+  if (status.ok()) return failure;
+  failure.IgnoreError();
+  impl_->ForgetFailureLocked();
+  return status;
 }
 
 PageWriterStats PageWriter::stats() const {
