@@ -12,6 +12,7 @@
 #include <atomic>
 #include <cassert>
 #include <cstdlib>
+#include <new>
 #include <vector>
 
 #include "engine/backend/cpu/attend_tile.h"
@@ -152,10 +153,10 @@ void AddBlocks(const AttendArgs& args, int s, Impl& impl) {
   }
 }
 
-// Cuts blocks into stretches where there are fewer blocks than threads could take.
-void CutBlocks(const AttendArgs& args, int64_t tasks_wanted, Impl& impl) {
-  int64_t work = 0, shared = 0, counters = 0;
-  for (const BlockPlan& block : impl.blocks) work += block.work;
+// Makes the tasks: blocks, cut into stretches where there are fewer blocks than `tasks_wanted`.
+// `work` is the sum over the blocks.
+void CutBlocks(const AttendArgs& args, int64_t work, int64_t tasks_wanted, Impl& impl) {
+  int64_t shared = 0, counters = 0;
   const int group = args.q_heads / args.group->heads;
   for (size_t b = 0; b < impl.blocks.size(); ++b) {
     BlockPlan& block = impl.blocks[b];
@@ -366,15 +367,15 @@ void CpuAttend(ThreadPool& pool, CpuLevel level, const AttendArgs& args, AttendS
   FindSplits(args, impl);
   for (size_t s = 0; s < args.sequences.size(); ++s) AddBlocks(args, static_cast<int>(s), impl);
   if (impl.blocks.empty()) return;
-  const int threads = pool.threads();
-  CutBlocks(args, threads > 1 ? threads * kTasksPerThread : 1, impl);
-
   int64_t rows = 0, work = 0;
   for (const BlockPlan& block : impl.blocks) {
     rows = std::max<int64_t>(rows, block.positions);
     work += block.work;
   }
   rows *= args.q_heads / args.group->heads;
+  const int threads = pool.threads();
+  const bool alone = work * (args.group->k_dim + args.group->v_dim) < kAloneBelow;
+  CutBlocks(args, work, alone || threads == 1 ? 1 : threads * kTasksPerThread, impl);
   impl.thread.resize(std::max<size_t>(impl.thread.size(), threads));
   const int64_t floats = ThreadLayout(rows, *args.group).total;
   for (Floats& thread : impl.thread) thread.Reserve(floats);
@@ -384,7 +385,7 @@ void CpuAttend(ThreadPool& pool, CpuLevel level, const AttendArgs& args, AttendS
     Task(args, kernels, impl.tasks[task], impl, impl.thread[thread].data(), rows).Run();
   };
   const int64_t tasks = static_cast<int64_t>(impl.tasks.size());
-  if (work * (args.group->k_dim + args.group->v_dim) >= kAloneBelow) {
+  if (!alone) {
     pool.Run(tasks, run);
     return;
   }
