@@ -11,6 +11,7 @@
 #include "engine/backend/backend.h"
 #include "engine/backend/cpu/attend.h"
 #include "engine/backend/cpu/elementwise.h"
+#include "engine/backend/cpu/machine.h"
 #include "engine/backend/cpu/matmul.h"
 #include "engine/backend/cpu/thread_pool.h"
 #include "engine/backend/reference/reference.h"
@@ -35,16 +36,9 @@ constexpr Level kLevels[] = {
 };
 
 bool ProcessorHas(CpuLevel level) {
-#if defined(__x86_64__)
-  const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
-                    __builtin_cpu_supports("f16c");
-  const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") &&
-                      __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
-                      __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vnni");
-  if (level == CpuLevel::kAvx512) return avx512;
-  if (level == CpuLevel::kAvx2) return avx2;
-#endif
-  return level == CpuLevel::kPortable;
+  if (level == CpuLevel::kAvx512) return ProcessorHasAvx512();
+  if (level == CpuLevel::kAvx2) return ProcessorHasAvx2();
+  return true;
 }
 
 // Null stands for the reference backend.
@@ -146,7 +140,7 @@ class CpuBackend : public Backend {
   // elements of a cheap operation.
   template <typename F>
   void ForRows(int64_t rows, int64_t row_cost, const F& fn) {
-    const int64_t per_task = std::max<int64_t>(1, level_.task_elements / row_cost);
+    const int64_t per_task = std::max<int64_t>(1, level_.task_elements / std::max<int64_t>(1, row_cost));
     pool_.Run((rows + per_task - 1) / per_task, [&](int64_t task, int) {
       fn(task * per_task, std::min(rows, (task + 1) * per_task));
     });

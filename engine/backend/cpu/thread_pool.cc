@@ -20,7 +20,7 @@
 #include <thread>
 #include <vector>
 
-#include "engine/backend/cpu/fp_control.h"
+#include "engine/backend/cpu/machine.h"
 
 namespace holdfast {
 namespace {
