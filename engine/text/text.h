@@ -2,8 +2,8 @@
 //
 // A Rust crate (engine/text/crate) over `tokenizers`, `minijinja` and `llguidance` does the work;
 // this is the only door to it. No panic passes: it comes back as kCorrupt, and its object should be
-// dropped. The caller owns what a function returns; nothing borrows from its arguments after the call
-// unless a comment says "must outlive". Text is UTF-8; offsets are bytes.
+// dropped. The caller owns what a function returns; nothing borrows from its arguments after the
+// call unless a comment says "must outlive". Text is UTF-8; offsets are bytes.
 #pragma once
 
 #include <cstddef>

@@ -194,7 +194,8 @@ Result<std::unique_ptr<Tokenizer>> Tokenizer::Create(const TokenizerSpec& spec) 
     TokenType type = impl->types[i];
     bool literal = IsControl(type) || type == TokenType::kUserDefined;
     impl->texts.push_back(literal ? spelled[i] : DecodeLetters(spelled[i], byte_of));
-    if (literal) specials.push_back({static_cast<uint32_t>(i), IsControl(type), AsSlice(spelled[i])});
+    if (!literal) continue;
+    specials.push_back({static_cast<uint32_t>(i), IsControl(type), AsSlice(spelled[i])});
   }
   for (size_t i = 0; i < impl->texts.size(); ++i) {
     impl->by_text.emplace_back(impl->texts[i], static_cast<TokenId>(i));
@@ -283,14 +284,14 @@ size_t CharacterBytes(uint8_t lead) {
   return lead >= 0xf0 && lead <= 0xf4 ? 4 : 0;
 }
 
-// Whether `next` may be the second byte after `lead` (no overlong forms, surrogates, or > U+10FFFF).
+// Whether `next` may be the second byte after `lead` (no overlong form, surrogate, or > U+10FFFF).
 bool SecondFits(uint8_t lead, uint8_t next) {
   uint8_t low = lead == 0xe0 ? 0xa0 : lead == 0xf0 ? 0x90 : 0x80;
   uint8_t high = lead == 0xed ? 0x9f : lead == 0xf4 ? 0x8f : 0xbf;
   return next >= low && next <= high;
 }
 
-// The bytes of `s` from `at` that are a character or the beginning of one; 0 for a byte that is none.
+// How many bytes of `s` from `at` are a character or the beginning of one; 0: not even the first.
 size_t GoodPrefix(std::string_view s, size_t at) {
   auto lead = static_cast<uint8_t>(s[at]);
   size_t want = CharacterBytes(lead), good = want > 0;
