@@ -25,7 +25,9 @@ TEST_CASE("a digest goes to hexadecimal and back, and nothing else does") {
   CHECK(Digest::FromHex(d.Hex(), &back));
   CHECK(back == d);
   CHECK_FALSE(Digest::FromHex(d.Hex().substr(1), &back));
-  CHECK_FALSE(Digest::FromHex("g" + d.Hex().substr(1), &back));
+  std::string bad = d.Hex();
+  bad[0] = 'g';
+  CHECK_FALSE(Digest::FromHex(bad, &back));
   CHECK(Digest().IsZero());
   CHECK_FALSE(d.IsZero());
 }
