@@ -249,7 +249,9 @@ impl Factory {
         for effort in efforts {
             match self.compile_once(grammar, *effort) {
                 Ok(mut matcher) => {
-                    warnings.extend(matcher.grammar_warnings());
+                    if warnings.is_empty() {
+                        warnings = matcher.grammar_warnings();
+                    }
                     let constraint = Constraint {
                         matcher,
                         ends: self.ends.clone(),

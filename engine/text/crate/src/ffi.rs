@@ -101,6 +101,16 @@ fn handle<T>(out: *mut *mut T, value: T) {
     unsafe { out.write(Box::into_raw(Box::new(value))) };
 }
 
+// What ffi.h promises about threads, checked by the compiler.
+const _: () = {
+    const fn any_thread<T: Send + Sync>() {}
+    const fn one_thread_at_a_time<T: Send>() {}
+    any_thread::<Arc<Bpe>>();
+    any_thread::<Template>();
+    any_thread::<Factory>();
+    one_thread_at_a_time::<Constraint>();
+};
+
 thread_local! {
     static PANIC: RefCell<Option<String>> = const { RefCell::new(None) };
 }
