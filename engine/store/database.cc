@@ -398,7 +398,10 @@ Result<std::unique_ptr<Database>> Database::Open(Options options) {
       impl->writer,
       SqlConnection::Open(options.path, SqlConnection::Role::kWriter, options.vfs));
   HOLDFAST_RETURN_IF_ERROR(Migrate(impl->writer.get(), options.migrations));
-  impl->log_checkpointed = false;
+  // The log of the last process is copied now, so that commits begin at its start again, in space
+  // that it has already. Where that fails, the pauses will see to it.
+  const Result<bool> copied = impl->writer->Checkpoint();
+  impl->log_checkpointed = copied.ok() && *copied;
   impl->last_commit = Clock::now();
   impl->options = std::move(options);
   HOLDFAST_RETURN_IF_ERROR(impl->KeepHeadroom());
