@@ -128,6 +128,7 @@ LiveStream::LiveStream(LiveStreamParts parts)
 
 LiveStream::~LiveStream() {
   if (!ended_) {
+    dropped_ = true;
     p_.generation->Cancel();
     while (!ended_) {  // at most two steps: what was generated is kept with the aborted turn
       auto event = p_.generation->Next(-1);
@@ -263,6 +264,8 @@ ChatFinish LiveStream::End(const FinishEvent& finish, TurnOutcome outcome, ChatD
     case FinishReason::kCancelled: how = ChatFinish::kCancelled; break;
     case FinishReason::kError: how = ChatFinish::kError; break;
   }
+  // A turn whose end nobody saw has not happened, though it may be complete.
+  if (dropped_ && how != ChatFinish::kError) how = ChatFinish::kCancelled;
   outcome.finish = FinishName(how);
   if (how == ChatFinish::kCancelled || how == ChatFinish::kError) {
     p_.keeper->Abort(std::move(p_.turn), std::move(outcome));

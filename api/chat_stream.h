@@ -77,6 +77,7 @@ class LiveStream : public ChatStream {
   TurnStart start_;
   std::vector<TokenId> prompt_;
   bool started_ = false, ended_ = false;
+  bool dropped_ = false;  // its consumer went away before the end
 };
 
 class ReplayStream : public ChatStream {

@@ -224,19 +224,23 @@ Result<std::unique_ptr<Turn>> Admission::Replay(const TurnRow& row) {
   impl->start.prompt_tokens = row.prompt_tokens;
   impl->start.replayed = true;
   impl->seed = row.seed;
-  HOLDFAST_RETURN_IF_ERROR(k_.options.db->Read([&](Reader& reader) {
-    Rows branch = reader.Query("SELECT name FROM branch WHERE id = ?", row.branch);
-    if (branch.Next()) impl->start.branch = branch.Text(0);
-    Rows rows = reader.Query("SELECT tokens, origins FROM node WHERE id = ?", row.output);
-    if (!rows.Next()) return rows.status();
-    const std::vector<TokenId> tokens = rows.Array<TokenId>(0);
-    const std::vector<uint8_t> origins = rows.Array<uint8_t>(1);
-    bool output = false;
-    for (size_t i = 0; i < tokens.size() && i < origins.size(); ++i) {
-      output |= static_cast<TokenOrigin>(origins[i]) == TokenOrigin::kSampled;
-      if (output) impl->replayed.push_back(tokens[i]);
-    }
-    return rows.status();
+  HOLDFAST_RETURN_IF_ERROR(k_.options.db->Read([&](Reader& reader) -> Status {
+    HOLDFAST_ASSIGN_OR_RETURN(const SessionRow session,
+                              FindSession(reader, {r_.tenant, row.session_id, k_.NowMs()}));
+    HOLDFAST_ASSIGN_OR_RETURN(const SessionTree tree, LoadTree(reader, session));
+    if (const BranchRow* b = tree.BranchById(row.branch)) impl->start.branch = b->name;
+    const auto items = tree.items.find(row.output);
+    if (items == tree.items.end()) return Status::Corrupt("the output of " + row.id + " is gone");
+    Rows rows = reader.Query("SELECT tokens FROM node WHERE id = ?", row.output);
+    if (rows.Next()) impl->replayed = rows.Array<TokenId>(0);
+    if (!rows.status().ok()) return rows.status();
+    // The output node begins with the end of the prompt.
+    const int64_t header =
+        std::min<int64_t>(items->second.front().header, impl->replayed.size());
+    impl->replayed.erase(impl->replayed.begin(), impl->replayed.begin() + header);
+    HOLDFAST_ASSIGN_OR_RETURN(impl->prompt,
+                              LoadTokens(reader, LineageOf(tree, {row.output, header})));
+    return Status();
   }));
   ++k_.replays;
   return std::make_unique<Turn>(std::move(impl));
@@ -266,7 +270,9 @@ Status Admission::FindSessionOfRequest() {
 }
 
 // The session whose whole head is a beginning of this history that ends in an output of ours, with
-// nothing running on it; else, for a first turn, the unfinished one of the same request.
+// nothing running on it: it goes on. A session that has such a beginning inside (a turn asked again
+// after its commit, a message edited) gets a branch, so that sampled tokens still stand. Else, for a
+// first turn, the unfinished one of the same request.
 Status Admission::FindAnonymousSession() {
   std::vector<Digest> outputs;  // names of the histories that end in an assistant's message
   Digest hash = LineageRoot(context_);
@@ -281,9 +287,9 @@ Status Admission::FindAnonymousSession() {
          ++it, ++looked) {
       HOLDFAST_ASSIGN_OR_RETURN(auto hit, FindAnonymous(reader, tenant, *it));
       if (!hit) continue;
-      if (IsBusy(hit->branch)) return Status();
+      if (hit->branch != 0 && IsBusy(hit->branch)) return Status();
       session_ = std::move(hit->session);
-      only_branch_ = hit->branch;
+      if (hit->branch != 0) only_branch_ = hit->branch;
       return Status();
     }
     HOLDFAST_ASSIGN_OR_RETURN(auto row, FindAbortedFirst(reader, r_.tenant, request_digest_));

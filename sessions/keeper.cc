@@ -46,14 +46,16 @@ Output MakeOutput(const Keeper::Impl& k, const Turn::Impl& turn, const TurnOutco
   return out;
 }
 
-// The input and output nodes of a turn with their items; sets *output_node.
+// The input and output nodes of a turn with their items; sets *output_node. `committed`: the name of
+// the history with the output, or none for an aborted turn.
 Status InsertNodes(Txn& txn, const Keeper::Impl& k, const Turn::Impl& turn, const Output& output,
-                   const TurnOutcome& outcome, NodeStatus status, int64_t* output_node) {
+                   const TurnOutcome& outcome, std::optional<Digest> committed,
+                   int64_t* output_node) {
   const TurnDraft& draft = turn.draft;
   NewNode node;
   node.sid = turn.sid;
   node.parent = draft.base;
-  node.status = status;
+  node.status = committed ? NodeStatus::kCommitted : NodeStatus::kAborted;
   node.turn = turn.start.turn_id;
   node.sampling = turn.sampling_json;
   node.seed = turn.seed;
@@ -69,6 +71,7 @@ Status InsertNodes(Txn& txn, const Keeper::Impl& k, const Turn::Impl& turn, cons
     node.parent = {input, draft.input_count};
   }
   node.kind = NodeKind::kOutput;
+  node.lineage_hash = committed;
   node.tokens = output.tokens;
   node.origins = output.origins;
   node.digests = output.digests;
@@ -204,7 +207,7 @@ CommitResult Keeper::Impl::CommitTurn(Turn::Impl* turn, TurnOutcome outcome) {
         [&](Txn& txn) -> Status {
           int64_t node = 0;
           HOLDFAST_RETURN_IF_ERROR(
-              InsertNodes(txn, *this, *turn, output, outcome, NodeStatus::kCommitted, &node));
+              InsertNodes(txn, *this, *turn, output, outcome, hash, &node));
           HOLDFAST_RETURN_IF_ERROR(MoveHead(txn, *turn, output, node, hash, now));
           std::string_view response;
           if (turn->keep_response) response = outcome.response;
@@ -257,7 +260,7 @@ void Keeper::Impl::AbortTurn(Turn::Impl* turn, TurnOutcome outcome) {
               int64_t node = 0;
               if (any) {
                 HOLDFAST_RETURN_IF_ERROR(
-                    InsertNodes(txn, *this, *turn, output, outcome, NodeStatus::kAborted, &node));
+                    InsertNodes(txn, *this, *turn, output, outcome, std::nullopt, &node));
               }
               HOLDFAST_RETURN_IF_ERROR(txn.Run(
                   "UPDATE turn SET status = ?, output = ?, finish = ?, ended_ms = ? WHERE id = ?",

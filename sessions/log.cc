@@ -238,19 +238,22 @@ Result<ItemTexts> LoadItemTexts(Reader& reader, int64_t item) {
 }
 
 Result<std::optional<AnonymousHit>> FindAnonymous(Reader& reader, const SessionKey& tenant,
-                                                  const Digest& head_hash) {
-  const std::string sql = std::string("SELECT ") + kSessionColumns +
-                          ", b.id FROM branch b JOIN session s ON s.sid = b.sid WHERE "
-                          "b.head_hash = ? AND s.tenant = ? AND s.anonymous = 1 AND " +
-                          kLive + " ORDER BY b.updated_ms DESC LIMIT 1";
-  Rows rows = reader.Query(sql, head_hash, tenant.tenant, tenant.now_ms);
-  if (!rows.Next()) {
+                                                  const Digest& hash) {
+  const std::string select = std::string("SELECT ") + kSessionColumns;
+  const std::string mine = std::string(" AND s.tenant = ? AND s.anonymous = 1 AND ") + kLive;
+  const std::string heads = select + ", b.id FROM branch b JOIN session s ON s.sid = b.sid "
+                            "WHERE b.head_hash = ?" + mine + " ORDER BY b.updated_ms DESC LIMIT 1";
+  const std::string inside = select + ", 0 FROM node n JOIN session s ON s.sid = n.sid "
+                             "WHERE n.lineage_hash = ?" + mine + " ORDER BY n.id DESC LIMIT 1";
+  for (const std::string& sql : {heads, inside}) {
+    Rows rows = reader.Query(sql, hash, tenant.tenant, tenant.now_ms);
+    if (rows.Next()) {
+      AnonymousHit hit{ReadSession(rows), rows.Int(13)};
+      if (rows.status().ok()) return std::optional<AnonymousHit>(std::move(hit));
+    }
     if (!rows.status().ok()) return rows.status();
-    return std::optional<AnonymousHit>();
   }
-  AnonymousHit hit{ReadSession(rows), rows.Int(13)};
-  if (!rows.status().ok()) return rows.status();
-  return std::optional<AnonymousHit>(std::move(hit));
+  return std::optional<AnonymousHit>();
 }
 
 Result<std::optional<TurnRow>> FindTurnByKey(Reader& reader, std::string_view tenant,
@@ -322,9 +325,11 @@ Status InsertBranch(Txn& txn, NewBranch* b, int64_t* ordinal) {
 Result<int64_t> InsertNode(Txn& txn, const NewNode& n) {
   HOLDFAST_RETURN_IF_ERROR(txn.Run(
       "INSERT INTO node(sid, parent, parent_count, kind, status, turn, tokens, origins, digests, "
-      "sampling, seed, template_digest, model_digest) VALUES(?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+      "sampling, seed, template_digest, model_digest, lineage_hash) "
+      "VALUES(?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
       n.sid, NodeOrNull(n.parent), n.parent.count, n.kind, n.status, n.turn, BlobOf(n.tokens),
-      BlobOf(n.origins), BlobOf(n.digests), n.sampling, n.seed, n.template_digest, n.model_digest));
+      BlobOf(n.origins), BlobOf(n.digests), n.sampling, n.seed, n.template_digest, n.model_digest,
+      n.lineage_hash));
   return txn.last_insert_id();
 }
 

@@ -98,13 +98,14 @@ struct ItemTexts {
 };
 Result<ItemTexts> LoadItemTexts(Reader& reader, int64_t item);
 
-// The session and branch whose whole head is named by `head_hash`, among the tenant's anonymous ones.
+// Among the tenant's anonymous sessions: the one with a branch whose whole head is named by `hash`;
+// else one that has such a history inside (branch 0).
 struct AnonymousHit {
   SessionRow session;
   int64_t branch = 0;
 };
 Result<std::optional<AnonymousHit>> FindAnonymous(Reader& reader, const SessionKey& tenant,
-                                                  const Digest& head_hash);
+                                                  const Digest& hash);
 
 struct TurnRow {
   int64_t n = 0, sid = 0, branch = 0;
@@ -157,6 +158,7 @@ struct NewNode {
   std::span<const uint64_t> digests;
   uint64_t seed = 0;
   Digest template_digest, model_digest;
+  std::optional<Digest> lineage_hash;  // of a committed output
 };
 Result<int64_t> InsertNode(Txn& txn, const NewNode& node);
 

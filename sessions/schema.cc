@@ -39,7 +39,9 @@ CREATE TABLE node(                       -- immutable
   sampling TEXT NOT NULL,
   seed INTEGER NOT NULL,
   template_digest BLOB NOT NULL,         -- template, tokenizer, tools and template arguments
-  model_digest BLOB NOT NULL);
+  model_digest BLOB NOT NULL,
+  lineage_hash BLOB);                    -- of a committed output: names the whole history up to it
+CREATE INDEX node_lineage ON node(lineage_hash) WHERE lineage_hash IS NOT NULL;
 CREATE INDEX node_session ON node(sid);
 CREATE INDEX node_parent ON node(parent);
 

@@ -100,7 +100,7 @@ TEST_CASE("a cancelled turn asked again gives the same tokens") {
   talk.User(kQuestions[0]);
   ChatRequest r = talk.Request();
   r.sampling.temperature = 1.0f;  // and no seed: the session's decides
-  r.max_tokens = 200;
+  r.max_tokens = 300;
   std::vector<TokenId> seen;
   {
     std::unique_ptr<ChatStream> stream;
@@ -120,6 +120,7 @@ TEST_CASE("a cancelled turn asked again gives the same tokens") {
   // Once committed, asking again is asking for another answer.
   const Answer other = b.Say(r);
   CHECK_FALSE(other.done.report.start.retry);
+  CHECK(other.done.report.start.branch != again.done.report.start.branch);
   CHECK(other.done.completion_tokens != again.done.completion_tokens);
 }
 
@@ -301,7 +302,7 @@ TEST_CASE("a store that fails degrades, refuses durable turns, and heals") {
 
 TEST_CASE("more warm heads than pages: the oldest go, answers stay the same") {
   RuntimeBench roomy;
-  RuntimeBench tight({.kv_bytes = 2u << 20});
+  RuntimeBench tight({.kv_bytes = 768u << 10});
   for (int round = 0; round < 2; ++round) {
     for (int i = 0; i < 12; ++i) {
       const std::string id(1, static_cast<char>('a' + i));

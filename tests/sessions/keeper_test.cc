@@ -214,6 +214,7 @@ TEST_CASE("an idempotency key serves a committed turn from the log") {
   r.idempotency_key = "k1";
   auto turn = b.Begin(r);
   const std::string session = turn->start().session_id;
+  const std::vector<TokenId> prompt(turn->prompt().begin(), turn->prompt().end());
   SUBCASE("committed") {
     b.Answer(std::move(turn), "uno");
     b.Restart();
@@ -223,6 +224,7 @@ TEST_CASE("an idempotency key serves a committed turn from the log") {
     CHECK(again->start().replayed);
     CHECK(again->start().session_id == session);
     CHECK(b.Decode(again->replayed_tokens()) == "uno<|im_end|>");
+    CHECK(std::vector<TokenId>(again->prompt().begin(), again->prompt().end()) == prompt);
     CHECK(b.keeper().Get("ann", session)->turns == 1);
     const Messages other = {User("two")};
     TurnRequest wrong = Ask("", other);
@@ -292,6 +294,15 @@ TEST_CASE("an anonymous conversation is found by its history") {
   m.push_back(Assistant("uno"));
   m.push_back(User("two"));
   SUBCASE("it goes on") { CHECK(b.Say(Ask("", m), "dos").session_id == first.session_id); }
+  SUBCASE("asked again after its commit it is a branch, with the tokens that were sampled") {
+    auto turn = b.Begin(Ask("", m));
+    const std::vector<TokenId> prompt(turn->prompt().begin(), turn->prompt().end());
+    b.Answer(std::move(turn), "dos");
+    auto again = b.Begin(Ask("", m));
+    CHECK(again->start().session_id == first.session_id);
+    CHECK(again->start().branch != "main");
+    CHECK(std::vector<TokenId>(again->prompt().begin(), again->prompt().end()) == prompt);
+  }
   SUBCASE("not for another tenant") {
     TurnRequest r = Ask("", m);
     r.tenant = "bob";
