@@ -126,17 +126,25 @@ int Serve(const CommonFlags& flags, const ServeFlags& serve) {
   return 0;
 }
 
+struct ChatFlags {
+  std::string session, message;
+  int64_t max_tokens = 1024;
+  float temperature = 0.7f;
+};
+
 // One conversation on the terminal; with --json one document per answer.
 class Conversation {
  public:
-  Conversation(Runtime* runtime, const CommonFlags& flags, std::string session)
-      : runtime_(runtime), flags_(flags), session_(std::move(session)) {}
+  Conversation(Runtime* runtime, const CommonFlags& flags, const ChatFlags& chat)
+      : runtime_(runtime), flags_(flags), chat_(chat), session_(chat.session) {}
 
   Status Say(const std::string& text) {
     ChatRequest request;
     request.tenant = "default";
     request.session.id = session_;
     request.append = !session_.empty() && known_;
+    request.max_tokens = chat_.max_tokens;
+    request.sampling.temperature = chat_.temperature;
     ChatMessage m;
     m.role = "user";
     m.text = text;
@@ -178,19 +186,20 @@ class Conversation {
 
   Runtime* runtime_;
   const CommonFlags& flags_;
+  const ChatFlags& chat_;
   std::string session_;
   bool known_ = false;
 };
 
-int Chat(const CommonFlags& flags, const std::string& session, const std::string& message) {
+int Chat(const CommonFlags& flags, const ChatFlags& chat) {
   auto options = RuntimeOptionsOf(flags);
   if (!options.ok()) return Fail(flags, options.status());
   auto runtime = Runtime::Open(*options);
   if (!runtime.ok()) return Fail(flags, runtime.status());
-  Conversation conversation(runtime->get(), flags, session);
+  Conversation conversation(runtime->get(), flags, chat);
   Status status = conversation.FindSession();
-  if (status.ok() && !message.empty()) {
-    status = conversation.Say(message);
+  if (status.ok() && !chat.message.empty()) {
+    status = conversation.Say(chat.message);
   } else if (status.ok()) {
     std::string line;
     const bool prompt = isatty(STDIN_FILENO) != 0;
@@ -227,12 +236,16 @@ void AddServeCommands(CLI::App& app, CommonFlags* flags, Command* chosen) {
   s->add_flag("--no-page-store", serve->no_page_store, "Keep tokens only, no pages on disk");
   s->callback([=] { *chosen = [=] { return Serve(*flags, *serve); }; });
 
-  auto session = std::make_shared<std::string>(), message = std::make_shared<std::string>();
+  auto chat = std::make_shared<ChatFlags>();
   CLI::App* c = app.add_subcommand("chat", "Talk to the model; the session is kept");
   AddCommonFlags(c, flags, true);
-  c->add_option("--session", *session, "Session to go on with (or to make)");
-  c->add_option("-m,--message", *message, "Say this and end; else lines from standard input");
-  c->callback([=] { *chosen = [=] { return Chat(*flags, *session, *message); }; });
+  c->add_option("--session", chat->session, "Session to go on with (or to make)");
+  c->add_option("-m,--message", chat->message, "Say this and end; else lines from standard input");
+  c->add_option("--max-tokens", chat->max_tokens, "Tokens of an answer at most")
+      ->check(CLI::Range(1, 1 << 20));
+  c->add_option("--temperature", chat->temperature, "0 = always the likeliest token")
+      ->check(CLI::Range(0.0, 2.0));
+  c->callback([=] { *chosen = [=] { return Chat(*flags, *chat); }; });
 }
 
 }  // namespace holdfast

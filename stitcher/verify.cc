@@ -25,7 +25,7 @@ namespace {
 // E5, in nats. f16 K and 8-bit activations gave up to 0.004 on prompts of random tokens; a query turned by
 // one position too many gives more than 0.1.
 constexpr double kNoiseKl = 1e-2;
-constexpr int kE7Cases = 3;
+constexpr int kE7Cases = 2;
 
 using RowDigests = std::vector<uint64_t>;  // one per row, in order of index
 
@@ -437,8 +437,9 @@ Status Verifier::E2(RungResult* r) {
     const TenantScope other("verify-e2-splice");  // nothing to be found by key: pieces only
     HOLDFAST_ASSIGN_OR_RETURN(Stitched s, stitcher.Stitch({other, prompt, nullptr, pieces}));
     RowDigests tail = ComputePending(s.timeline, 64);
-    // Rows between the pieces come first; the rows behind the last piece are the same rows as in `want`.
-    const size_t behind = prompt.size() - static_cast<size_t>(cut.back().second);
+    // Rows between the pieces come first; those behind the last one (the last row at least) count.
+    const size_t behind =
+        prompt.size() - std::min(static_cast<size_t>(cut.back().second), prompt.size() - 1);
     if (tail.size() >= behind) tail.erase(tail.begin(), tail.end() - behind);
     Expect(r, want, tail, "spliced at home in " + std::to_string(cut.size()) + " pieces");
     Step(r, static_cast<int>(cuts.size()));
@@ -524,10 +525,10 @@ Status Verifier::E6(RungResult* r) {
   const auto prompt = Prompt(n_, 10);
   auto clean = Fresh(prompt);
   const RowDigests want = Chunked(pass_, clean, n_);
-  for (int32_t at : {1, 31, 32, 63, 64, 90}) {
+  auto s = Fresh(prompt);
+  Forward(pass_, {{&s, 0, s.size()}});
+  for (int32_t at : {90, 64, 63, 32, 31, 1}) {  // downwards: what comes before stays whole
     for (std::byte fill : {kNanFill, std::byte{0x7c}, std::byte{0x80}}) {
-      auto s = Fresh(prompt);
-      Forward(pass_, {{&s, 0, s.size()}});
       s.FillFrom(at, fill);  // later positions hold garbage while row `at` is computed
       const auto got = Forward(pass_, {{&s, at, at + 1}});
       Expect(r, RowDigests(want.begin(), want.begin() + at + 1), got[0],

@@ -101,12 +101,12 @@ class Server:
     def raw(self, data, timeout=30):
         """Bytes in, bytes out until the server closes."""
         with socket.create_connection((self.host, self.port), timeout=timeout) as s:
-            s.sendall(data)
             out = b""
             try:
+                s.sendall(data)
                 while chunk := s.recv(65536):
                     out += chunk
-            except (ConnectionResetError, TimeoutError):
+            except (ConnectionError, TimeoutError):
                 pass
             return out
 

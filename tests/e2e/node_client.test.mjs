@@ -52,9 +52,10 @@ test("a tool round trip", async () => {
   const message = first.choices[0].message;
   assert.equal(first.choices[0].finish_reason, "tool_calls");
   assert.match(JSON.parse(message.tool_calls[0].function.arguments).city, /Paris/);
-  const second = await client.chat.completions.create({ model, tools, temperature: 0,
+  const second = await client.chat.completions.create({ model, tools, tool_choice: "none", temperature: 0,
     max_tokens: 48, messages: [question, message,
-      { role: "tool", tool_call_id: message.tool_calls[0].id, content: "17 degrees and rain" }] });
+      { role: "tool", tool_call_id: message.tool_calls[0].id, content: "17 degrees and rain" },
+      { role: "user", content: "So how many degrees is it? Answer in words." }] });
   assert.match(second.choices[0].message.content, /17/);
 });
 

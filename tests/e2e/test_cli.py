@@ -83,7 +83,8 @@ class Cli(unittest.TestCase):
     def test_chat_goes_on_with_its_session(self):
         with tempfile.TemporaryDirectory() as data:
             say = lambda text: self.json_of("chat", "--model", SMOL, "--data", data, "--session",
-                                            "me", "-m", text)
+                                            "me", "--max-tokens", "8", "--temperature", "0",
+                                            "-m", text)
             first, second = say("Hello!"), say("And now?")
         self.assertEqual(first["keeper"]["session_id"], second["keeper"]["session_id"])
         self.assertGreater(second["keeper"]["tokens"]["kept"], 0)

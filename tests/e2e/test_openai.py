@@ -56,9 +56,10 @@ class OpenAi(unittest.TestCase):
         self.assertEqual(call.function.name, "get_weather")
         self.assertIn("Paris", json.loads(call.function.arguments)["city"])
         second = self.client.chat.completions.create(
-            model=CODER, temperature=0, max_tokens=48, tools=WEATHER, messages=[
+            model=CODER, temperature=0, max_tokens=48, tools=WEATHER, tool_choice="none", messages=[
                 question, first.choices[0].message.model_dump(exclude_none=True),
-                {"role": "tool", "tool_call_id": call.id, "content": "17 degrees and rain"}])
+                {"role": "tool", "tool_call_id": call.id, "content": "17 degrees and rain"},
+                {"role": "user", "content": "So how many degrees is it? Answer in words."}])
         self.assertIn("17", second.choices[0].message.content)
         self.assertGreater(second.usage.prompt_tokens_details.cached_tokens, 0)
 

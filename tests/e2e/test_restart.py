@@ -71,9 +71,11 @@ class Restart(unittest.TestCase):
 
     def test_models_that_are_none(self):
         bad = os.path.join(self.folder.name, "bad.gguf")
-        good = open(self.model, "rb").read()
+        with open(self.model, "rb") as f:
+            good = f.read()
         for content in (b"", b"GGUF", good[:1000], good[:len(good) // 2], b"X" + good[1:]):
-            open(bad, "wb").write(content)
+            with open(bad, "wb") as f:
+                f.write(content)
             status, _, error = run("serve", "--model", bad, "--data", self.data, "--port", "0")
             self.assertEqual(status, 1, error)
             self.assertTrue(error.startswith("holdfast: "), error)
