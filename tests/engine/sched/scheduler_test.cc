@@ -116,6 +116,40 @@ TEST_CASE("a prompt that the pool has is not computed again, for its tenant") {
   CHECK(rig.Run(std::move(verify)).finish.prefilled == 100);
 }
 
+TEST_CASE("the last row of a prompt is computed, also where the pool has all of it") {
+  Rig rig;
+  const Answer cold = rig.Run(rig.Request(SomePrompt(96, 5), 5));
+  const Answer warm = rig.Run(rig.Request(SomePrompt(96, 5), 5));
+  CHECK(warm.finish.reused == 64);
+  CHECK(warm.digests == cold.digests);
+}
+
+TEST_CASE("a draw depends on logits, tokens, seed and index alone") {
+  Rig rig;
+  const auto prompt = SomePrompt(20, 3);
+  std::vector<std::vector<float>> logits;
+  GenerateRequest request = rig.Request(prompt, 30);
+  request.sampling.temperature = 1.5f;
+  request.sampling.presence_penalty = 1.0f;
+  const SamplingParams sampling = request.sampling;
+  request.observe_logits = [&](int64_t, std::span<const float> row) {
+    logits.emplace_back(row.begin(), row.end());
+  };
+  const Answer answer = rig.Run(std::move(request));
+  const std::span<const TokenId> tokens = answer.finish.timeline->tokens();
+  for (size_t i = 20; i < 50; ++i) {
+    auto sample = SampleToken(sampling, {.logits = logits[i - 1],
+                                         .history = tokens.first(i),
+                                         .output_begin = 20,
+                                         .mask = {},
+                                         .turn_seed = 42,
+                                         .position = static_cast<int64_t>(i),
+                                         .top_logprobs = 0});
+    REQUIRE(sample.ok());
+    CHECK(sample->token == tokens[i]);
+  }
+}
+
 TEST_CASE("without max_tokens a request only computes") {
   Rig rig;
   const Answer answer = rig.Run(rig.Request(SomePrompt(64, 5), 0));
