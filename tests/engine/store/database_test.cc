@@ -311,6 +311,20 @@ TEST_CASE("the log is extended ahead, kept at its size, and used again after a c
   CHECK(std::filesystem::file_size(wal) == stats.wal_bytes);  // the log began again at its start
 }
 
+TEST_CASE("an idle writer copies the log into the database") {
+  TempDir dir;
+  Database::Options options = OptionsFor(dir);
+  options.probe_interval = std::chrono::milliseconds(1);
+  auto db = OpenOrDie(options);
+  const auto before = std::filesystem::file_size(options.path);
+  const std::string big(2 << 20, 'x');
+  REQUIRE(AddNote(db.get(), 1, big).ok());  // over 256 frames: worth a checkpoint after 50 ms
+  while (db->stats().checkpoints == 0) std::this_thread::yield();
+  CHECK(std::filesystem::file_size(options.path) > before + big.size());
+  CHECK(AddNote(db.get(), 2, "small").ok());
+  CHECK(NoteIds(db.get()) == std::set<int64_t>{1, 2});
+}
+
 TEST_CASE("a turn's commit costs one sync and no growth of the log") {
   TempDir dir;
   FaultVfs vfs;
