@@ -102,9 +102,9 @@ void ForRows(int64_t begin, int64_t end, int64_t most, const F& fn) {
 }
 
 void RunFew(ThreadPool& pool, const MatMulKernels& kernels, const MatMulCall& call, int64_t rows) {
-  const int64_t tiles = call.w->tiles(), threads = pool.threads();
+  const int64_t tiles = call.w.tiles, threads = pool.threads();
   // As many tasks for each thread: with two or three that differ, one thread would wait.
-  const auto bytes = static_cast<int64_t>(call.w->bytes());
+  const int64_t bytes = tiles * call.w.tile_bytes;
   const int64_t per_thread =
       std::clamp<int64_t>(bytes / (threads * kTaskBytes), 1, kTasksPerThread);
   const int64_t tasks = std::min(tiles, threads * per_thread);
@@ -117,7 +117,7 @@ void RunFew(ThreadPool& pool, const MatMulKernels& kernels, const MatMulCall& ca
 
 // What a task of panels goes through: for each part all of its panels.
 struct PanelWalk {
-  const PackedWeight& w;
+  const PackedView& w;
   int64_t units, part_units;  // of the inner dimension: groups, or elements of a float type
   int64_t first, end;         // panels
 
@@ -125,7 +125,7 @@ struct PanelWalk {
   void Place(int64_t part, int64_t panel, Panel* p) const {
     p->first_output = panel * kPanelOutputs;
     p->outputs =
-        static_cast<int>(std::min<int64_t>(kPanelOutputs, w.outputs() - p->first_output));
+        static_cast<int>(std::min<int64_t>(kPanelOutputs, w.outputs - p->first_output));
     p->part = part;
     p->units = static_cast<int>(std::min(part_units, units - part * part_units));
     p->last = part + 1 == parts();
@@ -134,8 +134,8 @@ struct PanelWalk {
 
 void RunPanels(ThreadPool& pool, const MatMulKernels& kernels, const MatMulCall& call,
                int64_t rows) {
-  const bool quantized = NeedsQuantized(call.w->type());
-  const int64_t panels = CeilDiv(call.w->tiles(), kPanelTiles);
+  const bool quantized = NeedsQuantized(call.w.type);
+  const int64_t panels = CeilDiv(call.w.tiles, kPanelTiles);
   const int64_t row_blocks =
       std::max(CeilDiv(rows, kRowBlock),
                std::min(CeilDiv(4 * pool.threads(), panels), rows / kMinRowBlock));
@@ -144,14 +144,14 @@ void RunPanels(ThreadPool& pool, const MatMulKernels& kernels, const MatMulCall&
   pool.Run(CeilDiv(panels, per_task) * row_blocks, [&](int64_t task, int) {
     const int64_t block = task % row_blocks, first = task / row_blocks * per_task;
     const int64_t begin = rows * block / row_blocks, end = rows * (block + 1) / row_blocks;
-    const PanelWalk walk = {*call.w, quantized ? call.groups : call.w->inputs(),
+    const PanelWalk walk = {call.w, quantized ? call.groups : call.w.inputs,
                             quantized ? kPartGroups : kPartElements, first,
                             std::min(first + per_task, panels)};
     Panel panel;
     for (int64_t part = 0; part < walk.parts(); ++part) {
       for (int64_t p = first; p < walk.end; ++p) {
         walk.Place(part, p, &panel);
-        kernels.unpack(*call.w, &panel);
+        kernels.unpack(call.w, &panel);
         ForRows(begin, end, kernels.panel_rows,
                 [&](int64_t row, int n) { kernels.panel(call, panel, row, n); });
       }
@@ -163,20 +163,19 @@ void RunPanels(ThreadPool& pool, const MatMulKernels& kernels, const MatMulCall&
 
 void CpuMatMul(ThreadPool& pool, CpuLevel level, const MatMulArgs& args) {
   if (args.rows == 0) return;
-  const auto& w = static_cast<const PackedWeight&>(*args.w);
   const MatMulKernels& kernels = KernelsOf(level);
   MatMulCall call;
-  call.w = &w;
+  call.w = static_cast<const PackedWeight&>(*args.w).View();
   call.bias = args.bias;
   call.y = args.y;
   call.y_stride = args.y_stride;
   std::optional<RowTerms> terms;
-  if (NeedsQuantized(w.type())) {
+  if (NeedsQuantized(call.w.type)) {
     const QuantizedRows& x = *args.xq;
-    assert(x.cols == w.inputs() && x.rows >= args.rows);
+    assert(x.cols == call.w.inputs && x.rows >= args.rows);
     call.groups = x.cols / kQuantGroup;
     call.q = x.q.data();
-    terms.emplace(pool, w.type(), x, args.rows);
+    terms.emplace(pool, call.w.type, x, args.rows);
     terms->Put(&call);
   } else {
     call.x = args.x;

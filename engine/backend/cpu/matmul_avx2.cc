@@ -183,7 +183,7 @@ inline __attribute__((always_inline)) void SumGroup(const Code& code, const int8
 template <W kType, int kRows>
 void FewQuantized(const MatMulCall& c, int64_t row, int64_t tile) {
   constexpr TileShape kShape = TileShapeOf(kType);
-  const uint8_t* scales = c.w->Scales(tile);
+  const uint8_t* scales = c.w.scales + tile * c.w.tile_bytes;
   const int64_t q_stride = c.groups * kQuantGroup;
   const int8_t* q = c.q + row * q_stride;
   __m256 total[2][kRows];
@@ -194,7 +194,7 @@ void FewQuantized(const MatMulCall& c, int64_t row, int64_t tile) {
       for (auto& a : half) a = _mm256_setzero_ps();
     }
     for (int64_t g = begin; g < end; ++g) {
-      const uint8_t* codes = c.w->Codes(tile) + g * kShape.code_bytes;
+      const uint8_t* codes = c.w.codes + tile * c.w.tile_bytes + g * kShape.code_bytes;
       __m256i s[2][kRows], s1[2][kRows];
 #pragma GCC unroll 4
       for (int r = 0; r < kRows; ++r) {
@@ -224,7 +224,7 @@ void FewQuantized(const MatMulCall& c, int64_t row, int64_t tile) {
   }
   for (int h = 0; h < 2; ++h) {
     const int64_t o = tile * kTileOutputs + h * kHalf;
-    const int64_t outputs = c.w->outputs() - o;
+    const int64_t outputs = c.w.outputs - o;
     for (int r = 0; r < kRows; ++r) {
       __m256 y = total[h][r];
       if (c.bias != nullptr) y = _mm256_add_ps(y, LoadOutputs(c.bias + o, outputs));
@@ -241,8 +241,8 @@ __m256 LoadWeights(const uint8_t* codes, int64_t i, int half, W type) {
 
 template <W kType, int kRows>
 void FewFloat(const MatMulCall& c, int64_t row, int64_t tile) {
-  const uint8_t* codes = c.w->Codes(tile);
-  const int64_t inputs = c.w->inputs();
+  const uint8_t* codes = c.w.codes + tile * c.w.tile_bytes;
+  const int64_t inputs = c.w.inputs;
   const float* x = c.x + row * inputs;
   __m256 total[2][kRows];
   for (int64_t begin = 0; begin < inputs; begin += kPartElements) {
@@ -269,7 +269,7 @@ void FewFloat(const MatMulCall& c, int64_t row, int64_t tile) {
   }
   for (int h = 0; h < 2; ++h) {
     const int64_t o = tile * kTileOutputs + h * kHalf;
-    const int64_t outputs = c.w->outputs() - o;
+    const int64_t outputs = c.w.outputs - o;
     for (int r = 0; r < kRows; ++r) {
       __m256 y = total[h][r];
       if (c.bias != nullptr) y = _mm256_add_ps(y, LoadOutputs(c.bias + o, outputs));
@@ -304,7 +304,7 @@ void FewOfType(const MatMulCall& c, int64_t rows, int64_t tile, int64_t tiles) {
 }
 
 void Few(const MatMulCall& c, int64_t rows, int64_t tile, int64_t tiles) {
-  switch (c.w->type()) {
+  switch (c.w.type) {
     case W::kQ4_1: return FewOfType<W::kQ4_1>(c, rows, tile, tiles);
     case W::kQ5_0: return FewOfType<W::kQ5_0>(c, rows, tile, tiles);
     case W::kQ8_0: return FewOfType<W::kQ8_0>(c, rows, tile, tiles);
@@ -342,14 +342,14 @@ void UnpackTile(const uint8_t* codes, const uint8_t* scales, int64_t first, int 
   }
 }
 
-void Unpack(const PackedWeight& w, Panel* p) {
+void Unpack(const PackedView& w, Panel* p) {
   const int64_t tile = p->first_output / kTileOutputs;
-  const int64_t first = p->part * (NeedsQuantized(w.type()) ? kPartGroups : kPartElements);
+  const int64_t first = p->part * (NeedsQuantized(w.type) ? kPartGroups : kPartElements);
   for (int t = 0; t < kPanelTiles; ++t) {
-    const int64_t from = tile + t < w.tiles() ? tile + t : tile;  // a last odd tile stands twice
-    const uint8_t* codes = w.Codes(from);
-    const uint8_t* scales = w.Scales(from);
-    switch (w.type()) {
+    const int64_t from = tile + t < w.tiles ? tile + t : tile;  // a last odd tile stands twice
+    const uint8_t* codes = w.codes + from * w.tile_bytes;
+    const uint8_t* scales = w.scales + from * w.tile_bytes;
+    switch (w.type) {
       case W::kQ4_1: UnpackTile<W::kQ4_1>(codes, scales, first, t, p); break;
       case W::kQ5_0: UnpackTile<W::kQ5_0>(codes, scales, first, t, p); break;
       case W::kQ8_0: UnpackTile<W::kQ8_0>(codes, scales, first, t, p); break;
@@ -419,7 +419,7 @@ void PanelQuantized(const MatMulCall& c, const Panel& p, int64_t row, int t) {
 
 template <int kRows>
 void PanelFloat(const MatMulCall& c, const Panel& p, int64_t row, int t) {
-  const int64_t inputs = c.w->inputs();
+  const int64_t inputs = c.w.inputs;
   const float* x = c.x + row * inputs + p.part * kPartElements;
   __m256 acc[2][kRows];
   for (auto& half : acc) {
@@ -441,7 +441,7 @@ void PanelFloat(const MatMulCall& c, const Panel& p, int64_t row, int t) {
 template <int kRows>
 void PanelOfRows(const MatMulCall& c, const Panel& p, int64_t row) {
   for (int t = 0; t < kPanelTiles; ++t) {
-    switch (c.w->type()) {
+    switch (c.w.type) {
       case W::kQ4_1:
       case W::kQ4_K: PanelQuantized<W::kQ4_1, kRows>(c, p, row, t); break;
       case W::kQ5_0: PanelQuantized<W::kQ5_0, kRows>(c, p, row, t); break;

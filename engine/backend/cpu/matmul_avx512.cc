@@ -3,6 +3,7 @@
 //
 // Everything here is in an unnamed namespace or an intrinsic: an inline function shared with other
 // files could be the copy that the linker keeps, with instructions that the processor lacks.
+
 // gcc 12's own intrinsics pass undefined vectors on purpose and warn of it.
 #pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
 #pragma GCC diagnostic ignored "-Wuninitialized"
@@ -144,7 +145,7 @@ struct Pass {
   int count = 1;
 };
 
-// Asks for what is read kAheadBytes after group g: later in this tile, or in the one that follows it
+// Asks for what is read kAheadBytes after group g: later in this tile, or in the one that follows
 // `next` bytes on. The processor's own prefetcher stops at pages and runs short of what is needed
 // when a group's arithmetic takes as long as its bytes. Where there are several passes, all of them
 // ask for parts of the following tile, so that memory works during the later ones too.
@@ -177,9 +178,9 @@ template <W kType, int kRows, int kTiles>
 void FewQuantized(const MatMulCall& c, const Pass& pass, int64_t tile) {
   const int64_t row = pass.row;
   constexpr TileShape kShape = TileShapeOf(kType);
-  const uint8_t* codes = c.w->Codes(tile);
-  const uint8_t* scales = c.w->Scales(tile);
-  const int64_t stride = static_cast<int64_t>(c.w->tile_bytes());
+  const uint8_t* codes = c.w.codes + tile * c.w.tile_bytes;
+  const uint8_t* scales = c.w.scales + tile * c.w.tile_bytes;
+  const int64_t stride = c.w.tile_bytes;
   const int8_t* q = c.q + row * c.groups * kQuantGroup;
   const int64_t q_stride = c.groups * kQuantGroup;
   __m512 total[kTiles][kRows];
@@ -229,7 +230,7 @@ void FewQuantized(const MatMulCall& c, const Pass& pass, int64_t tile) {
   }
   for (int t = 0; t < kTiles; ++t) {
     const int64_t o = (tile + t) * kTileOutputs;
-    const __mmask16 mask = OutputMask(c.w->outputs() - o);
+    const __mmask16 mask = OutputMask(c.w.outputs - o);
     for (int r = 0; r < kRows; ++r) {
       __m512 y = total[t][r];
       if (c.bias != nullptr) y = _mm512_add_ps(y, _mm512_maskz_loadu_ps(mask, c.bias + o));
@@ -244,9 +245,9 @@ __m512 LoadWeights(const uint8_t* codes, int64_t i, W type) {
 
 template <W kType, int kRows, int kTiles>
 void FewFloat(const MatMulCall& c, int64_t row, int64_t tile) {
-  const uint8_t* codes = c.w->Codes(tile);
-  const int64_t stride = static_cast<int64_t>(c.w->tile_bytes());
-  const int64_t inputs = c.w->inputs();
+  const uint8_t* codes = c.w.codes + tile * c.w.tile_bytes;
+  const int64_t stride = c.w.tile_bytes;
+  const int64_t inputs = c.w.inputs;
   const float* x = c.x + row * inputs;
   __m512 total[kTiles][kRows];
   for (int64_t begin = 0; begin < inputs; begin += kPartElements) {
@@ -273,7 +274,7 @@ void FewFloat(const MatMulCall& c, int64_t row, int64_t tile) {
   }
   for (int t = 0; t < kTiles; ++t) {
     const int64_t o = (tile + t) * kTileOutputs;
-    const __mmask16 mask = OutputMask(c.w->outputs() - o);
+    const __mmask16 mask = OutputMask(c.w.outputs - o);
     for (int r = 0; r < kRows; ++r) {
       __m512 y = total[t][r];
       if (c.bias != nullptr) y = _mm512_add_ps(y, _mm512_maskz_loadu_ps(mask, c.bias + o));
@@ -321,8 +322,8 @@ void FewPasses(const MatMulCall& c, int64_t rows, int64_t tile) {
 }
 
 // Several tiles at once are several streams of memory, without which a thread does not get its
-// share of the bandwidth; from five rows on that costs a few spilled registers and is worth it. With
-// several passes the prefetch is ahead by a tile, and single tiles spill nothing.
+// share of the bandwidth; from five rows on that costs a few spilled registers and is worth it.
+// With several passes the prefetch is ahead by a tile, and single tiles spill nothing.
 template <W kType>
 void FewOfType(const MatMulCall& c, int64_t rows, int64_t tile, int64_t tiles) {
   const int64_t end = tile + tiles;
@@ -336,7 +337,7 @@ void FewOfType(const MatMulCall& c, int64_t rows, int64_t tile, int64_t tiles) {
 }
 
 void Few(const MatMulCall& c, int64_t rows, int64_t tile, int64_t tiles) {
-  switch (c.w->type()) {
+  switch (c.w.type) {
     case W::kQ4_1: return FewOfType<W::kQ4_1>(c, rows, tile, tiles);
     case W::kQ5_0: return FewOfType<W::kQ5_0>(c, rows, tile, tiles);
     case W::kQ8_0: return FewOfType<W::kQ8_0>(c, rows, tile, tiles);
@@ -368,14 +369,14 @@ void UnpackTile(const uint8_t* codes, const uint8_t* scales, int64_t first, int 
   }
 }
 
-void Unpack(const PackedWeight& w, Panel* p) {
+void Unpack(const PackedView& w, Panel* p) {
   const int64_t tile = p->first_output / kTileOutputs;
-  const int64_t first = p->part * (NeedsQuantized(w.type()) ? kPartGroups : kPartElements);
+  const int64_t first = p->part * (NeedsQuantized(w.type) ? kPartGroups : kPartElements);
   for (int t = 0; t < kPanelTiles; ++t) {
-    const int64_t from = tile + t < w.tiles() ? tile + t : tile;  // a last odd tile stands twice
-    const uint8_t* codes = w.Codes(from);
-    const uint8_t* scales = w.Scales(from);
-    switch (w.type()) {
+    const int64_t from = tile + t < w.tiles ? tile + t : tile;  // a last odd tile stands twice
+    const uint8_t* codes = w.codes + from * w.tile_bytes;
+    const uint8_t* scales = w.scales + from * w.tile_bytes;
+    switch (w.type) {
       case W::kQ4_1: UnpackTile<W::kQ4_1>(codes, scales, first, t, p); break;
       case W::kQ5_0: UnpackTile<W::kQ5_0>(codes, scales, first, t, p); break;
       case W::kQ8_0: UnpackTile<W::kQ8_0>(codes, scales, first, t, p); break;
@@ -479,7 +480,7 @@ void PanelRows(const MatMulCall& c, const Panel& p, int64_t row) {
 
 template <int kRows>
 void PanelRowsFloat(const MatMulCall& c, const Panel& p, int64_t row) {
-  const int64_t inputs = c.w->inputs();
+  const int64_t inputs = c.w.inputs;
   const float* x = c.x + row * inputs + p.part * kPartElements;
   __m512 acc[kRows][kPanelTiles];
   for (auto& row_acc : acc) {
@@ -500,7 +501,7 @@ void PanelRowsFloat(const MatMulCall& c, const Panel& p, int64_t row) {
 
 template <int kRows>
 void PanelOfRows(const MatMulCall& c, const Panel& p, int64_t row) {
-  switch (c.w->type()) {
+  switch (c.w.type) {
     case W::kQ5_0:
     case W::kQ8_0: return PanelRows<Terms::kOffset, kRows>(c, p, row);
     case W::kQ4_1:

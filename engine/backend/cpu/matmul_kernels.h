@@ -23,7 +23,7 @@ inline constexpr int kPanelOutputs = kPanelTiles * kTileOutputs;
 
 // A product as kernels see it.
 struct MatMulCall {
-  const PackedWeight* w = nullptr;
+  PackedView w;
   int64_t groups = 0;
   const int8_t* q = nullptr;  // [rows][groups * 32]
   // Terms of a group of a row, [groups][rows]: neighbouring rows are one pointer for a kernel.
@@ -62,7 +62,7 @@ struct MatMulKernels {
   // `rows` <= few_rows from 0 on times tiles [tile, tile + tiles): whole products.
   void (*few)(const MatMulCall& call, int64_t rows, int64_t tile, int64_t tiles);
   // Fills codes and scale of panel; first_output, part, units are set.
-  void (*unpack)(const PackedWeight& w, Panel* panel);
+  void (*unpack)(const PackedView& w, Panel* panel);
   // Rows [row, row + rows), rows <= panel_rows: y = part 0, or y + this part.
   void (*panel)(const MatMulCall& call, const Panel& panel, int64_t row, int rows);
 };

@@ -82,14 +82,14 @@ void UnpackTile(const uint8_t* codes, const uint8_t* scales, int64_t first, int 
   }
 }
 
-void Unpack(const PackedWeight& w, Panel* p) {
+void Unpack(const PackedView& w, Panel* p) {
   const int64_t tile = p->first_output / kTileOutputs;
-  const int64_t first = p->part * (NeedsQuantized(w.type()) ? kPartGroups : kPartElements);
+  const int64_t first = p->part * (NeedsQuantized(w.type) ? kPartGroups : kPartElements);
   for (int t = 0; t < kPanelTiles; ++t) {
-    const int64_t from = tile + t < w.tiles() ? tile + t : tile;  // a last odd tile stands twice
-    const uint8_t* codes = w.Codes(from);
-    const uint8_t* scales = w.Scales(from);
-    switch (w.type()) {
+    const int64_t from = tile + t < w.tiles ? tile + t : tile;  // a last odd tile stands twice
+    const uint8_t* codes = w.codes + from * w.tile_bytes;
+    const uint8_t* scales = w.scales + from * w.tile_bytes;
+    switch (w.type) {
       case W::kQ4_1: UnpackTile<W::kQ4_1>(codes, scales, first, t, p); break;
       case W::kQ5_0: UnpackTile<W::kQ5_0>(codes, scales, first, t, p); break;
       case W::kQ8_0: UnpackTile<W::kQ8_0>(codes, scales, first, t, p); break;
@@ -153,7 +153,7 @@ void RowQuantized(const MatMulCall& c, const Panel& p, int64_t row, float* acc) 
 }
 
 void RowFloat(const MatMulCall& c, const Panel& p, int64_t row, float* acc) {
-  const float* x = c.x + row * c.w->inputs() + p.part * kPartElements;
+  const float* x = c.x + row * c.w.inputs + p.part * kPartElements;
   for (int i = 0; i < p.units; ++i) {
     for (int o = 0; o < kPanelOutputs; ++o) acc[o] = std::fmaf(p.codes.f[i][o], x[i], acc[o]);
   }
@@ -162,7 +162,7 @@ void RowFloat(const MatMulCall& c, const Panel& p, int64_t row, float* acc) {
 void RunPanel(const MatMulCall& c, const Panel& p, int64_t row, int rows) {
   for (int64_t r = row; r < row + rows; ++r) {
     float acc[kPanelOutputs] = {};
-    switch (c.w->type()) {
+    switch (c.w.type) {
       case W::kQ4_1:
       case W::kQ4_K: RowQuantized<W::kQ4_1>(c, p, r, acc); break;
       case W::kQ5_0: RowQuantized<W::kQ5_0>(c, p, r, acc); break;

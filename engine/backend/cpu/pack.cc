@@ -184,10 +184,10 @@ void PackTile(const WeightSource& s, int64_t first, int lanes, uint8_t* codes, u
 // What Embed needs of one output, read back from its tile.
 class RowReader {
  public:
-  RowReader(const PackedWeight& w, int64_t output)
-      : type_(w.type()), shape_(TileShapeOf(w.type())),
-        lane_(static_cast<int>(output % kTileOutputs)), codes_(w.Codes(output / kTileOutputs)),
-        scales_(w.Scales(output / kTileOutputs)) {}
+  RowReader(const PackedView& w, int64_t output)
+      : type_(w.type), shape_(TileShapeOf(w.type)), lane_(static_cast<int>(output % kTileOutputs)),
+        codes_(w.codes + output / kTileOutputs * w.tile_bytes),
+        scales_(w.scales + output / kTileOutputs * w.tile_bytes) {}
 
   float FloatElement(int64_t i) const {
     if (type_ == WeightType::kF16) return Half(codes_ + i * shape_.code_bytes, 0);
@@ -305,16 +305,16 @@ Result<std::unique_ptr<Weight>> PackCpuWeight(const WeightSource& source) {
 }
 
 void CpuEmbed(const Weight& table, std::span<const TokenId> ids, float* out) {
-  const auto& packed = static_cast<const PackedWeight&>(table);
+  const PackedView packed = static_cast<const PackedWeight&>(table).View();
   for (TokenId id : ids) {
     const RowReader row(packed, id);
-    if (NeedsQuantized(packed.type())) {
-      const int64_t groups = packed.inputs() / kQuantGroup;
+    if (NeedsQuantized(packed.type)) {
+      const int64_t groups = packed.inputs / kQuantGroup;
       for (int64_t g = 0; g < groups; ++g) row.Group(g, out + g * kQuantGroup);
     } else {
-      for (int64_t i = 0; i < packed.inputs(); ++i) out[i] = row.FloatElement(i);
+      for (int64_t i = 0; i < packed.inputs; ++i) out[i] = row.FloatElement(i);
     }
-    out += packed.inputs();
+    out += packed.inputs;
   }
 }
 

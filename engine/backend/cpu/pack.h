@@ -10,7 +10,7 @@
 //     Q8_0              8 planes: byte w + 128 of step s in plane s
 //     Q4_1, Q4_K        4 planes: plane p has step p in its low and step p + 4 in its high nibbles
 //     Q5_0              the same, then 1 plane with bit 4 of step s in bit s
-//     Q6_K              the same, then 2 planes: bits 4, 5 of step 4 h + i in bits 2 i .. of plane h
+//     Q6_K              the same, then 2 planes: bits 4, 5 of step 4 h + i at 2 i of plane h
 //   scales, f16 and bytes as in the file, [16] each:
 //     Q8_0, Q5_0        d                               per group
 //     Q4_1              d, m                            per group
@@ -50,6 +50,17 @@ constexpr TileShape TileShapeOf(WeightType type) {
   return {};
 }
 
+// A packed weight as kernels see it: a plain struct, since they are compiled for instruction sets
+// that not every processor has, where an inline method could become the whole program's copy.
+struct PackedView {
+  WeightType type = WeightType::kF32;
+  int64_t outputs = 0, inputs = 0;
+  int64_t tiles = 0;
+  int64_t tile_bytes = 0;           // from a tile's codes to the next tile's
+  const uint8_t* codes = nullptr;   // of the first tile
+  const uint8_t* scales = nullptr;  // of the first tile
+};
+
 // Immutable after Pack; any number of threads may read it.
 class PackedWeight final : public Weight {
  public:
@@ -60,10 +71,10 @@ class PackedWeight final : public Weight {
   PackedWeight& operator=(const PackedWeight&) = delete;
 
   size_t bytes() const override { return bytes_; }
-  int64_t tiles() const { return tiles_; }
-  size_t tile_bytes() const { return tile_bytes_; }
-  const uint8_t* Codes(int64_t tile) const { return data_ + tile * tile_bytes_; }
-  const uint8_t* Scales(int64_t tile) const { return Codes(tile) + code_bytes_; }
+  PackedView View() const {
+    return {type(), outputs(), inputs(), tiles_, static_cast<int64_t>(tile_bytes_), data_,
+            data_ + code_bytes_};
+  }
 
  private:
   explicit PackedWeight(const WeightSource& source);
