@@ -1,5 +1,5 @@
-// Inside the runtime: a chat turn as a stream of events. LiveStream runs on its consumer's thread: it
-// pulls what the engine makes, finds tool calls in the text, and commits the turn before kDone.
+// Inside the runtime: a chat turn as a stream of events. LiveStream runs on its consumer's thread:
+// it pulls what the engine makes, finds tool calls in the text, and commits the turn before kDone.
 // ReplayStream serves a committed turn from the log.
 #pragma once
 

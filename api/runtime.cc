@@ -116,8 +116,8 @@ struct Runtime::Impl {
   std::atomic<bool> closing{false};
   std::atomic<bool> closed{false};
 
-  // In order of dependence: the last is torn down first. (The pool reports sealed pages to the writer;
-  // the model thread, which seals them, has ended by then.)
+  // In order of dependence: the last is torn down first. (The pool reports sealed pages to the
+  // writer; the model thread, which seals them, has ended by then.)
   std::unique_ptr<TemporaryFolder> temporary;
   std::optional<DataDir> folder;
   std::unique_ptr<Database> db;

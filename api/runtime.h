@@ -1,10 +1,11 @@
-// Runtime: everything that Holdfast does, without HTTP. The server, the command line, the examples in
-// C++ and most tests start here; `libholdfast` is this header.
+// Runtime: everything that Holdfast does, without HTTP. The server, the command line, the examples
+// in C++ and most tests start here; `libholdfast` is this header.
 //
-// A chat turn: the keeper matches the history to stored tokens, the stitcher makes a timeline of what
-// is already computed, the engine computes the rest and decodes, tool calls are recognised in the text,
-// and the keeper commits items, tokens and the moved head in one transaction before the last event.
-// Who saw ChatEvent::kDone has a durable turn (DESIGN: a turn is durable when its tokens are).
+// A chat turn: the keeper matches the history to stored tokens, the stitcher makes a timeline of
+// what is already computed, the engine computes the rest and decodes, tool calls are recognised in
+// the text, and the keeper commits items, tokens and the moved head in one transaction before the
+// last event. Who saw ChatEvent::kDone has a durable turn (DESIGN: a turn is durable when its
+// tokens are).
 //
 // Thread-safe. A ChatStream belongs to one consumer. The Runtime outlives its streams.
 #pragma once
@@ -116,9 +117,9 @@ class Runtime {
 
   // Starts a turn; blocks until its tokens are matched and what can be restored is. kInvalid: bad
   // messages, schema, sampling; "context_length_exceeded: ..." with both counts. kNotFound: unknown
-  // session or branch. kConflict: busy head with OnBusy::kReject, or an idempotency key used for another
-  // request. kExhausted: queue full; "store_degraded: ..." when nothing durable can be taken on (507).
-  // kUnavailable: shutting down.
+  // session or branch. kConflict: busy head with OnBusy::kReject, or an idempotency key used for
+  // another request. kExhausted: queue full; "store_degraded: ..." when nothing durable can be
+  // taken on (507). kUnavailable: shutting down.
   Result<std::unique_ptr<ChatStream>> Chat(ChatRequest request);
 
   Keeper& keeper();   // sessions, branches, items, snapshots

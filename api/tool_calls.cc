@@ -18,7 +18,8 @@ size_t SkipBlanks(std::string_view s, size_t at) {
   return next == std::string_view::npos ? s.size() : next;
 }
 
-// How a JSON value that begins at `at` with '{' or '[' ends: its end, kOpen (more to come), or kBad.
+// How a JSON value that begins at `at` with '{' or '[' ends: its end, kOpen (more to come), or
+// kBad.
 constexpr size_t kOpen = std::string_view::npos, kBad = kOpen - 1;
 size_t EndOfJson(std::string_view s, size_t at) {
   int depth = 0;
@@ -144,8 +145,8 @@ void ToolCallReader::Step(bool at_end) {
   }
 }
 
-// Emits what is text for certain and stops before the first place where a call may begin; false when
-// there is none yet. What is held then is blanks, or the beginning of a tag.
+// Emits what is text for certain and stops before the first place where a call may begin; false
+// when there is none yet. What is held then is blanks, or the beginning of a tag.
 bool ToolCallReader::FindCandidate(bool at_end) {
   bool line_start = line_start_;
   size_t blanks = 0;  // where the blanks before `i` begin

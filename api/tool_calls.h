@@ -1,18 +1,18 @@
 // Finds tool calls in an answer as it is written: text goes in, text and calls come out.
 //
-// Small models write calls in many shapes; all of these are taken for calls when the name is one of the
-// request's tools, the JSON is whole, and (but for the tagged shape) it ends the message:
+// Small models write calls in many shapes; all of these are taken for calls when the name is one of
+// the request's tools, the JSON is whole, and (but for the tagged shape) it ends the message:
 //   <tool_call>{"name": "f", "arguments": {...}}</tool_call>    once or more, the end tag may lack
 //   {"name": "f", "arguments": {...}}                           bare, at the start of a line; also
-//   [{"name": ...}, {"name": ...}]                              several, one after another or in a list
+//   [{"name": ...}, {"name": ...}]                              several, or one after another
 //   ```json                                                     the same inside a fence
 //   {"function": {"name": ..., "arguments": "{...}"}}           OpenAI's own; `parameters` too
-// Arguments may be an object or a string that spells one; they come out as JSON text with the model's
-// order of keys.
+// Arguments may be an object or a string that spells one; they come out as JSON text with the
+// model's order of keys.
 //
-// What may become a call is held back: at most kMaxUnsure bytes while no name of a tool has been seen in
-// it, then it is text. Everything else comes out at once. Pure: a function of the text, however it is
-// cut into pieces. One thread at a time.
+// What may become a call is held back: at most kMaxUnsure bytes while no name of a tool has been
+// seen in it, then it is text. Everything else comes out at once. Pure: a function of the text,
+// however it is cut into pieces. One thread at a time.
 #pragma once
 
 #include <functional>

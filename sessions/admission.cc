@@ -1,8 +1,8 @@
 // Begin: from a request to an admitted turn with its timeline.
 //
-// Each try reads the session's tree, finds the place, takes the lease of the head, looks whether the
-// head has moved meanwhile (then tries again), and writes the admitted row. Nothing is locked while the
-// history is rendered; the lease alone keeps the head still from then on.
+// Each try reads the session's tree, finds the place, takes the lease of the head, looks whether
+// the head has moved meanwhile (then tries again), and writes the admitted row. Nothing is locked
+// while the history is rendered; the lease alone keeps the head still from then on.
 
 #include "sessions/admission.h"
 
@@ -16,12 +16,13 @@ constexpr int kMaxTries = 16;             // a head that moves this often under 
 constexpr size_t kMaxMessages = 10000;
 constexpr size_t kMaxIdBytes = 256;       // of an external id, a branch name or an idempotency key
 constexpr int64_t kExpectedOutput = 1024; // tokens that room is made for ahead; more find theirs
-constexpr int kMaxAnonymousLookups = 64;  // outputs in the history that are looked for, newest first
+constexpr int kMaxAnonymousLookups = 64;  // outputs in a history that are looked for, newest first
 
 Digest RequestDigest(const TurnRequest& r) {
   Hasher h("turn-request-1");
-  h.Add(r.params_digest).U64(r.seed.has_value()).U64(r.seed.value_or(0)).Text(r.session.id).Text(r.session.branch).Text(r.tools_json);
-  h.Text(r.template_kwargs_json).U64(r.append).U64(r.messages.size());
+  h.Add(r.params_digest).U64(r.seed.has_value()).U64(r.seed.value_or(0));
+  h.Text(r.session.id).Text(r.session.branch).Text(r.tools_json).Text(r.template_kwargs_json);
+  h.U64(r.append).U64(r.messages.size());
   for (const ChatMessage& m : r.messages) {
     h.Text(m.role).Text(m.text).Text(m.tool_call_id).U64(m.tool_calls.size());
     for (const ToolCall& c : m.tool_calls) h.Text(c.id).Text(c.name).Text(c.arguments);
@@ -97,8 +98,10 @@ class Admission {
   Result<std::optional<Target>> Lease(const Place& place);
   Result<std::optional<Target>> LeaseBusy(const BranchRow& branch);
   Result<bool> Unmoved(const Target& target, const Place& place);
-  Status Record(const Place& place, Target* target, Turn::Impl* turn);
-  Status RecordRows(Txn& txn, const Place& place, Target* target, Turn::Impl* turn);
+  Status Record(const Place& place, const Target& target, Turn::Impl* turn);
+  Status RecordPlace(Txn& txn, const Place& place, const Target& target, Turn::Impl* turn,
+                     int64_t* ordinal, uint64_t* session_seed);
+  Status RecordRows(Txn& txn, const Place& place, const Target& target, Turn::Impl* turn);
   Result<std::unique_ptr<Turn>> Start(const Place& place, Target target);
   Status Stitch(Turn::Impl* turn);
 
@@ -271,8 +274,8 @@ Status Admission::FindSessionOfRequest() {
 
 // The session whose whole head is a beginning of this history that ends in an output of ours, with
 // nothing running on it: it goes on. A session that has such a beginning inside (a turn asked again
-// after its commit, a message edited) gets a branch, so that sampled tokens still stand. Else, for a
-// first turn, the unfinished one of the same request.
+// after its commit, a message edited) gets a branch, so that sampled tokens still stand. Else, for
+// a first turn, the unfinished one of the same request.
 Status Admission::FindAnonymousSession() {
   std::vector<Digest> outputs;  // names of the histories that end in an assistant's message
   Digest hash = LineageRoot(context_);
@@ -416,11 +419,12 @@ Result<bool> Admission::Unmoved(const Target& target, const Place&) {
   return same;
 }
 
-Status Admission::RecordRows(Txn& txn, const Place& place, Target* target, Turn::Impl* turn) {
+// Makes the session or the branch that the turn needs; sets the branch's ordinal and the session's
+// seed.
+Status Admission::RecordPlace(Txn& txn, const Place& place, const Target& target,
+                              Turn::Impl* turn, int64_t* ordinal, uint64_t* session_seed) {
   const int64_t now = k_.NowMs();
-  int64_t ordinal = 0;
-  uint64_t session_seed = 0;
-  if (target->make_session) {
+  if (target.make_session) {
     NewSession s;
     s.id = k_.NewId("sess_");
     s.tenant = r_.tenant;
@@ -429,38 +433,45 @@ Status Admission::RecordRows(Txn& txn, const Place& place, Target* target, Turn:
     s.model = k_.options.model_name;
     s.model_digest = k_.options.model_digest;
     s.root_hash = LineageRoot(context_);
-    s.seed = session_seed = k_.RandomU64();
+    s.seed = *session_seed = k_.RandomU64();
     s.ttl_s = s.anonymous ? k_.options.anonymous_ttl_s : 0;
     s.now_ms = now;
-    s.main_branch = target->branch;
-    HOLDFAST_RETURN_IF_ERROR(InsertSession(txn, s, &turn->sid));
+    s.main_branch = target.branch;
     turn->start.session_id = s.id;
     turn->start.branch = "main";
-  } else {
-    turn->sid = session_->sid;
-    turn->start.session_id = session_->id;
-    session_seed = session_->seed;
-    if (target->make_branch) {
-      NewBranch b;
-      b.id = target->branch;
-      b.sid = turn->sid;
-      b.head = place.draft.base;
-      b.head_hash = LineageRoot(context_);  // of the items before the base, below
-      for (int64_t i = 0; i < place.draft.base_items; ++i) {
-        b.head_hash = LineageNext(b.head_hash, place.lineage.items[i].identity);
-      }
-      b.tokens = place.draft.base_tokens;
-      b.items = place.draft.base_items;
-      b.now_ms = now;
-      b.parent_name = place.branch != nullptr ? place.branch->name : "";
-      HOLDFAST_RETURN_IF_ERROR(InsertBranch(txn, &b, &ordinal));
-      turn->start.branch = b.name;
-    } else {
-      const BranchRow* branch = tree_.BranchById(target->branch);
-      ordinal = branch->ordinal;
-      turn->start.branch = branch->name;
-    }
+    return InsertSession(txn, s, &turn->sid);
   }
+  turn->sid = session_->sid;
+  turn->start.session_id = session_->id;
+  *session_seed = session_->seed;
+  if (!target.make_branch) {
+    const BranchRow* branch = tree_.BranchById(target.branch);
+    *ordinal = branch->ordinal;
+    turn->start.branch = branch->name;
+    return Status();
+  }
+  NewBranch b;
+  b.id = target.branch;
+  b.sid = turn->sid;
+  b.head = place.draft.base;
+  b.head_hash = LineageRoot(context_);
+  for (int64_t i = 0; i < place.draft.base_items; ++i) {
+    b.head_hash = LineageNext(b.head_hash, place.lineage.items[i].identity);
+  }
+  b.tokens = place.draft.base_tokens;
+  b.items = place.draft.base_items;
+  b.now_ms = now;
+  b.parent_name = place.branch != nullptr ? place.branch->name : "";
+  HOLDFAST_RETURN_IF_ERROR(InsertBranch(txn, &b, ordinal));
+  turn->start.branch = b.name;
+  return Status();
+}
+
+Status Admission::RecordRows(Txn& txn, const Place& place, const Target& target,
+                             Turn::Impl* turn) {
+  int64_t ordinal = 0, attempt = 0;
+  uint64_t session_seed = 0;
+  HOLDFAST_RETURN_IF_ERROR(RecordPlace(txn, place, target, turn, &ordinal, &session_seed));
   const SqlValue key = r_.idempotency_key.empty() ? SqlValue() : SqlValue(r_.idempotency_key);
   if (retry_) {
     turn->seed = retry_->seed;
@@ -473,11 +484,10 @@ Status Admission::RecordRows(Txn& txn, const Place& place, Target* target, Turn:
   const int64_t index = static_cast<int64_t>(place.prompt.size());
   const Point base = place.draft.base;
   const SqlValue node = base.node == 0 ? SqlValue() : SqlValue(base.node);
-  int64_t attempt = 0;
   {
     Rows rows = txn.Query(
         "SELECT COUNT(*) FROM turn WHERE branch = ? AND parent IS ? AND parent_count = ?",
-        target->branch, node, base.count);
+        target.branch, node, base.count);
     if (rows.Next()) attempt = rows.Int(0);
     HOLDFAST_RETURN_IF_ERROR(rows.status());
   }
@@ -488,13 +498,13 @@ Status Admission::RecordRows(Txn& txn, const Place& place, Target* target, Turn:
       "INSERT INTO turn(id, sid, branch, tenant, idempotency_key, request_digest, input_digest, "
       "parent, parent_count, status, seed, sampling, prompt_tokens, finish, response, created_ms) "
       "VALUES(?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, '', x'', ?)",
-      turn->start.turn_id, turn->sid, target->branch, r_.tenant, key, request_digest_,
+      turn->start.turn_id, turn->sid, target.branch, r_.tenant, key, request_digest_,
       InputDigest(r_, place.draft), node, base.count, TurnStatus::kAdmitted, turn->seed,
-      r_.sampling_json, index, now);
+      r_.sampling_json, index, k_.NowMs());
 }
 
 // Writes the admitted row. kConflict: somebody made the session or used the key first.
-Status Admission::Record(const Place& place, Target* target, Turn::Impl* turn) {
+Status Admission::Record(const Place& place, const Target& target, Turn::Impl* turn) {
   Status s = k_.options.db->Write(
       [&](Txn& txn) { return RecordRows(txn, place, target, turn); },
       r_.durability == Durability::kTurn ? WriteClass::kTurn : WriteClass::kBackground);
@@ -519,7 +529,7 @@ Result<std::unique_ptr<Turn>> Admission::Start(const Place& place, Target target
   impl->generation = target.generation;
   impl->draft = place.draft;
   impl->prompt = place.prompt;
-  if (Status s = Record(place, &target, impl.get()); !s.ok()) {
+  if (Status s = Record(place, target, impl.get()); !s.ok()) {
     impl->ended = true;
     if (s.code() == Code::kConflict) return std::unique_ptr<Turn>();
     return s;

@@ -1,4 +1,5 @@
-// Inside sessions: where a request goes on in a session's tree, before anything is leased or written.
+// Inside sessions: where a request goes on in a session's tree, before anything is leased or
+// written.
 #pragma once
 
 #include <optional>

@@ -2,8 +2,8 @@
 //
 // A client sends the whole conversation again each turn, and not byte for byte: tool arguments are
 // serialised anew, trailing blanks go, keys change places. What must be equal for a stored item to
-// stand for a message is, in this order: the role; the tool-call ids (of an assistant's calls, or of
-// the call that a tool result answers); then, where there are no calls, the content.
+// stand for a message is, in this order: the role; the tool-call ids (of an assistant's calls, or
+// of the call that a tool result answers); then, where there are no calls, the content.
 #pragma once
 
 #include <cstdint>
@@ -20,7 +20,7 @@ namespace holdfast {
 // A message reduced to what is compared.
 struct ItemIdentity {
   std::string role;
-  std::string call_id;  // tool: the id it answers; assistant: the ids of its calls, a newline between
+  std::string call_id;  // tool: the id it answers; assistant: its calls' ids, a newline between
   Digest content;       // of the text, without trailing blanks where an assistant said it
   bool operator==(const ItemIdentity&) const = default;
 };
@@ -36,7 +36,7 @@ struct StoredItem {
 struct HistoryMatch {
   int matched = 0;           // messages 0 .. matched-1 are the items 0 .. matched-1
   int resume = 0;            // of them, up to and including the last sampled one
-  std::optional<Miss> miss;  // why `matched` is less than the number of stored items; at_token is set
+  std::optional<Miss> miss;  // why `matched` is less than the number of stored items
 };
 
 HistoryMatch MatchHistory(std::span<const StoredItem> stored,

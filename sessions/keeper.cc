@@ -46,8 +46,8 @@ Output MakeOutput(const Keeper::Impl& k, const Turn::Impl& turn, const TurnOutco
   return out;
 }
 
-// The input and output nodes of a turn with their items; sets *output_node. `committed`: the name of
-// the history with the output, or none for an aborted turn.
+// The input and output nodes of a turn with their items; sets *output_node. `committed`: the name
+// of the history with the output, or none for an aborted turn.
 Status InsertNodes(Txn& txn, const Keeper::Impl& k, const Turn::Impl& turn, const Output& output,
                    const TurnOutcome& outcome, std::optional<Digest> committed,
                    int64_t* output_node) {
@@ -129,7 +129,8 @@ int64_t Keeper::Impl::NowMs() {
 
 uint64_t Keeper::Impl::RandomU64() {
   uint64_t v = 0;
-  // Without randomness ids would collide and be refused as conflicts, which is all that can be done.
+  // Without randomness ids would collide and be refused as conflicts, which is all that can be
+  // done.
   env.FillRandom(std::as_writable_bytes(std::span(&v, 1))).IgnoreError();
   return v;
 }

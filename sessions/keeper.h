@@ -8,9 +8,9 @@
 // A turn: Begin (match, tokenise what is new, take the head's lease, write the admitted row, stitch
 // a timeline) -> decode elsewhere -> Commit or Abort. Dropping a Turn aborts it.
 //
-// Thread-safe; no lock is held over I/O. All calls may block on SQLite or page files, and Begin with
-// OnBusy::kQueue waits for the head: never call them from the model thread. Ids of sessions, branches
-// and snapshots of another tenant are kNotFound, as are those that never were.
+// Thread-safe; no lock is held over I/O. All calls may block on SQLite or page files, and Begin
+// with OnBusy::kQueue waits for the head: never call them from the model thread. Ids of sessions,
+// branches and snapshots of another tenant are kNotFound, as are those that never were.
 #pragma once
 
 #include <cstdint>
@@ -78,7 +78,8 @@ class Keeper {
   Result<Listed<SessionInfo>> List(std::string_view tenant, const ListRange& range);
   // `id` here and below: "sess_..." or the client's own.
   Result<SessionInfo> Get(std::string_view tenant, std::string_view id);
-  // With all branches, nodes, items, snapshots, events and partial pages. kConflict while a turn runs.
+  // With all branches, nodes, items, snapshots, events and partial pages. kConflict while a turn
+  // runs.
   Status Delete(std::string_view tenant, std::string_view id);
 
   Result<std::vector<BranchInfo>> Branches(std::string_view tenant, std::string_view id);

@@ -187,7 +187,8 @@ Result<Listed<SessionInfo>> Keeper::List(std::string_view tenant, const ListRang
   HOLDFAST_RETURN_IF_ERROR(impl_->options.db->Read([&](Reader& reader) {
     Rows rows = reader.Query(std::string(kInfoSql) +
                                  "WHERE s.tenant = ? AND s.sid > ? AND "
-                                 "(s.expires_ms IS NULL OR s.expires_ms > ?) ORDER BY s.sid LIMIT ?",
+                                 "(s.expires_ms IS NULL OR s.expires_ms > ?) "
+                                 "ORDER BY s.sid LIMIT ?",
                              tenant, after, impl_->NowMs(), range.limit + 1);
     int64_t last = 0;
     while (rows.Next()) {
@@ -376,7 +377,8 @@ Result<SnapshotInfo> Keeper::Snapshot(std::string_view tenant, std::string_view 
             info.id, sid, info.label, info.branch,
             head.node == 0 ? SqlValue() : SqlValue(head.node), head.count, info.tokens, info.items,
             info.created_ms));
-        return InsertEvent(txn, {sid, info.created_ms, "snapshot_created", info.branch, "", info.id});
+        return InsertEvent(
+            txn, {sid, info.created_ms, "snapshot_created", info.branch, "", info.id});
       },
       WriteClass::kTurn);
   if (s.code() == Code::kConflict) return Status::NotFound("the session was deleted");
@@ -392,7 +394,8 @@ Result<std::vector<SnapshotInfo>> Keeper::Snapshots(std::string_view tenant, std
     HOLDFAST_ASSIGN_OR_RETURN(const SessionRow session,
                               FindSession(reader, {tenant, id, impl_->NowMs()}));
     Rows rows = reader.Query(
-        "SELECT id, label, branch, tokens, items, created_ms FROM snapshot WHERE sid = ? ORDER BY n",
+        "SELECT id, label, branch, tokens, items, created_ms FROM snapshot WHERE sid = ? "
+        "ORDER BY n",
         session.sid);
     while (rows.Next()) {
       SnapshotInfo info;

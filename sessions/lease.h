@@ -43,7 +43,8 @@ class HeadLeases {
 
   // Empty when the head is held, or others wait for it.
   std::optional<Lease> TryTake(int64_t sid, int64_t branch);
-  // kExhausted: max_waiting wait already. kUnavailable: closed. kNotFound: the session is going away.
+  // kExhausted: max_waiting wait already. kUnavailable: closed. kNotFound: the session is going
+  // away.
   Result<Lease> Wait(int64_t sid, int64_t branch);
   bool IsBusy(int64_t branch) const;
   // Says which session a held head belongs to, where that was not known when it was taken.

@@ -287,15 +287,15 @@ Status InsertSession(Txn& txn, const NewSession& s, int64_t* sid) {
   const SqlValue external = s.external_id.empty() ? SqlValue() : SqlValue(s.external_id);
   const SqlValue expires = s.ttl_s > 0 ? SqlValue(s.now_ms + s.ttl_s * 1000) : SqlValue();
   HOLDFAST_RETURN_IF_ERROR(txn.Run(
-      "INSERT INTO session(id, tenant, external_id, anonymous, model, model_digest, default_branch, "
-      "seed, next_ordinal, ttl_s, expires_ms, meta, created_ms, updated_ms) "
+      "INSERT INTO session(id, tenant, external_id, anonymous, model, model_digest, "
+      "default_branch, seed, next_ordinal, ttl_s, expires_ms, meta, created_ms, updated_ms) "
       "VALUES(?, ?, ?, ?, ?, ?, ?, ?, 1, ?, ?, ?, ?, ?)",
-      s.id, s.tenant, external, s.anonymous, s.model, s.model_digest, s.main_branch, s.seed, s.ttl_s,
-      expires, s.meta, s.now_ms, s.now_ms));
+      s.id, s.tenant, external, s.anonymous, s.model, s.model_digest, s.main_branch, s.seed,
+      s.ttl_s, expires, s.meta, s.now_ms, s.now_ms));
   *sid = txn.last_insert_id();
   HOLDFAST_RETURN_IF_ERROR(txn.Run(
-      "INSERT INTO branch(id, sid, name, ordinal, node, count, generation, head_hash, tokens, items, "
-      "parent_name, parent_tokens, created_ms, updated_ms) "
+      "INSERT INTO branch(id, sid, name, ordinal, node, count, generation, head_hash, tokens, "
+      "items, parent_name, parent_tokens, created_ms, updated_ms) "
       "VALUES(?, ?, 'main', 0, NULL, 0, 0, ?, 0, 0, '', 0, ?, ?)",
       s.main_branch, *sid, s.root_hash, s.now_ms, s.now_ms));
   return InsertEvent(txn, {*sid, s.now_ms, "session_created", "main", "", ""});
@@ -314,9 +314,9 @@ Status InsertBranch(Txn& txn, NewBranch* b, int64_t* ordinal) {
       txn.Run("UPDATE session SET next_ordinal = next_ordinal + 1 WHERE sid = ?", b->sid));
   if (b->name.empty()) b->name = "b" + std::to_string(*ordinal);
   HOLDFAST_RETURN_IF_ERROR(txn.Run(
-      "INSERT INTO branch(id, sid, name, ordinal, node, count, generation, head_hash, tokens, items, "
-      "parent_name, parent_tokens, created_ms, updated_ms) VALUES(?, ?, ?, ?, ?, ?, 0, ?, ?, ?, ?, ?, "
-      "?, ?)",
+      "INSERT INTO branch(id, sid, name, ordinal, node, count, generation, head_hash, tokens, "
+      "items, parent_name, parent_tokens, created_ms, updated_ms) "
+      "VALUES(?, ?, ?, ?, ?, ?, 0, ?, ?, ?, ?, ?, ?, ?)",
       b->id, b->sid, b->name, *ordinal, NodeOrNull(b->head), b->head.count, b->head_hash, b->tokens,
       b->items, b->parent_name, b->tokens, b->now_ms, b->now_ms));
   return InsertEvent(txn, {b->sid, b->now_ms, "branch_created", b->name, "", b->parent_name});
@@ -342,7 +342,8 @@ Status InsertItem(Txn& txn, int64_t node, const NewItem& i) {
 }
 
 Status InsertEvent(Txn& txn, const NewEvent& e) {
-  return txn.Run("INSERT INTO event(sid, at_ms, kind, branch, turn, detail) VALUES(?, ?, ?, ?, ?, ?)",
+  return txn.Run("INSERT INTO event(sid, at_ms, kind, branch, turn, detail) "
+                 "VALUES(?, ?, ?, ?, ?, ?)",
                  e.sid, e.at_ms, e.kind, e.branch, e.turn, e.detail);
 }
 

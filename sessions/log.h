@@ -1,5 +1,5 @@
-// The token log: rows of the sessions' tables as plain values, and all SQL that reads a session's tree
-// or writes turns. Functions run inside the closures of Database::Read and Database::Write.
+// The token log: rows of the sessions' tables as plain values, and all SQL that reads a session's
+// tree or writes turns. Functions run inside the closures of Database::Read and Database::Write.
 #pragma once
 
 #include <cstdint>

@@ -14,8 +14,8 @@ struct Scored {
   bool same_context = false;
 };
 
-// Sampled outputs that can be used again count most, then matched messages, then whether the history
-// goes on from the branch's very head; the default branch and the older one break ties.
+// Sampled outputs that can be used again count most, then matched messages, then whether the
+// history goes on from the branch's very head; the default branch and the older one break ties.
 auto Rank(const Scored& s, int64_t default_branch) {
   return std::make_tuple(s.same_context ? s.match.resume : 0, s.match.matched,
                          !s.match.miss.has_value(), s.branch->id == default_branch,

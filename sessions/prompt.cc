@@ -9,8 +9,8 @@ size_t CommonBytes(std::string_view a, std::string_view b) {
   return std::mismatch(a.begin(), a.end(), b.begin(), b.end()).first - a.begin();
 }
 
-// Byte at which each token begins, and the end of the last: tokens+1 numbers. Empty when the tokens do
-// not spell the text byte for byte (a tokenizer that normalises).
+// Byte at which each token begins, and the end of the last: tokens+1 numbers. Empty when the tokens
+// do not spell the text byte for byte (a tokenizer that normalises).
 std::vector<size_t> TokenStarts(const Tokenizer& tokenizer, std::span<const TokenId> tokens,
                                 std::string_view text) {
   std::vector<size_t> starts{0};
@@ -110,8 +110,8 @@ Result<Rendered> PromptRenderer::Render(const PromptArgs& args, int count,
   return template_->Render(render);
 }
 
-// Byte of `all` at which each message from `from` on ends; that of the last is also where the generation
-// prompt begins.
+// Byte of `all` at which each message from `from` on ends; that of the last is also where the
+// generation prompt begins.
 Result<std::vector<size_t>> PromptRenderer::MessageEnds(const PromptArgs& args, int from,
                                                         std::string_view all, size_t begin,
                                                         size_t* prompt_begin) const {
@@ -122,8 +122,8 @@ Result<std::vector<size_t>> PromptRenderer::MessageEnds(const PromptArgs& args, 
   size_t spent = 0, end = begin;
   for (int j = from + 1; j < n; ++j) {
     if (spent < kMaxSpanBytes) {
-      // A template may refuse a history that stops here (roles that must alternate, say): the message
-      // then has no span of its own.
+      // A template may refuse a history that stops here (roles that must alternate, say): the
+      // message then has no span of its own.
       if (auto part = Render(args, j, GenerationPrompt::kOmit); part.ok()) {
         spent += part->text.size() + 1;
         end = std::clamp(CommonBytes(part->text, all), end, *prompt_begin);

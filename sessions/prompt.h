@@ -1,12 +1,13 @@
-// From messages to tokens: renders what is new after a stored history, and says which token belongs to
-// which message.
+// From messages to tokens: renders what is new after a stored history, and says which token belongs
+// to which message.
 //
-// R(k) is the template's rendering of the first k messages without the generation prompt, R that of all
-// of them with it. Where R begins with R(k), what is new after a stored output that ended message k is
+// R(k) is the template's rendering of the first k messages without the generation prompt, R that of
+// all of them with it. Where R begins with R(k), what is new after a stored output that ended
+// message k is
 //   what the template puts after the output's end token (all of its end marker where none was
 //   sampled), then R without R(k)
-// tokenised on its own: sampled tokens are never rendered again. Where R does not begin with R(k) (a
-// template that drops old reasoning, say) the caller renders the whole and takes what is equal.
+// tokenised on its own: sampled tokens are never rendered again. Where R does not begin with R(k)
+// (a template that drops old reasoning, say) the caller renders the whole and takes what is equal.
 //
 // The end of message j is where R(j+1) and R part ways. Immutable; any thread.
 #pragma once
@@ -57,8 +58,8 @@ class PromptRenderer {
   // Over the whole history, from the first token on. kInvalid: the template refuses the messages.
   Result<PromptTokens> Whole(const PromptArgs& args) const;
 
-  // What follows after the first `from` messages (at least 1), the last of which is an output of ours
-  // that ends with token `last`. nullopt: the template is not prefix-stable here.
+  // What follows after the first `from` messages (at least 1), the last of which is an output of
+  // ours that ends with token `last`. nullopt: the template is not prefix-stable here.
   Result<std::optional<PromptTokens>> After(const PromptArgs& args, int from, TokenId last) const;
 
   // True for an end-of-generation token that is not the one the template puts after an answer: it

@@ -1,5 +1,5 @@
-// The tables of sessions (DESIGN: schema from the start). Blobs are little endian: tokens u32, origins
-// u8 (TokenOrigin), digests u64 (one per sampled token, in order), hashes 32 bytes.
+// The tables of sessions (DESIGN: schema from the start). Blobs are little endian: tokens u32,
+// origins u8 (TokenOrigin), digests u64 (one per sampled token, in order), hashes 32 bytes.
 #pragma once
 
 #include <vector>

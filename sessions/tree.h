@@ -55,8 +55,8 @@ struct SnapshotInfo {
 
 struct EventInfo {
   int64_t seq = 0, at_ms = 0;
-  std::string kind;             // "session_created", "turn_committed", "turn_aborted", "branch_created",
-                                // "snapshot_created", "default_changed"
+  std::string kind;             // "session_created", "turn_committed", "turn_aborted",
+                                // "branch_created", "snapshot_created", "default_changed"
   std::string branch, turn_id, detail;
 };
 
@@ -77,10 +77,10 @@ struct CreateSession {
   int64_t ttl_s = 0;
 };
 
-// Where a new branch begins: at the end of item `at_item` - 1 (so that it holds `at_item` items), or
-// after `at_token` tokens, or at the snapshot, or, with none of them, at the head.
-// A branch that ends inside an item is good for looking and replaying; the next turn keeps only whole
-// items of it.
+// Where a new branch begins: at the end of item `at_item` - 1 (so that it holds `at_item` items),
+// or after `at_token` tokens, or at the snapshot, or, with none of them, at the head.
+// A branch that ends inside an item is good for looking and replaying; the next turn keeps only
+// whole items of it.
 struct MakeBranch {
   std::string from;             // a branch; "" = the default one
   std::optional<int64_t> at_item, at_token;

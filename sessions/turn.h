@@ -8,8 +8,8 @@
 //                       v  |
 //                     aborted  (Abort, a dropped Turn, or a process that died: found at start)
 //
-// The head of the branch has moved if and only if the turn is committed. Plain values; a Turn belongs
-// to one thread at a time.
+// The head of the branch has moved if and only if the turn is committed. Plain values; a Turn
+// belongs to one thread at a time.
 #pragma once
 
 #include <cstdint>
@@ -53,9 +53,9 @@ struct SessionRef {
 
 // Why less than the whole history could be used again.
 struct Miss {
-  // "message_changed", "history_shorter" (a regenerate, or a rewind by the client), "tools_changed",
-  // "template_unstable" (an earlier message renders differently now), "history_as_sent",
-  // "model_changed", "busy_head".
+  // "message_changed", "history_shorter" (a regenerate, or a rewind by the client),
+  // "tools_changed", "template_unstable" (an earlier message renders differently now),
+  // "history_as_sent", "model_changed", "busy_head".
   std::string reason;
   int message = -1;        // index of the first message that differs
   std::string field;       // "role", "content", "tool_calls", "tool_call_id", "tools", ...
@@ -72,7 +72,7 @@ struct TurnStart {
   StitchReport stitch;               // tokens from warm, pool, store, computed; restore ms
   std::optional<Miss> miss;
   bool new_session = false;
-  bool retry = false;                // the same request as an unfinished turn: same seed, same tokens
+  bool retry = false;                // of an unfinished turn: same seed, same tokens
   bool replayed = false;             // a committed turn, served from the log
   HistoryMode history = HistoryMode::kAsSampled;
 };
@@ -125,7 +125,8 @@ struct CommitResult {
   double commit_ms = 0;
 };
 
-// An admitted turn: holds the lease of its head. Dropping it aborts it. Must not outlive its keeper.
+// An admitted turn: holds the lease of its head. Dropping it aborts it. Must not outlive its
+// keeper.
 class Turn {
  public:
   ~Turn();

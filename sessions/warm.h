@@ -1,9 +1,9 @@
-// Warm heads: timelines kept after their turns, so that the next one begins where it ended. Bounded by
-// count and by what the pool can spare; the one used longest ago goes first.
+// Warm heads: timelines kept after their turns, so that the next one begins where it ended. Bounded
+// by count and by what the pool can spare; the one used longest ago goes first.
 //
-// When a warm head is let go its partial page is written to the page store under its tail key, and so
-// are sealed pages that the store lacks; a later Stitch of the same tokens ends with RestoreTail.
-// Losing any of it costs a short prefill.
+// When a warm head is let go its partial page is written to the page store under its tail key, and
+// so are sealed pages that the store lacks; a later Stitch of the same tokens ends with
+// RestoreTail. Losing any of it costs a short prefill.
 //
 // Thread-safe; page files are written with no lock held.
 #pragma once
@@ -43,8 +43,8 @@ class WarmHeads {
   // Takes out the head of the session that shares the most tokens with `tokens`, that of `branch`
   // where several do. Its borrower puts it back, or keeps it.
   std::optional<Head> Take(int64_t sid, int64_t branch, std::span<const TokenId> tokens);
-  // Keeps it as the branch's warm head, in the place of an older one; lets go of others where there are
-  // too many.
+  // Keeps it as the branch's warm head, in the place of an older one; lets go of others where there
+  // are too many.
   void Put(Head head);
   // Gives back what Take lent; dropped when the branch has a newer one by now.
   void Return(Head head);

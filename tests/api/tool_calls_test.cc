@@ -43,7 +43,8 @@ const Case kCases[] = {
     {"Let me look.\n<tool_call>{\"name\":\"list_dir\",\"arguments\":{}}</tool_call>",
      "Let me look.«0 list_dir {}»"},
     {"<tool_call>{\"name\":\"list_dir\",\"arguments\":{\"b\":1,\"a\":2}}</tool_call>\n"
-     "<tool_call>\n{\"name\":\"read_file\",\"arguments\":\"{\\\"path\\\": \\\"x\\\"}\"}\n</tool_call>\n",
+     "<tool_call>\n{\"name\":\"read_file\","
+     "\"arguments\":\"{\\\"path\\\": \\\"x\\\"}\"}\n</tool_call>\n",
      "«0 list_dir {\"b\":1,\"a\":2}»«1 read_file {\"path\": \"x\"}»"},
     {"<tool_call>{\"name\":\"list_dir\",\"arguments\":{}}", "«0 list_dir {}»"},
     {"<tool_call>{\"name\":\"rm_rf\",\"arguments\":{}}</tool_call>",
@@ -67,12 +68,14 @@ const Case kCases[] = {
     // Not at the end, not at a line's start, not ours, not whole: text, to the byte.
     {"{\"name\":\"list_dir\",\"arguments\":{}} as you see",
      "{\"name\":\"list_dir\",\"arguments\":{}} as you see"},
-    {"say {\"name\":\"list_dir\",\"arguments\":{}}", "say {\"name\":\"list_dir\",\"arguments\":{}}"},
+    {"say {\"name\":\"list_dir\",\"arguments\":{}}",
+     "say {\"name\":\"list_dir\",\"arguments\":{}}"},
     {"{\"city\": \"Oslo\"}", "{\"city\": \"Oslo\"}"},
     {"```python\nprint(1)\n```\n", "```python\nprint(1)\n```\n"},
     {"{\"name\":\"list_dir\",\"arguments\":{", "{\"name\":\"list_dir\",\"arguments\":{"},
     {"{\"name\":\"list_dir\",\"arguments\":[1]}", "{\"name\":\"list_dir\",\"arguments\":[1]}"},
-    {"{\"name\":\"list_dir\",\"arguments\":\"{bad\"}", "{\"name\":\"list_dir\",\"arguments\":\"{bad\"}"},
+    {"{\"name\":\"list_dir\",\"arguments\":\"{bad\"}",
+     "{\"name\":\"list_dir\",\"arguments\":\"{bad\"}"},
     {"a < b and <tool", "a < b and <tool"},
     {"x\n\n```json\n[1, 2]\n```\ny", "x\n\n```json\n[1, 2]\n```\ny"},
     // A candidate that fails may hold a true one.

@@ -1,5 +1,5 @@
-// A keeper over a tiny model, without decoding: tests say what was generated. Its database and model
-// lie in a temporary folder that goes with it. Restart() is a new process over the same data.
+// A keeper over a tiny model, without decoding: tests say what was generated. Its database and
+// model lie in a temporary folder that goes with it. Restart() is a new process over the same data.
 #pragma once
 
 #include <filesystem>

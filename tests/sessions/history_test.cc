@@ -15,7 +15,8 @@ const ToolCall kOther{"call_2", "read_file", R"({"path": "a"})"};
 std::vector<StoredItem> Stored(const std::vector<ChatMessage>& messages) {
   std::vector<StoredItem> out;
   for (const ChatMessage& m : messages) {
-    out.push_back({IdentityOf(m), m.role == "assistant", static_cast<int64_t>(out.size() + 1) * 10});
+    const int64_t end = static_cast<int64_t>(out.size() + 1) * 10;
+    out.push_back({IdentityOf(m), m.role == "assistant", end});
   }
   return out;
 }
@@ -41,8 +42,8 @@ const std::vector<Case> kCases = {
      {User("a"), Assistant("", {kCallAgain}), ToolResult("call_1", "r")}, 2, 2, "", ""},
     {"calls count, not their text", {User("a"), Assistant("let me see", {kCall})},
      {User("a"), Assistant("", {kCall})}, 2, 2, "", ""},
-    {"another call", {User("a"), Assistant("", {kCall})}, {User("a"), Assistant("", {kOther})}, 1, 0,
-     "message_changed", "tool_calls"},
+    {"another call", {User("a"), Assistant("", {kCall})}, {User("a"), Assistant("", {kOther})}, 1,
+     0, "message_changed", "tool_calls"},
     {"calls dropped", {User("a"), Assistant("", {kCall})}, {User("a"), Assistant("")}, 1, 0,
      "message_changed", "tool_calls"},
     {"result of another call", {ToolResult("call_1", "r")}, {ToolResult("call_2", "r")}, 0, 0,

@@ -361,7 +361,8 @@ TEST_CASE("a tool round trip matches by call id") {
   auto turn = b.Begin(Ask("chat", m));
   TurnOutcome o;
   o.message = Assistant("", {{"call_a", "read_file", R"({"path": "x"})"}});
-  const std::string said = R"(<tool_call>{"name":"read_file","arguments":{"path":"x"}}</tool_call>)";
+  const std::string said =
+      R"(<tool_call>{"name":"read_file","arguments":{"path":"x"}}</tool_call>)";
   for (TokenId t : b.Encode(said)) o.generated.push_back({t, 1, false});
   o.generated.push_back({kTinyTurnEnd, 1, false});
   REQUIRE(b.keeper().Commit(std::move(turn), std::move(o)).durable);

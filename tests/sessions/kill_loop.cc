@@ -1,15 +1,15 @@
 // kill_loop --kills N --seed S: kills a process that serves several conversations, again and again.
 //
-// A child opens the data folder and lets four clients talk, each through a script of turns with a seed
-// or temperature 0, tool calls, forks by regenerated turns and idempotency keys. The parent kills it
-// with SIGKILL at a random moment and starts the next child on the same folder. Clients send a turn
-// again until they have seen its end. Checked all the time:
+// A child opens the data folder and lets four clients talk, each through a script of turns with a
+// seed or temperature 0, tool calls, forks by regenerated turns and idempotency keys. The parent
+// kills it with SIGKILL at a random moment and starts the next child on the same folder. Clients
+// send a turn again until they have seen its end. Checked all the time:
 //   - an answer has the token ids of the uninterrupted run that was made first in another folder
 //   - after each start every acknowledged turn is there, token for token
 // At the end one child runs undisturbed and everything is checked once more. Exit 0: all held.
 //
-// The parent runs no threads (it forks); answers come through a pipe, and one that is cut off by the
-// kill was not acknowledged.
+// The parent runs no threads (it forks); answers come through a pipe, and one that is cut off by
+// the kill was not acknowledged.
 
 #include <poll.h>
 #include <signal.h>
@@ -321,7 +321,7 @@ struct Loop {
     Ack ack;
     while (Decode(stream, &ack)) {
       const Client& client = plan.clients[ack.client];
-      if (ack.round != client.round || ack.turn != client.acks.size()) Fail("an answer out of order");
+      if (ack.round != client.round || ack.turn != client.acks.size()) Fail("out of order");
       const auto key = std::pair(ack.round * kClients + ack.client, ack.turn);
       const auto it = expected.find(key);
       if (calm) {
@@ -382,8 +382,8 @@ struct Loop {
 int Main(int kills, uint64_t seed) {
   std::string folder = (std::filesystem::temp_directory_path() / "kill-loop-XXXXXX").string();
   if (mkdtemp(folder.data()) == nullptr) Fail("no temporary folder");
-  std::printf("kill_loop: seed %llu, %d kills, in %s\n", static_cast<unsigned long long>(seed), kills,
-              folder.c_str());
+  std::printf("kill_loop: seed %llu, %d kills, in %s\n", static_cast<unsigned long long>(seed),
+              kills, folder.c_str());
   Loop loop;
   loop.plan.model = folder + "/tiny.gguf";
   loop.plan.seed = seed;
@@ -412,8 +412,8 @@ int Main(int kills, uint64_t seed) {
     if (!ended && !loop.Run(data, -1, kRounds - 1)) Fail("the last run did not end");
     std::filesystem::remove_all(data);
   }
-  std::printf("kill_loop: %d of %d runs killed, %llu turns acknowledged, all with the tokens of the "
-              "uninterrupted run\n",
+  std::printf("kill_loop: %d of %d runs killed, %llu turns acknowledged, all with the tokens of "
+              "the uninterrupted run\n",
               interrupted, done, static_cast<unsigned long long>(loop.acknowledged - calm));
   std::filesystem::remove_all(folder);
   return 0;

@@ -80,7 +80,8 @@ TEST_CASE("what follows an output is the rest of its end marker and the new mess
 
   const auto after_cut = rig.After(m, 2, TinyByteToken('b'));  // it ended by length
   REQUIRE(after_cut);
-  CHECK(rig.Text(*after_cut, 0, after_cut->tokens.size()).starts_with("<|im_end|>\n<|im_start|>user"));
+  const std::string cut = rig.Text(*after_cut, 0, after_cut->tokens.size());
+  CHECK(cut.starts_with("<|im_end|>\n<|im_start|>user"));
   CHECK(after_cut->origins[0] == TokenOrigin::kForced);
   CHECK(after_cut->origins[1] == TokenOrigin::kForced);
 
