@@ -1,12 +1,16 @@
 #include "api/bench.h"
 
 #include <sched.h>
+#include <sys/mman.h>
 #include <unistd.h>
 
 #include <algorithm>
+#include <atomic>
 #include <charconv>
 #include <chrono>
 #include <cstdio>
+#include <cstdlib>
+#include <cstring>
 #include <filesystem>
 #include <fstream>
 #include <numeric>
@@ -21,7 +25,6 @@ using Clock = std::chrono::steady_clock;
 constexpr int kDecodeTokens = 64;
 constexpr int kAppendTokens = 16;
 constexpr int kForks = 300;
-constexpr size_t kBandwidthBytes = size_t{1} << 30;  // well beyond any last-level cache that is ours
 
 double MsSince(Clock::time_point t) {
   return std::chrono::duration<double, std::milli>(Clock::now() - t).count();
@@ -50,32 +53,39 @@ Result<BenchName> ParseName(const std::string& text) {
   return Status::Invalid("bench: unknown name '" + text + "'; see holdfast bench list");
 }
 
-// Bytes per second that all threads together read from memory; best of five.
-double ReadBandwidth(int threads) {
-  std::vector<uint64_t> data(kBandwidthBytes / sizeof(uint64_t), 1);
+// Bytes per second at which all threads together read `bytes` of memory, best of five: as much as
+// the weights take, so that the share of them that a large cache holds counts alike. memchr for a
+// byte that is not there reads as fast as the C library can, from four streams in turn.
+double ReadBandwidth(size_t bytes, int threads) {
+  constexpr size_t kBlock = 4096, kStreams = 4;
+  const size_t blocks = bytes / static_cast<size_t>(threads) / kBlock / kStreams + 1;
+  const size_t share = blocks * kBlock * kStreams;
+  const size_t size = share * static_cast<size_t>(threads);
+  void* memory = nullptr;
+  if (posix_memalign(&memory, size_t{2} << 20, size) != 0) return 0;
+  madvise(memory, size, MADV_HUGEPAGE);
+  std::memset(memory, 1, size);
+  const size_t passes = std::max<size_t>(1, (size_t{1} << 30) / size);  // long enough to time
   double best = 0;
+  std::atomic<bool> whole{true};
   for (int rep = 0; rep < 5; ++rep) {
-    std::vector<uint64_t> sums(static_cast<size_t>(threads));
     std::vector<std::thread> workers;
     const auto start = Clock::now();
-    const size_t share = data.size() / static_cast<size_t>(threads) / 64 * 64;
     for (int t = 0; t < threads; ++t) {
       workers.emplace_back([&, t] {
-        const uint64_t* p = data.data() + share * static_cast<size_t>(t);
-        uint64_t s[4] = {0, 0, 0, 0};
-        for (size_t i = 0; i < share / 4; i += 8) {  // four streams, a cache line of each in turn
-          for (size_t lane = 0; lane < 8; ++lane) {
-            for (size_t k = 0; k < 4; ++k) s[k] += p[k * (share / 4) + i + lane];
-          }
+        const char* p = static_cast<const char*>(memory) + share * static_cast<size_t>(t);
+        for (size_t n = 0; n < passes * blocks * kStreams; ++n) {
+          const size_t i = n % (blocks * kStreams);
+          const char* block = p + (i % kStreams * blocks + i / kStreams) * kBlock;
+          if (std::memchr(block, 0, kBlock) != nullptr) whole = false;
         }
-        sums[static_cast<size_t>(t)] = s[0] + s[1] + s[2] + s[3];
       });
     }
     for (std::thread& w : workers) w.join();
-    const uint64_t total = std::accumulate(sums.begin(), sums.end(), uint64_t{0});
-    if (total > 0) best = std::max(best, kBandwidthBytes / (MsSince(start) / 1000));
+    best = std::max(best, static_cast<double>(size * passes) / (MsSince(start) / 1000));
   }
-  return best;
+  std::free(memory);
+  return whole ? best : 0;
 }
 
 std::string CpuModel() {
@@ -393,7 +403,7 @@ Result<Json> RunBench(const BenchOptions& options) {
   std::unique_ptr<Engine> engine;
   std::unique_ptr<EngineBench> bench;
   const int threads = options.threads > 0 ? options.threads : UsableCores();
-  const double bandwidth = ReadBandwidth(threads);
+  double bandwidth = 0;
   std::string level;
   for (const std::string& text : options.names) {
     HOLDFAST_ASSIGN_OR_RETURN(const BenchName name, ParseName(text));
@@ -408,6 +418,7 @@ Result<Json> RunBench(const BenchOptions& options) {
       HOLDFAST_ASSIGN_OR_RETURN(engine, Engine::Open(options.engine));
       bench = std::make_unique<EngineBench>(engine.get());
       level = engine->cpu_level();
+      bandwidth = ReadBandwidth(engine->model().weight_bytes(), threads);
     }
     HOLDFAST_ASSIGN_OR_RETURN(Json result,
                               BenchEngine(options, *engine, *bench, text, name, bandwidth));

@@ -8,8 +8,8 @@
 //
 // Ours and the peer's runs alternate; each figure is the median of `reps`. Tokens come from a fixed
 // generator, a new prompt for each run, so that nothing is found in a cache by accident. `limit` is
-// what the bytes that must be read (weights and KV) allow at the measured read bandwidth; null where
-// arithmetic, not bandwidth, is the limit.
+// what the bytes that must be read (weights and KV) allow at the read bandwidth measured over as
+// many bytes as the weights take; null where arithmetic, not bandwidth, is the limit.
 #pragma once
 
 #include <functional>

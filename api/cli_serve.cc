@@ -50,7 +50,8 @@ Result<RuntimeOptions> RuntimeOptionsOf(const CommonFlags& flags) {
 }
 
 // DATA/server.json says where the server that holds the folder listens; readable by the owner only.
-void WriteServerFile(const std::string& data_dir, const std::string& url, const std::string& model) {
+void WriteServerFile(const std::string& data_dir, const std::string& url,
+                     const std::string& model) {
   const std::string path = data_dir + "/server.json";
   const int fd = open((path + ".tmp").c_str(), O_CREAT | O_WRONLY | O_TRUNC | O_CLOEXEC, 0600);
   if (fd < 0) return;  // a convenience: commands then say that the folder is locked
@@ -154,7 +155,9 @@ class Conversation {
     for (;;) {
       std::optional<ChatEvent> event = stream->Next(-1);
       if (!event.has_value()) continue;
-      if (!flags_.json && event->kind == ChatEvent::Kind::kText) std::cout << event->text << std::flush;
+      if (!flags_.json && event->kind == ChatEvent::Kind::kText) {
+        std::cout << event->text << std::flush;
+      }
       if (event->done.has_value()) return Finish(*event->done);
     }
   }

@@ -1,6 +1,6 @@
-// sessions ls|show|tree|fork|rewind|snapshot|rm. Every one is a call of the REST API: to the server that
-// holds the data folder, or, where none does, to one that this process starts for itself on a free port
-// of this machine. So there is one way to do each thing.
+// sessions ls|show|tree|fork|rewind|snapshot|rm. Every one is a call of the REST API: to the server
+// that holds the data folder, or, where none does, to one that this process starts for itself on a
+// free port of this machine. So there is one way to do each thing.
 #include <unistd.h>
 
 #include <CLI/CLI.hpp>
@@ -110,7 +110,8 @@ std::string TimeText(const Json& unix_s) {
 }
 
 void PrintSessions(const Json& rows) {
-  std::printf("%-30s %-24s %6s %6s %8s  %s\n", "ID", "EXTERNAL", "TURNS", "ITEMS", "TOKENS", "UPDATED");
+  std::printf("%-30s %-24s %6s %6s %8s  %s\n", "ID", "EXTERNAL", "TURNS", "ITEMS",
+              "TOKENS", "UPDATED");
   for (const Json& s : rows) {
     std::printf("%-30s %-24s %6s %6s %8s  %s\n", Text(s["id"]).c_str(),
                 Text(s["external_id"]).substr(0, 24).c_str(), Text(s["turns"]).c_str(),
@@ -174,7 +175,8 @@ Status Show(Access& access, const CommonFlags& flags, const SessionFlags& s) {
 }
 
 Status Tree(Access& access, const CommonFlags& flags, const SessionFlags& s) {
-  HOLDFAST_ASSIGN_OR_RETURN(const Json branches, access.AskAll("/v1/sessions/" + s.id + "/branches"));
+  HOLDFAST_ASSIGN_OR_RETURN(const Json branches,
+                            access.AskAll("/v1/sessions/" + s.id + "/branches"));
   HOLDFAST_ASSIGN_OR_RETURN(const Json snapshots,
                             access.AskAll("/v1/sessions/" + s.id + "/snapshots"));
   if (flags.json) {

@@ -1,6 +1,6 @@
-// Reading a JSON object field by field, each with its type and range. The first thing that is wrong is
-// kept, with the path of the field ("messages[2].role"), and every later read gives its default: so a
-// reader is straight code with one check at its end.
+// Reading a JSON object field by field, each with its type and range. The first thing that is wrong
+// is kept, with the path of the field ("messages[2].role"), and every later read gives its default:
+// so a reader is straight code with one check at its end.
 #pragma once
 
 #include <cstdint>

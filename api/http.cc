@@ -1,8 +1,9 @@
-// Design. httplib's Server is kept for what it does well (parsing the request line, headers, chunks,
-// query strings; writing responses) and loses what it does badly: its accept queue becomes one thread
-// per connection under a cap, its routing becomes ours behind one catch-all per method, and its socket
-// stream becomes BudgetStream, which ends a connection whose peer is slower or wordier than the limits.
-// A request's life on its thread: Converse -> process_request -> [gate] -> catch-all -> body -> handler.
+// Design. httplib's Server is kept for what it does well (parsing the request line, headers,
+// chunks, query strings; writing responses) and loses what it does badly: its accept queue becomes
+// one thread per connection under a cap, its routing becomes ours behind one catch-all per method,
+// and its socket stream becomes BudgetStream, which ends a connection whose peer is slower or
+// wordier than the limits. A request's life on its thread: Converse -> process_request -> [gate] ->
+// catch-all -> body -> handler.
 #include "api/http.h"
 
 #include <httplib.h>
@@ -296,9 +297,10 @@ struct HttpServer::Impl : public httplib::Server {
     set_pre_routing_handler([this](const httplib::Request& q, httplib::Response& p) {
       return PreRoute(q, p) ? HandlerResponse::Unhandled : HandlerResponse::Handled;
     });
-    set_exception_handler([this](const httplib::Request&, httplib::Response& p, std::exception_ptr) {
-      Fail(&p, 500, "internal error");
-    });
+    set_exception_handler(
+        [this](const httplib::Request&, httplib::Response& p, std::exception_ptr) {
+          Fail(&p, 500, "internal error");
+        });
     const auto plain = [this](const httplib::Request& q, httplib::Response& p) {
       Dispatch(Convert(q), &p);
     };
@@ -421,8 +423,8 @@ struct HttpServer::Impl : public httplib::Server {
     return "the body is larger than " + std::to_string(limits.body_bytes) + " bytes";
   }
 
-  bool ReadBody(const httplib::Request& q, const httplib::ContentReader& reader, HttpRequest* request,
-                httplib::Response* p) {
+  bool ReadBody(const httplib::Request& q, const httplib::ContentReader& reader,
+                HttpRequest* request, httplib::Response* p) {
     if (!q.has_header("Content-Length") && !q.has_header("Transfer-Encoding")) return true;
     if (q.get_header_value("Content-Length") == "0") return true;
     bool too_large = false;

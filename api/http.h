@@ -1,9 +1,10 @@
 // HttpServer: HTTP/1.1 at the edge, over cpp-httplib (http.cc is the only file that includes it).
 //
 // Debian's httplib 0.11.4 trusts its peers too much (chunked bodies pass the limit, headers without
-// end, a few dripping sockets hold all workers). So the bytes go through a Stream of ours with budgets:
-// every named limit below is enforced there or before a handler runs. One thread per connection, capped;
-// a connection over the cap gets 503 and is closed. No request or response is ever compressed.
+// end, a few dripping sockets hold all workers). So the bytes go through a Stream of ours with
+// budgets: every named limit below is enforced there or before a handler runs. One thread per
+// connection, capped; a connection over the cap gets 503 and is closed. No request or response is
+// ever compressed.
 //
 // Handlers run on their connection's thread and may block. A handler answers once: Send, or
 // Stream, whose body is then written piece by piece. Thread-safe: Stop, active_connections.
@@ -93,10 +94,12 @@ class HttpServer {
   using ErrorBody = std::function<std::string(int status, const std::string& message)>;
   void SetErrorBody(ErrorBody body);  // its result is sent as application/json
 
-  // Binds; port 0 picks a free one. kConflict: the port is taken; kInvalid: the address is no address.
+  // Binds; port 0 picks a free one. kConflict: the port is taken; kInvalid: the address is no
+  // address.
   Result<int> Listen(const std::string& host, int port);
   void Serve();  // accepts until Stop; returns when every connection has ended
-  // No more requests: idle connections close, running answers end. From any thread, not from a signal.
+  // No more requests: idle connections close, running answers end. From any thread, not from a
+  // signal.
   void Stop();
   size_t active_connections() const;
 

@@ -3,7 +3,8 @@
 namespace holdfast {
 namespace {
 
-// Counts depth and nodes, and builds nothing: the document is built only when it is known to be sane.
+// Counts depth and nodes, and builds nothing: the document is built only when it is known to be
+// sane.
 class Budget : public nlohmann::json_sax<nlohmann::json> {
  public:
   bool null() override { return Node(); }

@@ -1,7 +1,9 @@
-// JSON at the edge, bounded. For api/*.cc and the tests' drivers; no other layer sees nlohmann/json.
+// JSON at the edge, bounded. For api/*.cc and the tests' drivers; no other layer sees
+// nlohmann/json.
 //
-// Debian's nlohmann 3.11.2 crashes when it dumps what is 100,000 levels deep and throws on half a UTF-8
-// character: so parsing stops at a depth and at a number of nodes, and Dump replaces what is not UTF-8.
+// Debian's nlohmann 3.11.2 crashes when it dumps what is 100,000 levels deep and throws on half a
+// UTF-8 character: so parsing stops at a depth and at a number of nodes, and Dump replaces what is
+// not UTF-8.
 #pragma once
 
 #include <nlohmann/json.hpp>
@@ -12,7 +14,8 @@
 
 namespace holdfast {
 
-using Json = nlohmann::ordered_json;  // keeps the order of keys: templates show tools as they were sent
+// Keeps the order of keys: templates show tools as they were sent.
+using Json = nlohmann::ordered_json;
 
 inline constexpr int kJsonDepth = 64;
 inline constexpr size_t kJsonNodes = 1u << 20;

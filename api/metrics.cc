@@ -1,5 +1,5 @@
-// Prometheus' text format (version 0.0.4), written directly: a few dozen numbers read from Stats need
-// no registry of their own.
+// Prometheus' text format (version 0.0.4), written directly: a few dozen numbers read from Stats
+// need no registry of their own.
 #include <cstdio>
 
 #include "api/server.h"

@@ -216,7 +216,8 @@ void ReadLimits(Fields& body, ChatCall* out) {
   }
   out->stream = body.Bool("stream", false);
   if (const Json* options = body.Object("stream_options")) {
-    out->include_usage = Fields(*options, "stream_options", body.error()).Bool("include_usage", false);
+    Fields f(*options, "stream_options", body.error());
+    out->include_usage = f.Bool("include_usage", false);
   }
   out->return_token_ids = body.Bool("return_token_ids", false);
 }
@@ -374,9 +375,10 @@ std::string ChatWriter::Whole(const ChatDone& done, const std::vector<TokenId>& 
 }
 
 std::string ChatWriter::Chunk(Json delta, const ChatEvent& event, Json finish_reason) const {
+  Json logprobs = event.logprobs.empty() ? Json(nullptr) : LogprobsJson(event.logprobs);
   Json choice = {{"index", 0},
                  {"delta", std::move(delta)},
-                 {"logprobs", event.logprobs.empty() ? Json(nullptr) : LogprobsJson(event.logprobs)},
+                 {"logprobs", std::move(logprobs)},
                  {"finish_reason", std::move(finish_reason)}};
   if (call_.return_token_ids) choice["token_ids"] = event.tokens;
   Json chunk = Base("chat.completion.chunk");

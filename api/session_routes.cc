@@ -1,5 +1,6 @@
-// Sessions over HTTP: create, list, read, fork, rewind, snapshot, delete. Lists have OpenAI's shape:
-// {"object":"list","data":[...],"has_more":...,"next":...}; `after` and `limit` page through them.
+// Sessions over HTTP: create, list, read, fork, rewind, snapshot, delete. Lists have OpenAI's
+// shape: {"object":"list","data":[...],"has_more":...,"next":...}; `after` and `limit` page through
+// them.
 #include <charconv>
 
 #include "api/fields.h"

@@ -1,5 +1,5 @@
-// Planning: what of a prompt's KV is used again, loaded, shifted or computed, decided before anything
-// moves. A pure function of its input, with a table test.
+// Planning: what of a prompt's KV is used again, loaded, shifted or computed, decided before
+// anything moves. A pure function of its input, with a table test.
 #pragma once
 
 #include <cstdint>
@@ -46,8 +46,8 @@ struct Plan {
 
 // Rules: the exact prefix goes on while its pages are in the pool or in the store; a warm timeline
 // counts as exact as far as it reaches; a range of pages is loaded only when loading (fixed cost
-// included) is quicker than computing it; pieces are used where the exact prefix does not reach; the
-// last token is always computed, since its logits are wanted.
+// included) is quicker than computing it; pieces are used where the exact prefix does not reach;
+// the last token is always computed, since its logits are wanted.
 Plan MakePlan(const PlanInput& input);
 
 }  // namespace holdfast

@@ -91,8 +91,8 @@ struct Stitcher::Impl {
     return chain;
   }
 
-  // Reads the pages of `blocks` into private slots, all at once over the I/O threads. Entry i of the
-  // result is the sealed page, or the error that took its place.
+  // Reads the pages of `blocks` into private slots, all at once over the I/O threads. Entry i of
+  // the result is the sealed page, or the error that took its place.
   std::vector<Result<PageLease>> Load(const StitchRequest& request, const Chain& chain,
                                       const std::vector<int64_t>& blocks) {
     std::vector<Result<PageLease>> pages;
@@ -185,7 +185,8 @@ struct Stitcher::Impl {
     const int64_t move = piece.at - piece.begin;  // index here minus index there
     int64_t index = 0;
     for (const Run& run : piece.source->runs()) {
-      const int64_t from = std::max(index, begin - move), to = std::min(index + run.count, end - move);
+      const int64_t from = std::max(index, begin - move);
+      const int64_t to = std::min(index + run.count, end - move);
       if (from < to) {
         if (!run.page || !run.page.sealed()) {
           return Status::Invalid("stitcher: piece at token " + std::to_string(begin) +
@@ -242,7 +243,8 @@ Status CheckPieces(const StitchRequest& request) {
       return Status::Invalid("stitcher: piece at token " + std::to_string(p.at) +
                              " overlaps, is empty, or lies outside its source or the prompt");
     }
-    if (CommonPrefix(p.source->tokens().subspan(p.begin, n), request.tokens.subspan(p.at, n)) != n) {
+    const auto theirs = p.source->tokens().subspan(p.begin, n);
+    if (CommonPrefix(theirs, request.tokens.subspan(p.at, n)) != n) {
       return Status::Invalid("stitcher: piece at token " + std::to_string(p.at) +
                              ": the source's tokens differ from the prompt's");
     }

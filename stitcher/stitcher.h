@@ -2,8 +2,8 @@
 // one way to restore: prefix reuse, restarts, forks and splices all go through Stitch.
 //
 // Stitch is a transaction: private slots, read, verify, publish. On any fault it keeps the longest
-// verified prefix and leaves the rest to be computed; the answer is the same bits either way, and the
-// report says what happened.
+// verified prefix and leaves the rest to be computed; the answer is the same bits either way, and
+// the report says what happened.
 //
 // Thread-safe; blocks on page I/O, so never called by the model thread. Owns two I/O threads.
 #pragma once

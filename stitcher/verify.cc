@@ -1,8 +1,9 @@
-// Design. Most rungs work on raw pages (RawSequence) and ForwardPass, below pool and scheduler, so that
-// a rung can put NaN wherever it likes. E1, E2 and E7 go through Stitcher and Timeline, the way that
-// requests go. "The same bits" compares every row's logits by a 64-bit piece of their SHA-256; only the
-// KL rungs keep logits. The prompts are made from the model's own vocabulary by a fixed generator: the
-// laws do not care for meaning, and tokens at random reach more of the weights.
+// Design. Most rungs work on raw pages (RawSequence) and ForwardPass, below pool and scheduler, so
+// that a rung can put NaN wherever it likes. E1, E2 and E7 go through Stitcher and Timeline, the
+// way that requests go. "The same bits" compares every row's logits by a 64-bit piece of their
+// SHA-256; only the KL rungs keep logits. The prompts are made from the model's own vocabulary by a
+// fixed generator: the laws do not care for meaning, and tokens at random reach more of the
+// weights.
 #include "stitcher/verify.h"
 
 #include <algorithm>
@@ -22,8 +23,8 @@
 namespace holdfast {
 namespace {
 
-// E5, in nats. f16 K and 8-bit activations gave up to 0.004 on prompts of random tokens; a query turned by
-// one position too many gives more than 0.1.
+// E5, in nats. f16 K and 8-bit activations gave up to 0.004 on prompts of random tokens; a query
+// turned by one position too many gives more than 0.1.
 constexpr double kNoiseKl = 1e-2;
 constexpr int kE7Cases = 2;
 
@@ -93,7 +94,8 @@ class RawSequence {
     const KvType type = what == 'k' ? g.k_type : g.v_type;
     std::vector<float> out;
     for (int h = 0; h < g.heads; ++h) {
-      const std::byte* base = page(index)[0] + g.HeadOffset(layer, h) + (what == 'k' ? 0 : g.KBytes());
+      const std::byte* base =
+          page(index)[0] + g.HeadOffset(layer, h) + (what == 'k' ? 0 : g.KBytes());
       for (int d = 0; d < dims; ++d) {
         const size_t at = what == 'k' ? static_cast<size_t>(d) * kPageTokens + slot
                                       : static_cast<size_t>(slot) * dims + d;
@@ -199,9 +201,10 @@ class Verifier {
 
   std::vector<RowDigests> Forward(ForwardPass& pass, const std::vector<Job>& jobs);
   RowDigests Chunked(ForwardPass& pass, RawSequence& s, int chunk);
-  RowDigests ComputePending(Timeline& timeline, int chunk);
+  RowDigests ComputePending(Timeline& timeline);
   std::vector<std::vector<float>> PendingLogits(Timeline& timeline);
-  void Expect(RungResult* r, const RowDigests& want, const RowDigests& got, const std::string& what);
+  void Expect(RungResult* r, const RowDigests& want, const RowDigests& got,
+              const std::string& what);
   void Step(RungResult* r, int total);
 
   Status E0(RungResult* r);
@@ -305,7 +308,7 @@ std::vector<std::vector<float>> Verifier::PendingLogits(Timeline& timeline) {
   return out;
 }
 
-RowDigests Verifier::ComputePending(Timeline& timeline, int) {
+RowDigests Verifier::ComputePending(Timeline& timeline) {
   RowDigests out;
   for (const auto& row : PendingLogits(timeline)) out.push_back(row.empty() ? 0 : RowDigest(row));
   return out;
@@ -359,16 +362,16 @@ Status Verifier::E1(RungResult* r) {
   Stitcher stitcher(&pool_, nullptr, model_.fingerprint());
   const StitchRequest request{scope, prompt, nullptr, {}};
   HOLDFAST_ASSIGN_OR_RETURN(Stitched cold, stitcher.Stitch(request));
-  Expect(r, want, ComputePending(cold.timeline, 64), "cold");
+  Expect(r, want, ComputePending(cold.timeline), "cold");
   HOLDFAST_ASSIGN_OR_RETURN(Stitched warm, stitcher.Stitch(request));
-  Expect(r, want, ComputePending(warm.timeline, 64), "prefix from the pool");
+  Expect(r, want, ComputePending(warm.timeline), "prefix from the pool");
   if (warm.report.from_pool == 0) {
     r->pass = false;
     r->detail = "the prefix was not found in the pool";
   }
   const StitchRequest again{scope, prompt, &cold.timeline, {}};
   HOLDFAST_ASSIGN_OR_RETURN(Stitched forked, stitcher.Stitch(again));
-  Expect(r, want, ComputePending(forked.timeline, 64), "forked from a warm timeline");
+  Expect(r, want, ComputePending(forked.timeline), "forked from a warm timeline");
   Step(r, 5);
   return E1FromStore(r, prompt, want);
 }
@@ -389,7 +392,7 @@ Status Verifier::E1FromStore(RungResult* r, const std::vector<TokenId>& prompt,
     Stitcher stitcher(&pool, store.get(), model_.fingerprint());
     const StitchRequest request{scope, prompt, nullptr, {}};
     HOLDFAST_ASSIGN_OR_RETURN(Stitched first, stitcher.Stitch(request));
-    Expect(r, want, ComputePending(first.timeline, 64), what);
+    Expect(r, want, ComputePending(first.timeline), what);
     PageKey parent = RootKey(model_.fingerprint(), scope, Digest{});
     int64_t block = 0;
     for (const PageKey& key : first.timeline.ExactKeys()) {
@@ -409,7 +412,7 @@ Status Verifier::E1FromStore(RungResult* r, const std::vector<TokenId>& prompt,
     { Timeline gone = std::move(first.timeline); }
     pool.DropCached();
     HOLDFAST_ASSIGN_OR_RETURN(Stitched second, stitcher.Stitch(request));
-    Expect(r, want, ComputePending(second.timeline, 64), what);
+    Expect(r, want, ComputePending(second.timeline), what);
     if (second.report.from_store == 0) {
       r->pass = false;
       r->detail = "the prefix was not found on disk";
@@ -427,7 +430,7 @@ Status Verifier::E2(RungResult* r) {
   const RowDigests want = Chunked(pass_, raw, n_);
   Stitcher stitcher(&pool_, nullptr, model_.fingerprint());
   HOLDFAST_ASSIGN_OR_RETURN(Stitched source, stitcher.Stitch({scope, prompt, nullptr, {}}));
-  if (ComputePending(source.timeline, 64).empty()) return Status::Exhausted("verify: pool full");
+  if (ComputePending(source.timeline).empty()) return Status::Exhausted("verify: pool full");
   const int64_t whole = source.timeline.size() / kPageTokens * kPageTokens;
   const std::vector<std::vector<std::pair<int64_t, int64_t>>> cuts = {
       {{0, whole}}, {{0, 20}, {20, whole}}, {{3, 33}, {40, 41}, {45, whole - 7}}};
@@ -436,7 +439,7 @@ Status Verifier::E2(RungResult* r) {
     for (auto [begin, end] : cut) pieces.push_back({&source.timeline, begin, end, begin});
     const TenantScope other("verify-e2-splice");  // nothing to be found by key: pieces only
     HOLDFAST_ASSIGN_OR_RETURN(Stitched s, stitcher.Stitch({other, prompt, nullptr, pieces}));
-    RowDigests tail = ComputePending(s.timeline, 64);
+    RowDigests tail = ComputePending(s.timeline);
     // Rows between the pieces come first; those behind the last one (the last row at least) count.
     const size_t behind =
         prompt.size() - std::min(static_cast<size_t>(cut.back().second), prompt.size() - 1);
@@ -553,7 +556,8 @@ Status Verifier::E7(RungResult* r) {
     };
     // The body was computed behind `head` and `other`; now it stands behind `head` alone.
     const auto rest = Prompt(kPageTokens, 60 + c);  // so that all of the body is in sealed pages
-    const auto before = join({&head, &other, &body, &rest}), after = join({&head, &body, &question});
+    const auto before = join({&head, &other, &body, &rest});
+    const auto after = join({&head, &body, &question});
     const std::string name = "verify-e7-" + std::to_string(c);
     HOLDFAST_ASSIGN_OR_RETURN(Stitched source,
                               stitcher.Stitch({TenantScope(name), before, nullptr, {}}));

@@ -5,10 +5,10 @@
 //   E1 exact prefix from the pool, from disk, and from disk after a restart: the same bits
 //   E2 identity splice (slices of the right pages at home): the same bits
 //   E3 everything recomputed over pages filled with NaN: the same bits
-//   E4 a run moved by some tokens: layer-0 V equals fresh V bit for bit, layer-0 K turned equals fresh K
-//      within the rounding of the KV dtype
-//   E5 a whole prompt computed at other positions and read back with turned queries: the logits agree
-//      within the dtype's noise (KL)
+//   E4 a run moved by some tokens: layer-0 V equals fresh V bit for bit, layer-0 K turned equals
+//      fresh K within the rounding of the KV dtype
+//   E5 a whole prompt computed at other positions and read back with turned queries: the logits
+//      agree within the dtype's noise (KL)
 //   E6 garbage written at later positions changes nothing: the same bits
 //   E7 the KL of a spliced context falls as more of it is recomputed, to exactly 0 at 100 %
 #pragma once
@@ -42,8 +42,8 @@ struct VerifyReport {
   bool pass() const;
 };
 
-// Loads nothing itself: `model` runs on `backend`; `others` are backends of the same kind with other
-// thread counts (E0). Uses its own pool; takes seconds to minutes, by model and level.
+// Loads nothing itself: `model` runs on `backend`; `others` are backends of the same kind with
+// other thread counts (E0). Uses its own pool; takes seconds to minutes, by model and level.
 Result<VerifyReport> RunVerify(Model& model, Backend& backend,
                                const std::vector<Backend*>& others, const VerifyOptions& options);
 

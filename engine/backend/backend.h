@@ -9,9 +9,9 @@
 // before each call returns. Weights are immutable after Pack and may be shared by backends of the
 // same kind. All float arrays are fp32, row-major, rows `cols` apart, in memory of the caller.
 //
-// Non-finite values: Quantize, StoreKv and CheckFinite look at each row that they read; a row with a
-// value that is not finite gets row_failed[row] = 1 (never cleared here) and unspecified output for
-// that row alone. Callers end that row's sequence with a typed error.
+// Non-finite values: Quantize, StoreKv and CheckFinite look at each row that they read; a row with
+// a value that is not finite gets row_failed[row] = 1 (never cleared here) and unspecified output
+// for that row alone. Callers end that row's sequence with a typed error.
 #pragma once
 
 #include <cstddef>
@@ -165,8 +165,8 @@ struct KvRun {
   int32_t shift = 0;                // 0 = at home
 };
 
-// Query rows of one sequence. The runs cover indices 0 .. length-1 without gaps; the row at position
-// p sees exactly the indices i with i <= p and, where the group has a window W, i > p - W.
+// Query rows of one sequence. The runs cover indices 0 .. length-1 without gaps; the row at
+// position p sees exactly the indices i with i <= p and, where the group has a window W, i > p - W.
 struct AttendSequence {
   std::span<const KvRun> runs;
   std::span<const int32_t> row;       // indices into q and out

@@ -1,6 +1,6 @@
 // The numerics digest: what this backend really computes on this machine, hashed. A model's pages
-// carry it (DESIGN: identity of numerics), so KV of a build or a processor that computes otherwise is
-// never taken for one's own.
+// carry it (DESIGN: identity of numerics), so KV of a build or a processor that computes otherwise
+// is never taken for one's own.
 //
 // Inputs come from a generator of integers, scaled by powers of two: the same on every machine. The
 // sizes cross what implementations may treat differently: one row, few, many; outputs and inputs

@@ -3,9 +3,9 @@
 //
 // fp32 exp is the softmax and SiLU exp of NUMERICS.md section 8 and is mirrored lane by lane in
 // cpu/lanes_*.h. The fp64 functions feed rotation tables (section 6) and the sampler. Coefficients
-// are interpolations at Chebyshev nodes, solved with 200 bits and rounded once; where the polynomial
-// stands in for a function whose first terms are exact (1, r, r^2/2), those are kept exact.
-// Changing any of them changes kNumericsVersion.
+// are interpolations at Chebyshev nodes, solved with 200 bits and rounded once; where the
+// polynomial stands in for a function whose first terms are exact (1, r, r^2/2), those are kept
+// exact. Changing any of them changes kNumericsVersion.
 //
 // Errors, against the true value (asserted in tests/engine/backend/exact_math_test.cc):
 //   ExpF <= 2 ulp; Exp, Log <= 2 ulp; SinCos <= 2^-52 absolute for |x| <= 2^30.

@@ -1,6 +1,6 @@
-// IEEE 754 binary16 to and from fp32 by integers: exact one way, to nearest even the other, denormals
-// kept, equal to the F16C and AVX-512 instructions for every number (a NaN is only sure to stay one).
-// `static` for the reason in exact_math.h.
+// IEEE 754 binary16 to and from fp32 by integers: exact one way, to nearest even the other,
+// denormals kept, equal to the F16C and AVX-512 instructions for every number (a NaN is only sure
+// to stay one). `static` for the reason in exact_math.h.
 #pragma once
 
 #include <bit>

@@ -36,8 +36,8 @@ struct DigestHash {
   }
 };
 
-// SHA-256 of the bare bytes, no tag or length (for file checksums that others print too): in pieces,
-// or at once.
+// SHA-256 of the bare bytes, no tag or length (for file checksums that others print too): in
+// pieces, or at once.
 class Sha256Stream {
  public:
   Sha256Stream();

@@ -7,8 +7,8 @@
 namespace holdfast {
 namespace {
 
-// Inputs that no model has yet are hashed as "none", so that a model which has them gets keys of its
-// own without a new tag.
+// Inputs that no model has yet are hashed as "none", so that a model which has them gets keys of
+// its own without a new tag.
 constexpr Digest kNoAdapters{};
 
 PageKey ChainKey(std::string_view tag, const PageKey& parent, std::span<const TokenId> tokens,

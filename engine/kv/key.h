@@ -36,8 +36,8 @@ PageKey RootKey(const Digest& fp, const TenantScope& scope, const Digest& taint)
 // The key of the page that holds `tokens` (exactly kPageTokens of them) after `parent`.
 PageKey NextKey(const PageKey& parent, std::span<const TokenId> tokens, const Digest& taint);
 
-// The key of a partial page: 1..kPageTokens-1 `tokens` after `parent`. Has a tag of its own, so that it
-// never equals the key of a whole page.
+// The key of a partial page: 1..kPageTokens-1 `tokens` after `parent`. Has a tag of its own, so
+// that it never equals the key of a whole page.
 PageKey TailKey(const PageKey& parent, std::span<const TokenId> tokens, const Digest& taint);
 
 // Taint after a run of approximate KV: H("taint-1", before, source key, first, count, shift).

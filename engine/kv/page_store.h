@@ -1,7 +1,7 @@
 // PageStore: where pages are kept below the pool. Two implementations, one contract suite:
 // MemoryPageStore (a plain map; tests and `--store memory`) and engine/store's FilePageStore
-// (append-only page files with a RocksDB index). Pages are a cache: every call may fail, and then the
-// page is computed again.
+// (append-only page files with a RocksDB index). Pages are a cache: every call may fail, and then
+// the page is computed again.
 //
 // Records are written and read whole (FORMAT.md): header with fp, key, parent and tokens, then the
 // payload of each layer group, guarded by XXH3-128. Get verifies all of it before it says ok.
@@ -42,15 +42,16 @@ class PageStore {
  public:
   virtual ~PageStore() = default;
 
-  // Appends the page; visible to Get after the next Sync at the latest. A key that is there is kept.
-  // `payload[g]` is the payload of layer group g. kExhausted: disk full or over the byte limit.
+  // Appends the page; visible to Get after the next Sync at the latest. A key that is there is
+  // kept. `payload[g]` is the payload of layer group g. kExhausted: disk full or over the byte
+  // limit.
   virtual Status Put(const PageHeader& header, std::span<const std::span<const std::byte>> payload) = 0;
   // Makes all Puts before it durable, then findable (written and synced, then indexed).
   virtual Status Sync() = 0;
 
   // Reads into `payload` (one span per group, exactly as long as written) and verifies tag, fp, key
-  // and `tokens`. kNotFound: no such page. kCorrupt: it is there but not what it must be; the record is
-  // forgotten. kIo: the read failed.
+  // and `tokens`. kNotFound: no such page. kCorrupt: it is there but not what it must be; the
+  // record is forgotten. kIo: the read failed.
   virtual Status Get(const PageHeader& expect, std::span<const std::span<std::byte>> payload) = 0;
   virtual bool Contains(const PageKey& key) = 0;  // by the index alone
   virtual Status Delete(const PageKey& key) = 0;

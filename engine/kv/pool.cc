@@ -1,8 +1,8 @@
-// One reserved range of addresses holds all slots, so a slot's address is arithmetic and payload() needs
-// no lock. Slots below `next_fresh_` have been handed out or touched; the rest was never written and
-// is zero. The toucher claims fresh slots in batches of kTouchBytes, writes to each 4 KiB of them
-// without the lock and puts them on the free list; an Allocate that outruns it takes a fresh slot and
-// pays for the first touch itself rather than wait.
+// One reserved range of addresses holds all slots, so a slot's address is arithmetic and payload()
+// needs no lock. Slots below `next_fresh_` have been handed out or touched; the rest was never
+// written and is zero. The toucher claims fresh slots in batches of kTouchBytes, writes to each 4
+// KiB of them without the lock and puts them on the free list; an Allocate that outruns it takes a
+// fresh slot and pays for the first touch itself rather than wait.
 
 #include "engine/kv/pool.h"
 

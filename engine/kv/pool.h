@@ -1,13 +1,14 @@
 // PagePool: the host memory that pages live in, and the index of the sealed ones.
 //
 // A page is private (one writer: the timeline that allocated it) until it is sealed; from then on
-// it is immutable, found by key, and shared. A lease keeps a page where it is; a sealed page without
-// leases stays as cache until its slot is needed, and goes in order of release, oldest first.
-// Timelines release from their tail, so an ancestor never goes before its descendants.
+// it is immutable, found by key, and shared. A lease keeps a page where it is; a sealed page
+// without leases stays as cache until its slot is needed, and goes in order of release, oldest
+// first. Timelines release from their tail, so an ancestor never goes before its descendants.
 //
-// Address space for `max_bytes` is reserved at once; a background thread touches it ahead of need (first
-// touch costs 0.4-2.3 s per GiB), so that about one extent of kExtentBytes always lies ready. Slots are
-// reused, never returned. A slot that passes from one tenant to another is zeroed first.
+// Address space for `max_bytes` is reserved at once; a background thread touches it ahead of need
+// (first touch costs 0.4-2.3 s per GiB), so that about one extent of kExtentBytes always lies
+// ready. Slots are reused, never returned. A slot that passes from one tenant to another is zeroed
+// first.
 //
 //            Allocate                Seal                  last lease released
 //   free ---------------> private ---------> sealed, leased ------------------> sealed, cached
@@ -16,8 +17,8 @@
 //     +------------------------------- evicted by Allocate ------------------------------+
 //
 // Thread-safe: every call takes one lock for microseconds and does no I/O under it. Writing into a
-// private page's payload is the business of its holders: a page with leases() == 1 has one writer, a
-// page with more has none (timelines copy on write).
+// private page's payload is the business of its holders: a page with leases() == 1 has one writer,
+// a page with more has none (timelines copy on write).
 #pragma once
 
 #include <cstddef>
@@ -60,7 +61,8 @@ class PageLease {
   const PageKey& key() const;                 // sealed pages only
   std::span<const TokenId> tokens() const;    // sealed pages only; kPageTokens of them
   PageSource source() const;
-  // Leases of this page, this one included. A holder that sees 1 is alone and stays so until it shares.
+  // Leases of this page, this one included. A holder that sees 1 is alone and stays so until it
+  // shares.
   uint32_t leases() const;
   bool operator==(const PageLease& other) const {
     return pool_ == other.pool_ && slot_ == other.slot_;
@@ -91,8 +93,8 @@ struct SealedPage {
 
 class PagePool {
  public:
-  // One payload per group and page. `max_bytes` bounds the slots' memory; a pool for which the system
-  // has no address space has no slots (stats().slots_max == 0).
+  // One payload per group and page. `max_bytes` bounds the slots' memory; a pool for which the
+  // system has no address space has no slots (stats().slots_max == 0).
   PagePool(std::vector<LayerGroup> groups, size_t max_bytes);
   ~PagePool();
   PagePool(const PagePool&) = delete;
@@ -101,16 +103,17 @@ class PagePool {
   const std::vector<LayerGroup>& groups() const;
   size_t page_bytes() const;  // one slot, all groups
 
-  // A private page for `scope`; evicts cached pages where it must. kExhausted when all are leased. Its
-  // bytes are zero or an earlier page of the same tenant.
+  // A private page for `scope`; evicts cached pages where it must. kExhausted when all are leased.
+  // Its bytes are zero or an earlier page of the same tenant.
   Result<PageLease> Allocate(const TenantScope& scope);
 
   // The sealed page of that key, pinned; an empty lease when there is none. Compares `tokens`.
   PageLease Find(const PageKey& key, std::span<const TokenId> tokens);
   bool Contains(const PageKey& key) const;
 
-  // Makes a private, full page immutable and findable. When the key is there already, the lease returned is
-  // that page's and `page` is freed: equal keys mean equal bits. `parent` travels to the page's record.
+  // Makes a private, full page immutable and findable. When the key is there already, the lease
+  // returned is that page's and `page` is freed: equal keys mean equal bits. `parent` travels to
+  // the page's record.
   PageLease Seal(PageLease page, const PageKey& key, const PageKey& parent,
                  std::span<const TokenId> tokens, PageSource source);
 
@@ -121,7 +124,8 @@ class PagePool {
   // Drops every cached page (benchmarks and tests of the tiers below).
   void DropCached();
   PoolStats stats() const;
-  // Asserts that lists, index and counts agree, in time of the number of slots (debug builds, tests).
+  // Asserts that lists, index and counts agree, in time of the number of slots (debug builds,
+  // tests).
   void CheckInvariants() const;
 
  private:

@@ -1,9 +1,9 @@
 // Runs are kept so that none crosses a block (32 indices of this timeline): a block's runs are then
-// neighbours, the taint at a block's end is a fold over pieces that no later Truncate can change, and
-// chain_[b] stays right for as long as block b is whole.
+// neighbours, the taint at a block's end is a fold over pieces that no later Truncate can change,
+// and chain_[b] stays right for as long as block b is whole.
 //
-// A run is *own* while its rows are this timeline's to compute: its page is missing or private. A sealed
-// page makes it a reader, whoever computed it.
+// A run is *own* while its rows are this timeline's to compute: its page is missing or private. A
+// sealed page makes it a reader, whoever computed it.
 
 #include "engine/kv/timeline.h"
 

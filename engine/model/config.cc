@@ -46,6 +46,7 @@ class KeyReader {
     return otherwise;
   }
   void Fail(Status status) {
+    status.IgnoreError();  // one is enough
     if (status_.ok()) status_ = std::move(status);
   }
   bool Has(const std::string& key) const { return gguf_.Has(prefix_ + key); }
@@ -82,8 +83,8 @@ Status RefuseOtherLayers(const Gguf& gguf, const std::string& prefix) {
     if (!gguf.Has(full)) continue;
     const Result<uint64_t> count = gguf.Count(full);
     const Result<double> real = gguf.Real(full);
-    const bool zero = (count.ok() && *count == 0) || (real.ok() && *real == 0);
-    if (!zero) return Unsupported("key '" + full + "'");
+    const bool no_count = count.ok() && *count == 0, no_real = real.ok() && *real == 0;
+    if (!no_count && !no_real) return Unsupported("key '" + full + "'");
   }
   return {};
 }

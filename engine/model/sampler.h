@@ -2,8 +2,8 @@
 // (the exact exp and log of engine/backend/exact_math.h), so the same logits and draws give the
 // same token on every machine.
 //
-// Order: penalties and bias, constraint mask, temperature, top-k, top-p, min-p, draw. Ties go to the
-// lower token id. Logprobs come from the raw logits, before all of that. Randomness:
+// Order: penalties and bias, constraint mask, temperature, top-k, top-p, min-p, draw. Ties go to
+// the lower token id. Logprobs come from the raw logits, before all of that. Randomness:
 // Philox4x32-10 (Salmon et al., SC'11), keyed by the turn seed, counter = (position, draw number).
 // No state: a draw depends on where it happens, so replays and speculation draw alike.
 #pragma once

@@ -1,5 +1,6 @@
-// Which rows go into the next pass, who is admitted, who gives way: pure functions over plain values, so
-// that every policy is a table in a test. Nothing here changes what a sequence computes, only when.
+// Which rows go into the next pass, who is admitted, who gives way: pure functions over plain
+// values, so that every policy is a table in a test. Nothing here changes what a sequence computes,
+// only when.
 #pragma once
 
 #include <cstdint>
@@ -30,15 +31,15 @@ struct Pick {
 // prefill pass: a decoding sequence, a jump-ahead of a grammar, a short new turn.
 inline constexpr int64_t kShortRows = 16;
 
-// For the decode pass: one sequence of each tenant in turn, those that waited longest first, whole as
-// long as `rows_max` allows.
+// For the decode pass: one sequence of each tenant in turn, those that waited longest first, whole
+// as long as `rows_max` allows.
 std::vector<Pick> PickShort(std::span<const Candidate> candidates, int64_t rows_max);
 
-// For the prefill pass: `rows_max` in equal parts for the tenants, what one can't use for the others. Of
-// a tenant's part half goes to its oldest sequence and half to the one with the fewest rows left, so
-// that a short prompt doesn't wait for a long one and the long one still gets on; the rest in order of
-// submission. Of sequences that are about to compute the same page only the oldest is picked: the
-// others will find it in the pool.
+// For the prefill pass: `rows_max` in equal parts for the tenants, what one can't use for the
+// others. Of a tenant's part half goes to its oldest sequence and half to the one with the fewest
+// rows left, so that a short prompt doesn't wait for a long one and the long one still gets on; the
+// rest in order of submission. Of sequences that are about to compute the same page only the oldest
+// is picked: the others will find it in the pool.
 std::vector<Pick> PickLong(std::span<const Candidate> candidates, int64_t rows_max);
 
 // A tenant with waiting requests.
@@ -55,8 +56,8 @@ struct AdmissionState {
   int64_t pages_needed = 0;
   int64_t pages_free = 0;  // not leased
 };
-// Whether one more may run. An empty engine admits anything, so that too big a request fails with an
-// error of its own instead of waiting for ever.
+// Whether one more may run. An empty engine admits anything, so that too big a request fails with
+// an error of its own instead of waiting for ever.
 bool MayAdmit(const AdmissionState& state);
 
 struct Holder {
@@ -64,8 +65,8 @@ struct Holder {
   int64_t pages = 0;  // that it would give back
 };
 inline constexpr size_t kNobody = SIZE_MAX;
-// Who gives its pages back when nobody can get on: the youngest that holds any. kNobody when a single
-// sequence is left: then others than sequences hold the memory.
+// Who gives its pages back when nobody can get on: the youngest that holds any. kNobody when a
+// single sequence is left: then others than sequences hold the memory.
 size_t PickVictim(std::span<const Holder> running);
 
 // How many rows a step may have so that it lasts at most `step_ms_max`: measured, one row at least.
@@ -74,8 +75,8 @@ class RowLimit {
   RowLimit(int64_t rows_max, double step_ms_max)
       : rows_max_(rows_max), step_ms_max_(step_ms_max), rows_(rows_max < 64 ? rows_max : 64) {}
   int64_t rows() const { return rows_; }
-  // A step of `rows` rows took `ms`. Shrinks at once; grows to at most double, and only after a step
-  // that used the limit.
+  // A step of `rows` rows took `ms`. Shrinks at once; grows to at most double, and only after a
+  // step that used the limit.
   void Measured(int64_t rows, double ms);
 
  private:

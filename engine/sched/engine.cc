@@ -19,7 +19,8 @@ size_t NumberIn(const char* path) {
   return file ? number : 0;
 }
 
-// Memory that this process may still take: what the kernel calls available, within its cgroup's limit.
+// Memory that this process may still take: what the kernel calls available, within its cgroup's
+// limit.
 size_t FreeMemory() {
   size_t free = 0;
   std::ifstream meminfo("/proc/meminfo");

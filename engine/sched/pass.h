@@ -1,5 +1,5 @@
-// A batch of rows of several sequences on its way through one ForwardPass. The scheduler has two: one
-// for prefill chunks, advanced a layer at a time, and one for decode steps, run at once.
+// A batch of rows of several sequences on its way through one ForwardPass. The scheduler has two:
+// one for prefill chunks, advanced a layer at a time, and one for decode steps, run at once.
 //
 // While rows are in flight their sequences' timelines must not be touched (Sequence::in_pass).
 #pragma once
@@ -18,7 +18,8 @@ class Pass {
  public:
   explicit Pass(Model& model) : groups_(model.groups().size()), forward_(model) {}
 
-  // Adds the next rows of `sequence`, at most `rows`. kExhausted: the pool has no page for any of them.
+  // Adds the next rows of `sequence`, at most `rows`. kExhausted: the pool has no page for any of
+  // them.
   Status Add(Sequence& sequence, int64_t rows);
   int64_t rows() const { return rows_; }
   bool in_flight() const { return in_flight_; }

@@ -6,7 +6,8 @@
 namespace holdfast {
 namespace {
 
-// Sinks of clients that went away without a word, and memory that others hold, are looked at so often.
+// Sinks of clients that went away without a word, and memory that others hold, are looked at so
+// often.
 constexpr auto kParkedPoll = std::chrono::milliseconds(100);
 constexpr auto kStarvedPoll = std::chrono::milliseconds(10);
 
@@ -120,8 +121,8 @@ void Scheduler::Reap() {
   for (SequencePtr& sequence : running_) reap(*sequence);
 }
 
-// Ends a turn: counts, tells the clients, lets go of what is finished. Who has heard of an event sees
-// it in the counts. True when something was finished.
+// Ends a turn: counts, tells the clients, lets go of what is finished. Who has heard of an event
+// sees it in the counts. True when something was finished.
 bool Scheduler::Settle() {
   uint64_t generated = 0, finished = 0, failed = 0;
   int waiting = 0;
@@ -262,8 +263,8 @@ void Scheduler::Complete(Pass& pass, Rows rows) {
   stats.busy_seconds += ms / 1000;
 }
 
-// Nobody got on. When that is for want of pages, takes them from somebody; false: there is nothing to
-// do but wait.
+// Nobody got on. When that is for want of pages, takes them from somebody; false: there is nothing
+// to do but wait.
 bool Scheduler::MakeRoom() {
   if (Starved() == 0) return false;
   std::vector<Holder> holders;

@@ -1,9 +1,10 @@
 // The one model thread: takes requests from a bounded queue, computes their rows in two passes, and
 // gives each its tokens. Blocks on nothing but its queue and does no I/O.
 //
-// A turn of the loop: take what came, end what was abandoned, admit; then a decode step, or a layer of the
-// prefill pass, or, when nobody can get on, make room or sleep. Between the layers of a prefill pass
-// decode steps get as much time as layers do, so that both go on at half their speed at worst.
+// A turn of the loop: take what came, end what was abandoned, admit; then a decode step, or a layer
+// of the prefill pass, or, when nobody can get on, make room or sleep. Between the layers of a
+// prefill pass decode steps get as much time as layers do, so that both go on at half their speed
+// at worst.
 #pragma once
 
 #include <condition_variable>

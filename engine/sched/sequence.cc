@@ -135,8 +135,8 @@ Status Sequence::PlanForced() {
   return {};
 }
 
-// Without logprobs all planned tokens are said at once and computed together; with them each waits for
-// its logits.
+// Without logprobs all planned tokens are said at once and computed together; with them each waits
+// for its logits.
 void Sequence::SayPlanned(std::span<const float> logits) {
   do {
     const Planned next = planned_.front();

@@ -1,5 +1,6 @@
-// One request on its way through the engine: its timeline, what it has said so far, and how it ends.
-// Knows nothing of batches; the scheduler computes rows and calls Advance with the logits that follow.
+// One request on its way through the engine: its timeline, what it has said so far, and how it
+// ends. Knows nothing of batches; the scheduler computes rows and calls Advance with the logits
+// that follow.
 //
 //            admitted               rows computed               Advance
 //   waiting ----------> running ------------------> all there ----------> running (a token pending)
@@ -54,8 +55,8 @@ class Sequence {
   void Preempted() { timeline().ReleaseKv(); }
   // The next `rows` of its rows have their KV, computed in pass number `step`.
   void Computed(int64_t rows, uint64_t step);
-  // All rows are there: says the next token or tokens, or finishes. `logits`: of the last row; empty
-  // when max_tokens is 0.
+  // All rows are there: says the next token or tokens, or finishes. `logits`: of the last row;
+  // empty when max_tokens is 0.
   void Advance(std::span<const float> logits);
   // Emits what is held back and the Finish event, with the timeline.
   void Finish(FinishReason reason, Status status);

@@ -1,8 +1,8 @@
 // Holds tokens back while their text may turn out to be (the beginning of) a stop string.
 //
-// A stop string is looked for in the text as the client would see it, across tokens. The tokens that it
-// cuts (any that has a byte of it) are dropped; the text before it in the first of these is kept.
-// Not thread-safe.
+// A stop string is looked for in the text as the client would see it, across tokens. The tokens
+// that it cuts (any that has a byte of it) are dropped; the text before it in the first of these is
+// kept. Not thread-safe.
 #pragma once
 
 #include <cstdint>
@@ -18,8 +18,8 @@ class StopFilter {
  public:
   explicit StopFilter(std::vector<std::string> stops) : stops_(std::move(stops)) {}
 
-  // Adds a token; appends those that are certain now to *certain. `open_bytes`: what the decoder holds
-  // of a character that begins in this token (it shares the fate of the token that ends it).
+  // Adds a token; appends those that are certain now to *certain. `open_bytes`: what the decoder
+  // holds of a character that begins in this token (it shares the fate of the token that ends it).
   void Push(TokenEvent token, size_t open_bytes, std::vector<TokenEvent>* certain);
   bool stopped() const { return stopped_; }  // a stop string is complete
 

@@ -43,7 +43,7 @@ FOREIGN = {
     r"openssl/": ["engine/base/", "api/server.cc"],
     r"immintrin\.h|arm_neon\.h": ["engine/backend/cpu/", "engine/model/softmax_avx2.cc",
                                           "tests/engine/backend/"],
-    r"cuda": ["engine/backend/cuda/"],
+    r"cuda": ["engine/backend/cuda/", "tests/engine/backend/cuda/"],
     r"doctest/": ["tests/"],
 }
 

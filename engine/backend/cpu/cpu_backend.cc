@@ -1,8 +1,8 @@
 // The CPU backend: one class for every instruction set. A level is a column of kernels, chosen once
 // here; above the kernels everything is written once.
 //
-// Work is cut by rows, and by elements where an operation has no rows, into tasks that are worth the
-// few microseconds of waking a thread. The cuts never touch a result (NUMERICS.md section 1).
+// Work is cut by rows, and by elements where an operation has no rows, into tasks that are worth
+// the few microseconds of waking a thread. The cuts never touch a result (NUMERICS.md section 1).
 #include <algorithm>
 #include <cassert>
 #include <cstdlib>

@@ -12,7 +12,8 @@
 
 namespace holdfast {
 
-// Row sum of squares: chain j of NUMERICS.md section 1 is lane j % kWidth of accumulator j / kWidth.
+// Row sum of squares: chain j of NUMERICS.md section 1 is lane j % kWidth of accumulator j /
+// kWidth.
 template <typename L>
 float SumOfSquares(int64_t n, const float* x) {
   constexpr int kVectors = 64 / L::kWidth;

@@ -1,5 +1,5 @@
-// What C++ has no name for: floating-point modes, a spin's pause, what the processor can do. The only
-// file with an #if per architecture.
+// What C++ has no name for: floating-point modes, a spin's pause, what the processor can do. The
+// only file with an #if per architecture.
 #pragma once
 
 #include <cstdint>

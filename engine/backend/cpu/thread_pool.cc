@@ -1,10 +1,11 @@
-// One job at a time. Run opens it, works itself, and closes it when the cursor has run out; a worker
-// joins only while it is open. So a worker that the operating system has not woken yet costs the
-// caller nothing: on a crowded machine Run is never slower than one thread by more than a wake-up.
+// One job at a time. Run opens it, works itself, and closes it when the cursor has run out; a
+// worker joins only while it is open. So a worker that the operating system has not woken yet costs
+// the caller nothing: on a crowded machine Run is never slower than one thread by more than a
+// wake-up.
 //
 // `gate_` counts the workers inside and says whether the job is open; the job's fields change only
-// while it is closed and empty, so a worker that has joined reads them safely. `epoch_` is what idle
-// workers watch: for kSpins pauses (some tens of microseconds: longer than the gap between two
+// while it is closed and empty, so a worker that has joined reads them safely. `epoch_` is what
+// idle workers watch: for kSpins pauses (some tens of microseconds: longer than the gap between two
 // operations, about what waking a sleeping processor costs), then in the kernel.
 //
 // Workers are kept off the processor that the caller runs on. A kernel may put a thread that was

@@ -1,6 +1,7 @@
 // A pool of worker threads that joins per operation: Run hands out task numbers from one atomic
-// cursor and returns when all are done. Costs microseconds, since an operation of a small model takes
-// not much more; workers spin for a short while, then sleep, so that an idle process uses no CPU.
+// cursor and returns when all are done. Costs microseconds, since an operation of a small model
+// takes not much more; workers spin for a short while, then sleep, so that an idle process uses no
+// CPU.
 //
 // Workers set their own floating-point control (round to nearest, denormals kept) before each Run,
 // because foreign libraries may have switched flush-to-zero on; so does the caller's thread.

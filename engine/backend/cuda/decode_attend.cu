@@ -7,8 +7,8 @@
 //       order (only the sign of a zero or the presence of a NaN could differ, and neither reaches a
 //       result: exp(+-0) = 1, and a NaN makes the row NaN).
 //   (c) a number of the output is one chain over tokens: lane = dim. V lies [token][dim].
-// Splits of 256 indices have states of their own, whoever computes them; so they are the grid, and a
-// second kernel merges them left to right. That is flash-decoding with the cut fixed by the law.
+// Splits of 256 indices have states of their own, whoever computes them; so they are the grid, and
+// a second kernel merges them left to right. That is flash-decoding with the cut fixed by the law.
 //
 // First kernel. Grid: x = split (of all sequences), y = KV head. Threads: 64 per query head of the
 // group (64 to 512). Thread (h, j) owns index j of the tile in (a) and (b), dims j, j + 64, ... in
@@ -24,8 +24,9 @@
 // Second kernel. Grid: x = sequence, y = query head; 64 threads: lane sums, and dims by 64.
 //
 // For 4096 tokens and 2 KV heads the first grid is 32 blocks per sequence: one sequence leaves most
-// of a large GPU idle. Cutting below 256 is not allowed; more warps per tile (dims of a score cannot be
-// shared, but tiles of a split can be scored ahead of their turn) is the next step when it matters.
+// of a large GPU idle. Cutting below 256 is not allowed; more warps per tile (dims of a score
+// cannot be shared, but tiles of a split can be scored ahead of their turn) is the next step when
+// it matters.
 //
 // Rejected: a block per sequence that walks all splits (16 times fewer blocks at 4096 tokens);
 // warp-wide dot products with a shuffle tree per score (another order of additions, and forbidden).

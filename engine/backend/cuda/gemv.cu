@@ -12,18 +12,18 @@
 // Nothing floating-point ever crosses lanes, and the activations of a part stay in registers, since
 // a lane keeps its group for all outputs of the warp.
 //
-// Grid: x = outputs / 16, y = rows; 8 warps a block, each with 2 of the 16 outputs. A block walks all
-// parts of K: parts are added left to right, and doing so in one register needs no other block. With
-// 16 outputs a block, a matrix of 1536 outputs gives 96 blocks, about one per multiprocessor; 32 would
-// leave half of them idle. The terms of a part are double-buffered, so that warp 0 sums one part
-// while the other seven read the next; one barrier per part suffices.
+// Grid: x = outputs / 16, y = rows; 8 warps a block, each with 2 of the 16 outputs. A block walks
+// all parts of K: parts are added left to right, and doing so in one register needs no other block.
+// With 16 outputs a block, a matrix of 1536 outputs gives 96 blocks, about one per multiprocessor;
+// 32 would leave half of them idle. The terms of a part are double-buffered, so that warp 0 sums
+// one part while the other seven read the next; one barrier per part suffices.
 //
 // Shared memory: 2 buffers x 16 outputs x 33 groups (33: lanes of phase 2 are 33 words apart, in
 // different banks) x 2 or 3 terms = 12.4 KiB at most.
 //
-// Rejected: a warp per output with the chain done by shuffles (32 x 2 shuffles for one result; phase 2
-// does 16 results with as many loads); tensor cores in INT8 for one row (7/8 of them would idle, and
-// the reads bound it anyway).
+// Rejected: a warp per output with the chain done by shuffles (32 x 2 shuffles for one result;
+// phase 2 does 16 results with as many loads); tensor cores in INT8 for one row (7/8 of them would
+// idle, and the reads bound it anyway).
 #include <cuda_runtime.h>
 
 #include "engine/backend/cuda/exact.cuh"

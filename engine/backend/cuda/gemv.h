@@ -34,8 +34,8 @@ struct GemvArgs {
   float* y = nullptr;               // [rows][outputs]
 };
 
-// Queues the product on `stream`. kInvalid for a type or shape that it can't take; kUnavailable with
-// the driver's words when the launch fails.
+// Queues the product on `stream`. kInvalid for a type or shape that it can't take; kUnavailable
+// with the driver's words when the launch fails.
 Status LaunchGemv(const GemvArgs& args, CUstream_st* stream);
 
 }  // namespace cuda
