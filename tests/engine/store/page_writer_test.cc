@@ -6,6 +6,7 @@
 #include <atomic>
 #include <condition_variable>
 #include <cstring>
+#include <future>
 #include <mutex>
 #include <thread>
 
@@ -152,6 +153,21 @@ TEST_CASE("a full queue drops and counts, and never waits for the store") {
   CHECK(f.writer->Flush().ok());
   for (uint8_t n = 1; n <= 5; ++n) CHECK(f.Has(n));
   for (uint8_t n = 6; n <= 8; ++n) CHECK_FALSE(f.Has(n));
+}
+
+TEST_CASE("a Flush waits for the page that is just being written") {
+  Fixture f;
+  f.Start();
+  f.store.Close();
+  REQUIRE(f.writer->Offer(f.Seal(1)));
+  f.store.WaitForPut();
+  std::future<Status> flush = std::async(std::launch::async, [&] { return f.writer->Flush(); });
+  CHECK(flush.wait_for(std::chrono::milliseconds(50)) == std::future_status::timeout);
+  CHECK(f.store.syncs() == 0);
+  f.store.OpenGate();
+  CHECK(flush.get().ok());
+  CHECK(f.Has(1));
+  CHECK(f.store.syncs() == 1);
 }
 
 TEST_CASE("failed writes and syncs are told once, by the next Flush") {
