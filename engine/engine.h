@@ -87,6 +87,9 @@ struct GenerateRequest {
 // A running request. Any thread may Next() (one at a time) and Cancel().
 class Generation {
  public:
+  Generation() = default;
+  ~Generation();  // events that nobody took go with it
+
   // A sink with as many events parks its sequence until half of them are gone. (What one step makes
   // may go beyond it.)
   static constexpr size_t kSinkEvents = 256;

@@ -4,6 +4,12 @@
 
 namespace holdfast {
 
+Generation::~Generation() {
+  for (const Event& event : events_) {
+    if (event.finish.has_value()) event.finish->status.IgnoreError();
+  }
+}
+
 std::optional<Generation::Event> Generation::Next(int timeout_ms) {
   std::unique_lock lock(mu_);
   const auto ready = [&] { return !events_.empty() || drained_; };

@@ -4,6 +4,8 @@
 
 namespace holdfast {
 
+Answer::~Answer() { finish.status.IgnoreError(); }
+
 Answer Hear(Generation& generation) {
   Answer answer;
   for (;;) {

@@ -22,13 +22,19 @@ struct Answer {
   std::vector<Sample> samples;
   std::string text;  // of tokens and finish
   FinishEvent finish;
+
+  Answer() = default;
+  Answer(Answer&&) = default;
+  Answer& operator=(Answer&&) = default;
+  ~Answer();  // not every test looks at the status
 };
 
 // Takes events until the last one.
 Answer Hear(Generation& generation);
 
 struct RigOptions {
-  TinyModelSpec spec;
+  // A head of its own: with a tied one a random model says its last token again, for ever.
+  TinyModelSpec spec{.head = TinyHead::kSeparate, .rope_freqs = {}};
   int threads = 1;
   int64_t pages = 256;
   Scheduler::Options scheduler;
