@@ -43,6 +43,8 @@ TEST_CASE("bytes merge by rank inside words") {
   CHECK(Split(*t, "hell") == "hell");
   CHECK(Split(*t, "abc") == "ab|c");   // "a b" ranks before "b c"
   CHECK(Split(*t, "a bc") == "a| |bc");
+  CHECK(Split(*t, "hell  world") == "hell| | w|o|r|l|d");  // the last blank goes to the next word
+  CHECK(Split(*t, "a  ") == "a| | ");
   CHECK(Split(*t, "") == "");
   CHECK(Split(*t, "it's 12") == "i|t|'|s| |1|2");
 }
@@ -149,9 +151,9 @@ TEST_CASE("broken vocabularies are kInvalid") {
 
 TEST_CASE("a byte that the vocabulary lacks gets no token and stops merges") {
   TokenizerSpec spec = ByteSpec();
-  spec.tokens['-'] = "unused";
+  spec.tokens['x'] = "unused";
   auto t = MakeTokenizer(spec);
-  CHECK(Split(*t, "he-llo") == "he|ll|o");
+  CHECK(Split(*t, "hexllo") == "he|ll|o");
 }
 
 TEST_CASE("end of generation, corrected types, found tokens") {
