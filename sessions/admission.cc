@@ -481,6 +481,11 @@ Status Admission::RecordRows(Txn& txn, const Place& place, const Target& target,
         "idempotency_key = COALESCE(idempotency_key, ?), ended_ms = NULL WHERE n = ?",
         TurnStatus::kAdmitted, request_digest_, key, retry_->n);
   }
+  // An aborted turn that can't be taken up again (its head has moved) gives its key away.
+  HOLDFAST_RETURN_IF_ERROR(
+      txn.Run("UPDATE turn SET idempotency_key = NULL WHERE tenant = ? AND idempotency_key = ? AND "
+              "status = ?",
+              r_.tenant, key, TurnStatus::kAborted));
   const int64_t index = static_cast<int64_t>(place.prompt.size());
   const Point base = place.draft.base;
   const SqlValue node = base.node == 0 ? SqlValue() : SqlValue(base.node);

@@ -48,7 +48,7 @@ void WarmHeads::Put(Head head) {
       gone.splice(gone.end(), heads_, std::prev(heads_.end()));
     }
   }
-  for (const Head& h : gone) WriteDown(h, TailOwner::kBranch).IgnoreError();
+  WriteAllDown(gone);
 }
 
 void WarmHeads::Return(Head head) {
@@ -71,7 +71,7 @@ void WarmHeads::MakeRoom(int64_t pages) {
       if (heads_.empty()) return;
       gone.splice(gone.end(), heads_, std::prev(heads_.end()));
     }
-    WriteDown(gone.front(), TailOwner::kBranch).IgnoreError();
+    WriteAllDown(gone);
   }
 }
 
@@ -86,7 +86,14 @@ void WarmHeads::LetGoOfAll() {
     std::lock_guard lock(mu_);
     gone.swap(heads_);
   }
-  for (const Head& h : gone) WriteDown(h, TailOwner::kBranch).IgnoreError();
+  WriteAllDown(gone);
+}
+
+// What can't be written is computed again when it is wanted.
+void WarmHeads::WriteAllDown(const std::list<Head>& heads) {
+  if (options_.store == nullptr || heads.empty()) return;
+  for (const Head& h : heads) WriteDown(h, TailOwner::kBranch).IgnoreError();
+  options_.store->Sync().IgnoreError();
 }
 
 bool WarmHeads::IsWarm(int64_t branch) const {
@@ -112,8 +119,7 @@ std::vector<std::span<std::byte>> WarmHeads::PayloadOf(const PageLease& page) co
 Status WarmHeads::WriteDown(const Head& head, TailOwner owner) {
   if (options_.store == nullptr || !head.timeline.taint().IsZero()) return Status();
   HOLDFAST_RETURN_IF_ERROR(WriteMissingPages(head.timeline));
-  HOLDFAST_RETURN_IF_ERROR(WriteTail(head, owner));
-  return options_.store->Sync();
+  return WriteTail(head, owner);
 }
 
 Status WarmHeads::WriteMissingPages(const Timeline& timeline) {
@@ -196,7 +202,8 @@ Status WarmHeads::WriteSnapshotTail(int64_t sid, int64_t branch) {
     heads_.erase(it);
   }
   Status s = WriteDown(*head, TailOwner::kSnapshot);
-  Put(std::move(*head));
+  if (s.ok() && options_.store != nullptr) s = options_.store->Sync();
+  Return(std::move(*head));
   return s;
 }
 

@@ -63,6 +63,7 @@ class WarmHeads {
 
  private:
   enum class TailOwner : uint8_t { kBranch, kSnapshot };
+  void WriteAllDown(const std::list<Head>& heads);
   Status WriteDown(const Head& head, TailOwner owner);
   Status WriteTail(const Head& head, TailOwner owner);
   Status ForgetOlderTails(const Head& head, const PageKey& kept);

@@ -249,6 +249,21 @@ TEST_CASE("an idempotency key serves a committed turn from the log") {
   }
 }
 
+TEST_CASE("a key whose turn was cut off serves a new turn when the head has moved") {
+  SessionBench b;
+  const Messages m = {User("one")};
+  TurnRequest r = Ask("chat", m);
+  r.idempotency_key = "k1";
+  b.Begin(r).reset();
+  const Messages other = {User("two")};
+  b.Say(Ask("chat", other), "dos");
+  auto turn = b.Begin(r);
+  CHECK_FALSE(turn->start().retry);
+  CHECK(turn->start().branch != "main");
+  b.Answer(std::move(turn), "uno");
+  CHECK(b.Begin(r)->replay() == "uno");
+}
+
 TEST_CASE("a busy head forks, waits or refuses") {
   SessionBench b;
   Messages m = {User("one")};
