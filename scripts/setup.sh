@@ -30,21 +30,39 @@ hf_install() {
   local missing=() p
   for p in "${HF_PACKAGES[@]}"; do
     case $p in
-      # Any Node or Rust that is on the path will do.
+      # Any Node, and any Rust that is new enough, will do.
       nodejs) command -v node >/dev/null && continue ;;
       npm) command -v npm >/dev/null && continue ;;
-      cargo-web) command -v cargo >/dev/null && continue ;;
-      rustc-web) command -v rustc >/dev/null && continue ;;
+      cargo-web | rustc-web)
+        if hf_has_rust; then continue; else missing+=("$p") && continue; fi ;;
     esac
     dpkg-query -W -f='${Status}' "$p" 2>/dev/null | grep -q 'install ok installed' || missing+=("$p")
   done
   if [[ ${#missing[@]} -eq 0 ]]; then return; fi
   hf_step "installing ${#missing[@]} Debian packages: ${missing[*]}"
-  local sudo=()
+  local sudo=() apt
   if [[ $(id -u) -ne 0 ]]; then sudo=(sudo); fi
-  "${sudo[@]}" apt-get update -qq
-  "${sudo[@]}" env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends \
-    "${missing[@]}" >/dev/null
+  apt=("${sudo[@]}" env DEBIAN_FRONTEND=noninteractive apt-get -qq)
+  # Rust new enough is in Debian's security suite, which every installed system has in its sources. One
+  # made by debootstrap does not: then the suite is asked beside them, for this install alone.
+  if ! grep -rqs -- '-security' /etc/apt/sources.list /etc/apt/sources.list.d; then
+    local parts uri
+    parts=$(mktemp -d)
+    chmod 755 "$parts"
+    cp -r /etc/apt/sources.list.d/. "$parts"
+    uri=$(grep -rhsoE -m1 'https?://[^ ]+/debian/?' /etc/apt/sources.list /etc/apt/sources.list.d |
+      head -1)
+    echo "deb ${uri%/}-security bookworm-security main" >"$parts/security.list"
+    apt+=(-o "Dir::Etc::sourceparts=$parts")
+  fi
+  "${apt[@]}" update
+  "${apt[@]}" install -y --no-install-recommends "${missing[@]}" >/dev/null
+}
+
+# engine/text needs Rust 1.87.
+hf_has_rust() {
+  command -v cargo >/dev/null && command -v rustc >/dev/null &&
+    printf '1.87\n%s\n' "$(rustc --version | cut -d' ' -f2)" | sort -V -C
 }
 
 hf_build() {

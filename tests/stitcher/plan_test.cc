@@ -3,6 +3,7 @@
 
 #include <doctest/doctest.h>
 
+#include <sstream>
 #include <string>
 #include <vector>
 
@@ -11,14 +12,14 @@ using namespace holdfast;
 namespace {
 
 std::string Show(const Plan& plan) {
-  std::string s;
+  std::ostringstream s;
   for (const PlanStep& step : plan.steps) {
-    s += PlanActionName(step.action);
-    s += "[" + std::to_string(step.begin) + "," + std::to_string(step.end) + ")";
-    if (step.piece >= 0) s += "#" + std::to_string(step.piece);
-    s += " ";
+    s << PlanActionName(step.action) << "[" << step.begin << "," << step.end << ")";
+    if (step.piece >= 0) s << "#" << step.piece;
+    s << " ";
   }
-  return s + plan.miss;
+  s << plan.miss;
+  return s.str();
 }
 
 constexpr PageTier kP = PageTier::kPool, kS = PageTier::kStore, kN = PageTier::kNone;
