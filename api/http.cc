@@ -479,6 +479,7 @@ struct HttpServer::Impl : public httplib::Server {
   std::mutex mu;
   std::condition_variable ended;
   size_t connections = 0;
+  bool serving = false;  // Serve has begun and not ended
 };
 
 HttpServer::HttpServer(HttpLimits limits) : impl_(new Impl(limits)) {}
@@ -511,10 +512,25 @@ Result<int> HttpServer::Listen(const std::string& host, int port) {
   return port;
 }
 
-void HttpServer::Serve() { impl_->listen_after_bind(); }
+void HttpServer::Serve() {
+  {
+    std::lock_guard lock(impl_->mu);
+    if (impl_->stopping) return;
+    impl_->serving = true;
+  }
+  impl_->listen_after_bind();
+  std::lock_guard lock(impl_->mu);
+  impl_->serving = false;
+}
 
 void HttpServer::Stop() {
+  std::unique_lock lock(impl_->mu);
   impl_->stopping = true;
+  // httplib forgets a stop that comes before its loop has begun.
+  while (impl_->serving && !impl_->is_running()) {
+    impl_->ended.wait_for(lock, std::chrono::milliseconds(1));
+  }
+  lock.unlock();
   impl_->stop();
 }
 

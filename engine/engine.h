@@ -1,11 +1,12 @@
-// The engine's boundary: one model, its pages, and one thread that runs it for many sequences at once.
+// The engine's boundary: one model, its pages, and one thread that runs it for many sequences at
+// once.
 //
 // A request hands in a Timeline (what is already there) with tokens still to compute, and gets a
 // Generation: events arrive in its bounded sink while the model thread computes pending rows in
 // chunks and then decodes. What a sequence gets never depends on what else runs (NUMERICS.md).
 //
-// Threads: every method is thread-safe. The model thread owns a request's timeline from Submit to the
-// Finish event and does no I/O. Generations may outlive the engine's Shutdown, not the engine.
+// Threads: every method is thread-safe. The model thread owns a request's timeline from Submit to
+// the Finish event and does no I/O. Generations may outlive the engine's Shutdown, not the engine.
 #pragma once
 
 #include <atomic>
@@ -42,8 +43,8 @@ struct EngineOptions {
 
 enum class FinishReason : uint8_t { kEnd, kStopString, kLength, kCancelled, kError };
 
-// One token of the answer. Comes when it is certain that no stop string cuts it; tokens that one cuts
-// never come.
+// One token of the answer. Comes when it is certain that no stop string cuts it; tokens that one
+// cuts never come.
 struct TokenEvent {
   Sample sample;       // token, logprob, digest
   bool forced = false; // put by the constraint's jump-ahead, not drawn
@@ -55,8 +56,8 @@ struct FinishEvent {
   Status status;                 // kError and kCancelled: why
   std::string text;              // of the answer, but of no whole token: what stood before a stop
                                  // string in the token that it cut, or the end of broken UTF-8
-  // Back to the caller: the tokens of all events appended, those that a stop string cut dropped. The
-  // last sampled token has no KV yet: it is pending (not so after a cut).
+  // Back to the caller: the tokens of all events appended, those that a stop string cut dropped.
+  // The last sampled token has no KV yet: it is pending (not so after a cut).
   std::optional<Timeline> timeline;
   int64_t prefilled = 0;         // rows computed before the first token
   int64_t reused = 0;            // rows found in the pool instead, after Submit
@@ -70,14 +71,15 @@ struct GenerateRequest {
   int64_t output_begin = 0;          // index of the first token to generate (= timeline size)
   int64_t max_tokens = 0;            // 0: only compute the pending rows, sample nothing (kLength)
   std::vector<std::string> stop;     // at most 16, each 1..256 bytes
-  bool ignore_end = false;           // go on after an end-of-generation token (not with a constraint)
+  bool ignore_end = false;           // go on after an end token (not with a constraint)
   int top_logprobs = -1;             // -1: none; 0..20
   std::unique_ptr<Constraint> constraint;  // or null
   // Tokens that must come first, with their recorded digests unchecked (retry and replay by force).
-  // Their events have digest 0 and no logprobs unless top_logprobs asks for them (then it is slower).
+  // Their events have digest 0 and no logprobs unless top_logprobs asks for them (then it is
+  // slower).
   std::vector<TokenId> forced;
-  // Called on the model thread with each logits row of pending rows (perplexity, verify); null = no.
-  // Every pending row is then computed, also where the pool has its page.
+  // Called on the model thread with each logits row of pending rows (perplexity, verify); null =
+  // no. Every pending row is then computed, also where the pool has its page.
   std::function<void(int64_t index, std::span<const float> logits)> observe_logits;
   // Verify only: at most this many rows of the request in one pass, and none from the pool; 0 = the
   // engine's choice.
@@ -101,7 +103,8 @@ class Generation {
     std::optional<FinishEvent> finish;  // the last one
   };
   std::optional<Event> Next(int timeout_ms);
-  // Takes effect within two steps; the Finish event still comes. Dropping the last reference cancels.
+  // Takes effect within two steps; the Finish event still comes. Dropping the last reference
+  // cancels.
   void Cancel();
 
  private:
@@ -131,8 +134,8 @@ class Engine {
   static Result<std::unique_ptr<Engine>> Open(const EngineOptions& options);
   ~Engine();  // Shutdown, then frees everything
 
-  // kExhausted when the queue is full, kUnavailable after Shutdown, kInvalid when the timeline can't
-  // fit the context or a field is out of range. `request` is taken on success only.
+  // kExhausted when the queue is full, kUnavailable after Shutdown, kInvalid when the timeline
+  // can't fit the context or a field is out of range. `request` is taken on success only.
   Result<std::shared_ptr<Generation>> Submit(GenerateRequest&& request);
   // Cancels what runs and refuses what comes: kUnavailable.
   void Shutdown();

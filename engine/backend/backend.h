@@ -44,7 +44,9 @@ struct BlockShape {
 };
 BlockShape WeightBlock(WeightType type);
 // True when rows of activations must be quantised for MatMul with this type (all but F32 and F16).
-constexpr bool NeedsQuantized(WeightType t) { return t != WeightType::kF32 && t != WeightType::kF16; }
+constexpr bool NeedsQuantized(WeightType t) {
+  return t != WeightType::kF32 && t != WeightType::kF16;
+}
 
 // A matrix as the model file holds it: `outputs` rows of `inputs` elements, blocks along the row.
 struct WeightSource {

@@ -45,7 +45,8 @@ class PageStore {
   // Appends the page; visible to Get after the next Sync at the latest. A key that is there is
   // kept. `payload[g]` is the payload of layer group g. kExhausted: disk full or over the byte
   // limit.
-  virtual Status Put(const PageHeader& header, std::span<const std::span<const std::byte>> payload) = 0;
+  virtual Status Put(const PageHeader& header,
+                     std::span<const std::span<const std::byte>> payload) = 0;
   // Makes all Puts before it durable, then findable (written and synced, then indexed).
   virtual Status Sync() = 0;
 

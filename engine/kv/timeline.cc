@@ -244,7 +244,8 @@ Status Timeline::MakeWritable(size_t r) {
 
 Result<std::vector<Timeline::Row>> Timeline::NextRows(int64_t max) {
   std::vector<Row> rows;
-  for (size_t r = RunAt(filled_); r < runs_.size() && static_cast<int64_t>(rows.size()) < max; ++r) {
+  const auto wanted = static_cast<size_t>(max);
+  for (size_t r = RunAt(filled_); r < runs_.size() && rows.size() < wanted; ++r) {
     if (!IsOwn(runs_[r])) continue;
     const int64_t first = std::max(filled_, runs_[r].begin);
     if (Status s = MakeWritable(r); !s.ok()) {

@@ -144,8 +144,9 @@ bool Scheduler::Settle() {
     inbox_->stats.finished += finished;
     inbox_->stats.failed += failed;
     inbox_->stats.queued -= waiting;
-    inbox_->stats.running = static_cast<int>(
-        std::count_if(running_.begin(), running_.end(), [](const auto& s) { return !s->finished(); }));
+    const auto runs = [](const auto& s) { return !s->finished(); };
+    inbox_->stats.running =
+        static_cast<int>(std::count_if(running_.begin(), running_.end(), runs));
   }
   const auto deliver = [](const SequencePtr& sequence) {
     sequence->Deliver();

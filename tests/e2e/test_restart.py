@@ -14,18 +14,23 @@ class Restart(unittest.TestCase):
         self.model = tiny_model(self.folder.name)
         self.data = os.path.join(self.folder.name, "data")
 
-    def serve(self, *flags):
-        server = Server(self.model, self.data, *flags)
+    def serve(self, *flags, data=None):
+        server = Server(self.model, data or self.data, *flags)
         self.addCleanup(server.kill)
         return server
 
     def test_an_acknowledged_turn_survives_sigkill(self):
         text = "a long enough prompt to fill some pages of the cache " * 12
+
+        def first_turn(server):
+            first = server.chat(text, session_id="s", durability="kv")
+            return [{"role": "user", "content": text}, first["choices"][0]["message"],
+                    {"role": "user", "content": "more"}]
+
+        never_killed = self.serve(data=self.data + "-other")
+        uninterrupted = never_killed.chat(first_turn(never_killed), session_id="s")
         server = self.serve()
-        first = server.chat(text, session_id="s", durability="kv")
-        history = [{"role": "user", "content": text}, first["choices"][0]["message"],
-                   {"role": "user", "content": "more"}]
-        uninterrupted = server.chat(history, session_id="other-lineage")
+        history = first_turn(server)
         server.restart()
         items = server.call("GET", "/v1/sessions/s/items")[2]["data"]
         self.assertEqual([i["role"] for i in items], ["user", "assistant"])

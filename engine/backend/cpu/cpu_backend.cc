@@ -140,7 +140,8 @@ class CpuBackend : public Backend {
   // elements of a cheap operation.
   template <typename F>
   void ForRows(int64_t rows, int64_t row_cost, const F& fn) {
-    const int64_t per_task = std::max<int64_t>(1, level_.task_elements / std::max<int64_t>(1, row_cost));
+    const int64_t cost = std::max<int64_t>(1, row_cost);
+    const int64_t per_task = std::max<int64_t>(1, level_.task_elements / cost);
     pool_.Run((rows + per_task - 1) / per_task, [&](int64_t task, int) {
       fn(task * per_task, std::min(rows, (task + 1) * per_task));
     });

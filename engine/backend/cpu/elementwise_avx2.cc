@@ -33,7 +33,8 @@ bool QuantizeGroup(const float* x, int8_t* q, float* scale, int32_t* sum_lo, int
   }
   *scale = amax / 127.0f;
   const __m256 id = L::Set(127.0f / amax);
-  const __m256i a = ToInt(x, id), b = ToInt(x + 8, id), c = ToInt(x + 16, id), d = ToInt(x + 24, id);
+  const __m256i a = ToInt(x, id), b = ToInt(x + 8, id);
+  const __m256i c = ToInt(x + 16, id), d = ToInt(x + 24, id);
   *sum_lo = Sum(_mm256_add_epi32(a, b));
   *sum_hi = Sum(_mm256_add_epi32(c, d));
   // Packing works inside 128-bit halves; the permutation brings the dwords back in order.

@@ -62,7 +62,9 @@ void SwiGluRow(int64_t n, const float* gate, const float* up, float* h) {
 template <typename L>
 void AddRow(int64_t n, const float* x, float* y) {
   int64_t i = 0;
-  for (; i + L::kWidth <= n; i += L::kWidth) L::Store(y + i, L::Add(L::Load(y + i), L::Load(x + i)));
+  for (; i + L::kWidth <= n; i += L::kWidth) {
+    L::Store(y + i, L::Add(L::Load(y + i), L::Load(x + i)));
+  }
   for (; i < n; ++i) y[i] = y[i] + x[i];
 }
 

@@ -15,8 +15,8 @@
 // (c). Per tile:
 //   - thread 0 lists the pieces of runs that make up the tile (a page may straddle tiles, so there
 //     can be up to 64, as a rule 2);
-//   - for each piece whose shift differs from the piece before, all threads turn the query by it into
-//     shared memory (once per split as a rule: shift 0 throughout);
+//   - for each piece whose shift differs from the piece before, all threads turn the query by it
+//     into shared memory (once per split as a rule: shift 0 throughout);
 //   - scores, maximum over two warps, probabilities into shared memory, then the mixing loop.
 // Indices that the row must not see take part in no operation: their threads skip the chain and
 // give p = +0 to the lane sum, and the mixing loop runs over visible lanes alone.
@@ -72,7 +72,9 @@ __device__ void ListPieces(const DecodeAttendArgs& args, int lanes, Shared& shar
     const KvRun run = at.runs[at.run];
     int count = run.count - at.offset;
     count = count < lanes - lane ? count : lanes - lane;
-    if (count > 0) shared.piece[n++] = {run.page + head, run.first + at.offset, lane, count, run.shift};
+    if (count > 0) {
+      shared.piece[n++] = {run.page + head, run.first + at.offset, lane, count, run.shift};
+    }
     lane += count;
     at.offset += count;
     if (at.offset == run.count) at = {at.runs, at.run + 1, 0};
@@ -174,7 +176,8 @@ __global__ void SplitKernel(const DecodeAttendArgs args) {
   const int end = sequence.position + 1;
   const int begin = args.window > 0 && end > args.window ? end - args.window : 0;
   const float* q =
-      args.q + (static_cast<int64_t>(sequence.row) * args.q_heads + blockIdx.y * group) * args.k_dim;
+      args.q +
+      (static_cast<int64_t>(sequence.row) * args.q_heads + blockIdx.y * group) * args.k_dim;
   if (threadIdx.x == 0) shared.cursor = {sequence.runs, split.run, split.offset};
 
   float m = -INFINITY, l = 0.0f, o[kDimsPerThread] = {};

@@ -20,7 +20,7 @@ struct DecodeSequence {
   int run_count = 0;
   int position = 0;             // of the row; the runs cover 0 .. position at least
   int row = 0;                  // of q and out
-  int first_split = 0;          // where its splits begin in `states` (sum over the sequences before)
+  int first_split = 0;          // where its splits begin in `states` (sum over those before)
 };
 
 // A split of 256 indices of one sequence, and where its first index lies.

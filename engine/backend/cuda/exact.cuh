@@ -11,7 +11,8 @@
 namespace holdfast {
 namespace cuda {
 
-__device__ inline float Half(uint16_t bits) { return __half2float(__ushort_as_half(bits)); }  // exact
+// Exact.
+__device__ inline float Half(uint16_t bits) { return __half2float(__ushort_as_half(bits)); }
 
 // max(a, b) of NUMERICS.md: fmaxf would treat NaN otherwise.
 __device__ inline float Larger(float a, float b) { return a > b ? a : b; }

@@ -6,8 +6,10 @@
 //
 //   1. lane = group. A warp takes one output at a time; its 32 lanes hold the 32 groups of a part,
 //      so it reads 1 KiB (Q8_0) or 512 bytes (Q4_K) of codes without a gap, 16 bytes per load.
-//      A lane makes the exact S of its group by __dp4a, and dw * da, and leaves both in shared memory.
-//   2. lane = output. Warp 0 walks the 32 groups of its outputs in order: acc = fma(S, dw * da, acc).
+//      A lane makes the exact S of its group by __dp4a, and dw * da, and leaves both in shared
+//      memory.
+//   2. lane = output. Warp 0 walks the 32 groups of its outputs in order:
+//      acc = fma(S, dw * da, acc).
 //
 // Nothing floating-point ever crosses lanes, and the activations of a part stay in registers, since
 // a lane keeps its group for all outputs of the warp.

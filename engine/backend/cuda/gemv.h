@@ -16,8 +16,8 @@ struct GemvWeight {
   WeightType type = WeightType::kQ8_0;  // kQ8_0 or kQ4_K
   int outputs = 0;
   int groups = 0;                   // inputs / 32
-  const void* codes = nullptr;      // Q8_0: 32 signed bytes a group; Q4_K: 16 bytes, element j in the
-                                    // low nibble of byte j, element j + 16 in the high one
+  const void* codes = nullptr;      // Q8_0: 32 signed bytes a group; Q4_K: 16 bytes, element j in
+                                    // the low nibble of byte j, j + 16 in the high one
   const uint16_t* d = nullptr;      // f16; Q8_0: [outputs][groups], Q4_K: [outputs][groups / 8]
   const uint16_t* dmin = nullptr;   // f16; Q4_K: [outputs][groups / 8]
   const uint8_t* scale = nullptr;   // Q4_K: [outputs][groups], 0..63
