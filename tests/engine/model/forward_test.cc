@@ -35,8 +35,9 @@ TinyModelSpec SpecFor(WeightType type) {
 // look at the fingerprint do without.
 class Fixture {
  public:
-  Fixture(const TinyModelSpec& spec, const std::string& level, KvType kv_type = KvType::kF16) {
-    auto backend = MakeCpuBackend({.threads = 2, .level = level});
+  Fixture(const TinyModelSpec& spec, const std::string& level, KvType kv_type = KvType::kF16,
+          int threads = 1) {
+    auto backend = MakeCpuBackend({.threads = threads, .level = level});
     if (!backend.ok()) return;  // this processor lacks it
     backend_ = std::move(backend).value();
     REQUIRE(WriteTinyModel(spec, dir_.File("tiny.gguf")).ok());
@@ -153,6 +154,18 @@ TEST_CASE("chunks, neighbours and pauses change no bit") {
     Advance(pass, {&a, &b, &c}, 11);
     while (b.done < 75) Advance(pass, {&c, &b}, 5);
     CHECK(SameBits(whole, b.logits));
+  }
+}
+
+TEST_CASE("threads change no bit") {
+  const auto tokens = SomeTokens(40, 1);
+  for (WeightType type : {WeightType::kF16, WeightType::kQ5_0}) {
+    Fixture one(SpecFor(type), "");
+    const Logits want = Compute(one.model(), tokens, 40);
+    for (int threads : {2, 3}) {
+      Fixture f(SpecFor(type), "", KvType::kF16, threads);
+      CHECK(SameBits(want, Compute(f.model(), tokens, 13)));
+    }
   }
 }
 

@@ -173,6 +173,10 @@ TEST_CASE("files that are no model of ours are refused by name") {
                  "a head of 40 dimensions"));
   CHECK(Contains(loader.Error(WithU32(spec, "llama.feed_forward_length", 64)),
                  "'blk.0.ffn_gate.weight' is [64 x 128] where [64 x 64] is expected"));
+  const std::string down = "blk.1.ffn_down.weight" + GgufBytes(uint32_t{2});
+  CHECK(Contains(loader.Error(Patched(spec, down + GgufBytes(uint64_t{128}),
+                                      down + GgufBytes(uint64_t{64}))),
+                 "'blk.1.ffn_down.weight' is [64 x 64] where [128 x 64] is expected"));
   CHECK(Contains(loader.Error(WithU32(spec, "llama.attention.head_count_kv", 3)), "do not fit"));
   CHECK(Contains(loader.Error(WithU32(spec, "llama.attention.head_count_kv", 2)),
                  "'blk.0.attn_k.weight' is [64 x 32] where [64 x 64] is expected"));

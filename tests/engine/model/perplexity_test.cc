@@ -19,7 +19,7 @@ class Fixture {
  public:
   Fixture() {
     spec_.type = WeightType::kF32;
-    backend_ = *MakeCpuBackend({.threads = 2, .level = ""});
+    backend_ = *MakeCpuBackend({.threads = 1, .level = ""});
     REQUIRE(WriteTinyModel(spec_, dir_.File("m")).ok());
     const NumericsDigest none;
     auto model = Model::Load(dir_.File("m"), *backend_,

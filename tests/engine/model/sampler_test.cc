@@ -153,12 +153,14 @@ TEST_CASE("draws follow the distribution") {
 
 TEST_CASE("a draw is a function of seed and position") {
   const Draws d{.logits = Ramp(40)};
-  int moved = 0;
+  int moved = 0, stepped = 0;
   for (int i = 0; i < 100; ++i) {
     CHECK(d.At({}, i).token == d.At({}, i).token);
     moved += d.At({}, i, 7).token != d.At({}, i, 8).token;
+    stepped += d.At({}, 2 * i).token != d.At({}, 2 * i + 1).token;
   }
   CHECK(moved > 50);
+  CHECK(stepped > 50);
 }
 
 TEST_CASE("logprobs come from the raw logits") {
