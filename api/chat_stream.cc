@@ -137,6 +137,9 @@ LiveStream::~LiveStream() {
       if (event->finish) Finish(std::move(*event->finish));
     }
   }
+  for (const ChatEvent& e : ready_) {
+    if (e.done) e.done->status.IgnoreError();  // nobody is there to be told
+  }
   p_.turn.reset();
   p_.generation.reset();
   p_.alive->Remove();
