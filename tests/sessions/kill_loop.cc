@@ -399,22 +399,22 @@ int Main(int kills, uint64_t seed) {
   loop.calm = false;
   const uint64_t calm = loop.acknowledged;
   std::mt19937_64 random(seed ^ 0x9e3779b97f4a7c15u);
-  int interrupted = 0, done = 0;
-  for (int part = 0; done < kills; ++part) {
+  int killed = 0, runs = 0;  // a run may end before its kill comes: it does not count
+  for (int part = 0; killed < kills; ++part) {
     const std::string data = folder + "/data" + std::to_string(part);
     loop.plan = begin;
     bool ended = false;
-    for (; done < kills && !ended; ++done) {
+    for (; killed < kills && !ended; ++runs) {
       const int kill_ms = 1 + static_cast<int>(random() % kMaxKillMs);
       ended = loop.Run(data, kill_ms, kRounds - 1);
-      interrupted += !ended;
+      killed += !ended;
     }
     if (!ended && !loop.Run(data, -1, kRounds - 1)) Fail("the last run did not end");
     std::filesystem::remove_all(data);
   }
-  std::printf("kill_loop: %d of %d runs killed, %llu turns acknowledged, all with the tokens of "
+  std::printf("kill_loop: %d kills in %d runs, %llu turns acknowledged, all with the tokens of "
               "the uninterrupted run\n",
-              interrupted, done, static_cast<unsigned long long>(loop.acknowledged - calm));
+              killed, runs, static_cast<unsigned long long>(loop.acknowledged - calm));
   std::filesystem::remove_all(folder);
   return 0;
 }
