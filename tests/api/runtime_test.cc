@@ -334,6 +334,7 @@ TEST_CASE("a closing runtime takes no turns and ends those that run") {
   b.runtime().engine().Shutdown();
   const Answer a = RuntimeBench::Drain(stream.get());
   CHECK(a.done.finish == ChatFinish::kCancelled);
+  CHECK_FALSE(a.done.status.ok());
   stream.reset();
   b.runtime().Shutdown(0);
   CHECK(b.runtime().Chat(r).status().code() == Code::kUnavailable);
