@@ -1,5 +1,5 @@
-// Our own exp, log, sin, cos and half conversions against tables (computed with 200 bits) and against
-// the machine's long double. That they are the same on every machine is the digest's business.
+// Our own exp, log, sin, cos and half conversions against tables (computed with 200 bits) and
+// against the machine's long double. That they are the same everywhere is the job of the digest.
 #include "engine/backend/exact_math.h"
 
 #include <doctest/doctest.h>
