@@ -347,7 +347,9 @@ TEST_CASE("many threads submit, listen and cancel") {
         std::optional<FinishReason> reason;
         while (auto event = (*generation)->Next(-1)) {
           if (event->token) tokens.push_back(event->token->sample.token);
-          if (event->finish) reason = event->finish->reason;
+          if (!event->finish) continue;
+          reason = event->finish->reason;
+          if (event->finish->status.ok() != (reason == FinishReason::kLength)) ++wrong;
         }
         if (!reason) ++wrong;
         if (reason == FinishReason::kLength && tokens != want.tokens) ++wrong;
