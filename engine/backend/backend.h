@@ -34,8 +34,10 @@ inline constexpr int kNumericsVersion = 1;
 
 // Storage types of weights, with GGUF's numbers.
 enum class WeightType : uint32_t {
-  kF32 = 0, kF16 = 1, kQ4_1 = 3, kQ5_0 = 6, kQ8_0 = 8, kQ4_K = 12, kQ6_K = 14,
+  kF32 = 0, kF16 = 1, kQ4_0 = 2, kQ4_1 = 3, kQ5_0 = 6, kQ5_1 = 7, kQ8_0 = 8, kQ4_K = 12,
+  kQ5_K = 13, kQ6_K = 14, kIQ4_NL = 20, kIQ4_XS = 23, kBF16 = 30, kMXFP4 = 39,
 };
+std::span<const WeightType> AllWeightTypes();  // in the order of their numbers
 std::string_view WeightTypeName(WeightType type);
 // Elements per block along a row, and bytes per block, as GGUF stores them. {0, 0} when unknown.
 struct BlockShape {
@@ -43,16 +45,16 @@ struct BlockShape {
   int bytes = 0;
 };
 BlockShape WeightBlock(WeightType type);
-// True when rows of activations must be quantised for MatMul with this type (all but F32 and F16).
+// True when rows of activations must be quantised for MatMul with this type (all but F32, F16, BF16).
 constexpr bool NeedsQuantized(WeightType t) {
-  return t != WeightType::kF32 && t != WeightType::kF16;
+  return t != WeightType::kF32 && t != WeightType::kF16 && t != WeightType::kBF16;
 }
 
 // A matrix as the model file holds it: `outputs` rows of `inputs` elements, blocks along the row.
 struct WeightSource {
   WeightType type = WeightType::kF32;
   int64_t outputs = 0;  // rows of the file's matrix = numbers in an output row
-  int64_t inputs = 0;   // a multiple of the type's block (any for F32 and F16)
+  int64_t inputs = 0;   // a multiple of the type's block (any for F32, F16 and BF16)
   const std::byte* data = nullptr;  // borrowed during Pack only
 };
 

@@ -67,13 +67,20 @@ class Recorder {
 // Offsets of a block's f16 numbers; the rest of a block may hold any bits.
 std::vector<int> HalvesOf(WeightType type) {
   switch (type) {
-    case WeightType::kF16: return {0};
-    case WeightType::kQ4_1:
-    case WeightType::kQ4_K: return {0, 2};
+    case WeightType::kF16:
+    case WeightType::kQ4_0:
     case WeightType::kQ5_0:
-    case WeightType::kQ8_0: return {0};
+    case WeightType::kQ8_0:
+    case WeightType::kIQ4_NL:
+    case WeightType::kIQ4_XS: return {0};
+    case WeightType::kQ4_1:
+    case WeightType::kQ5_1:
+    case WeightType::kQ4_K:
+    case WeightType::kQ5_K: return {0, 2};
     case WeightType::kQ6_K: return {208};
-    case WeightType::kF32: break;
+    case WeightType::kF32:
+    case WeightType::kBF16:
+    case WeightType::kMXFP4: break;
   }
   return {};
 }
@@ -92,6 +99,13 @@ std::vector<std::byte> MakeMatrix(Inputs& in, WeightType type, int64_t outputs, 
     if (type == WeightType::kF32) {
       const float value = in.Float();
       std::memcpy(block, &value, 4);
+    }
+    if (type == WeightType::kBF16) {
+      const auto bits = static_cast<uint16_t>(std::bit_cast<uint32_t>(in.Float()) >> 16);
+      std::memcpy(block, &bits, 2);
+    }
+    if (type == WeightType::kMXFP4 && in.Below(8) > 0) {  // otherwise any exponent at all
+      block[0] = static_cast<std::byte>(110 + in.Below(16));
     }
   }
   return bytes;
@@ -321,10 +335,7 @@ void DigestAttend(Backend& backend, KvType type, NumericsDigest* out) {
 
 NumericsDigest ComputeNumericsDigest(Backend& backend) {
   NumericsDigest out;
-  for (WeightType type : {WeightType::kF32, WeightType::kF16, WeightType::kQ4_1, WeightType::kQ5_0,
-                          WeightType::kQ8_0, WeightType::kQ4_K, WeightType::kQ6_K}) {
-    DigestWeights(backend, type, &out);
-  }
+  for (WeightType type : AllWeightTypes()) DigestWeights(backend, type, &out);
   DigestQuantize(backend, &out);
   DigestElementwise(backend, &out);
   for (KvType type : {KvType::kF16, KvType::kF32}) {

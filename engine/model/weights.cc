@@ -28,6 +28,12 @@ std::string Shape(uint64_t inner, uint64_t outer) {
   return text += "]";
 }
 
+std::string SupportedTypes() {
+  std::string text;
+  for (WeightType type : AllWeightTypes()) text.append(" ").append(WeightTypeName(type));
+  return text;
+}
+
 enum class Need : uint8_t { kRequired, kOptional };
 
 // Lists the tensors of the model and verifies that the file has exactly these.
@@ -90,8 +96,7 @@ class Planner {
     }
     if (!t->known()) {
       return Status::Invalid("model: tensor '" + name + "' is " + GgufTensorTypeName(t->type) +
-                             ", which is not supported; F32, F16, Q4_1, Q5_0, Q8_0, Q4_K and Q6_K "
-                             "are");
+                             ", which is not supported; the types that are:" + SupportedTypes());
     }
     if (t->dims != (outer == 0 ? 1u : 2u) || t->dim[0] != inner ||
         (outer != 0 && t->dim[1] != outer)) {

@@ -32,7 +32,7 @@ void CheckPackRefusals(Backend& backend) {
       {WeightType::kQ8_0, 0, 32, data},      {WeightType::kQ8_0, 1, 0, data},
       {WeightType::kQ8_0, 1, 33, data},      {WeightType::kQ4_K, 1, 128, data},
       {WeightType::kQ6_K, 1, 32, data},      {WeightType::kF16, -1, 4, data},
-      {WeightType::kF32, 1, 4, nullptr},     {static_cast<WeightType>(2), 1, 32, data},
+      {WeightType::kF32, 1, 4, nullptr},     {static_cast<WeightType>(5), 1, 32, data},
       {static_cast<WeightType>(99), 1, 32, data},
   };
   for (const WeightSource& source : bad) {

@@ -15,10 +15,6 @@ namespace holdfast {
 namespace testing {
 namespace {
 
-constexpr WeightType kTypes[] = {WeightType::kF32,  WeightType::kF16,  WeightType::kQ4_1,
-                                 WeightType::kQ5_0, WeightType::kQ8_0, WeightType::kQ4_K,
-                                 WeightType::kQ6_K};
-
 uint16_t RandomScale(Random& random, Numbers numbers) {
   if (numbers == Numbers::kExtreme) {
     const uint16_t bits = static_cast<uint16_t>(random.Next());
@@ -34,9 +30,14 @@ void PutHalf(std::byte* at, uint16_t half) { std::memcpy(at, &half, 2); }
 std::vector<int> ScaleOffsets(WeightType type) {
   switch (type) {
     case WeightType::kQ4_1:
-    case WeightType::kQ4_K: return {0, 2};
+    case WeightType::kQ5_1:
+    case WeightType::kQ4_K:
+    case WeightType::kQ5_K: return {0, 2};
+    case WeightType::kQ4_0:
     case WeightType::kQ5_0:
-    case WeightType::kQ8_0: return {0};
+    case WeightType::kQ8_0:
+    case WeightType::kIQ4_NL:
+    case WeightType::kIQ4_XS: return {0};
     case WeightType::kQ6_K: return {208};
     default: return {};
   }
@@ -113,12 +114,15 @@ TestMatrix::TestMatrix(Random& random, WeightType t, int64_t n_outputs, int64_t 
       PutHalf(block, numbers == Numbers::kExtreme
                          ? RandomScale(random, numbers)
                          : FloatToHalf(RandomFloat(random, Numbers::kPlain)));
+    } else if (type == WeightType::kBF16) {
+      PutHalf(block, static_cast<uint16_t>(
+                         std::bit_cast<uint32_t>(RandomFloat(random, numbers)) >> 16));
+    } else if (type == WeightType::kMXFP4 && numbers != Numbers::kExtreme) {
+      block[0] = static_cast<std::byte>(random.OneIn(17) ? 0 : 110 + random.Below(20));
     }
     for (int at : ScaleOffsets(type)) PutHalf(block + at, RandomScale(random, numbers));
   }
 }
-
-std::span<const WeightType> AllWeightTypes() { return kTypes; }
 
 QuantizedRows QuantizeRows(const std::vector<float>& x, int64_t rows, int64_t cols) {
   QuantizedRows out;

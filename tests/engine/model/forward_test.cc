@@ -20,10 +20,6 @@ namespace {
 
 using Logits = std::vector<std::vector<float>>;  // one row per token
 
-constexpr WeightType kTypes[] = {WeightType::kF32,  WeightType::kF16,  WeightType::kQ4_1,
-                                 WeightType::kQ5_0, WeightType::kQ8_0, WeightType::kQ4_K,
-                                 WeightType::kQ6_K};
-
 TinyModelSpec SpecFor(WeightType type) {
   TinyModelSpec spec;
   spec.type = type;
@@ -140,7 +136,7 @@ TEST_CASE("logits are those of a plain forward pass in double precision") {
 }
 
 TEST_CASE("chunks, neighbours and pauses change no bit") {
-  for (WeightType type : kTypes) {
+  for (WeightType type : AllWeightTypes()) {
     CAPTURE(WeightTypeName(type));
     Fixture f(SpecFor(type), "");
     const auto tokens = SomeTokens(75, 1);
@@ -195,7 +191,7 @@ TEST_CASE("a pass that pauses between layers gives the same") {
 }
 
 TEST_CASE("every instruction set gives the same bits") {
-  for (WeightType type : kTypes) {
+  for (WeightType type : AllWeightTypes()) {
     CAPTURE(WeightTypeName(type));
     TinyModelSpec spec = SpecFor(type);
     spec.layers = 1;

@@ -185,8 +185,8 @@ TEST_CASE("files that are no model of ours are refused by name") {
                  "outside 0..319"));
   const std::string type = GgufBytes(uint64_t{64}) + GgufBytes(uint64_t{320});
   CHECK(Contains(loader.Error(Patched(spec, type + GgufBytes(uint32_t{8}),
-                                      type + GgufBytes(uint32_t{30}))),
-                 "invalid: model: tensor 'token_embd.weight' is BF16, which is not supported"));
+                                      type + GgufBytes(uint32_t{10}))),
+                 "invalid: model: tensor 'token_embd.weight' is Q2_K, which is not supported; the types that are: F32 F16 Q4_0 "));
   CHECK(Contains(loader.Error(Patched(spec, "tokenizer.ggml.tokens", "tokenizer.ggml.tOkens")),
                  "'tokenizer.ggml.tokens' is missing"));
 }
