@@ -45,7 +45,7 @@ struct BlockShape {
   int bytes = 0;
 };
 BlockShape WeightBlock(WeightType type);
-// True when rows of activations must be quantised for MatMul with this type (all but F32, F16, BF16).
+// True when MatMul with this type reads quantised rows of activations (all but F32, F16, BF16).
 constexpr bool NeedsQuantized(WeightType t) {
   return t != WeightType::kF32 && t != WeightType::kF16 && t != WeightType::kBF16;
 }

@@ -137,7 +137,9 @@ void LoadScales(const uint8_t* scales, int64_t g, int half, __m256* out) {
 // Pair sums of a step, 16 bits.
 template <W kType>
 __m256i Pairs(__m256i w, __m256i magnitude, __m256i x) {
-  if constexpr (IsWide(FormatOf(kType))) return _mm256_maddubs_epi16(magnitude, _mm256_sign_epi8(x, w));
+  if constexpr (IsWide(FormatOf(kType))) {
+    return _mm256_maddubs_epi16(magnitude, _mm256_sign_epi8(x, w));
+  }
   return _mm256_maddubs_epi16(w, x);
 }
 
@@ -276,9 +278,9 @@ void FewQuantized(const MatMulCall& c, int64_t row, int64_t tile) {
 }
 
 __m256 LoadWeights(const uint8_t* codes, int64_t i, int half, W type) {
-  return type == W::kF16    ? LoadF16(codes + 32 * i + 16 * half)
-         : type == W::kBF16 ? LoadBF16(codes + 32 * i + 16 * half)
-                            : _mm256_loadu_ps(reinterpret_cast<const float*>(codes + 64 * i + 32 * half));
+  if (type == W::kF16) return LoadF16(codes + 32 * i + 16 * half);
+  if (type == W::kBF16) return LoadBF16(codes + 32 * i + 16 * half);
+  return _mm256_loadu_ps(reinterpret_cast<const float*>(codes + 64 * i + 32 * half));
 }
 
 template <W kType, int kRows>

@@ -111,7 +111,8 @@ __m512 LoadExponents(const uint8_t* p) {
   return _mm512_mul_ps(power(half), power(_mm512_sub_epi32(e, half)));
 }
 
-// Scales of group g of a tile: [0] dw; [1] -min, or: [1], [2] the two scales, [3] +0 - [1] * kMagic.
+// Scales of group g of a tile: [0] dw; [1] -min, or: [1], [2] the two scales, and
+// [3] +0 - [1] * kMagic.
 template <W kType>
 void LoadScales(const uint8_t* scales, int64_t g, __m512* out) {
   constexpr TileShape kShape = TileShapeOf(kType);
@@ -141,7 +142,8 @@ void LoadScales(const uint8_t* scales, int64_t g, __m512* out) {
   }
 }
 
-// acc after one group: its sum s (with two scales: s over elements 0..15, with kMagicBits, s1 over the rest).
+// acc after one group: its sum s (with two scales: s over elements 0..15, with kMagicBits, s1 over
+// the rest).
 template <W kType>
 __m512 AddGroup(__m512 acc, __m512i s, __m512i s1, const __m512* scale,
                 const MatMulCall& c, int64_t at) {
@@ -276,9 +278,9 @@ void FewQuantized(const MatMulCall& c, const Pass& pass, int64_t tile) {
 }
 
 __m512 LoadWeights(const uint8_t* codes, int64_t i, W type) {
-  return type == W::kF16    ? LoadHalf(codes + 32 * i)
-         : type == W::kBF16 ? LoadBF16(codes + 32 * i)
-                            : _mm512_loadu_ps(codes + 64 * i);
+  if (type == W::kF16) return LoadHalf(codes + 32 * i);
+  if (type == W::kBF16) return LoadBF16(codes + 32 * i);
+  return _mm512_loadu_ps(codes + 64 * i);
 }
 
 template <W kType, int kRows, int kTiles>
