@@ -1,6 +1,6 @@
 // Small number formats by integers. IEEE 754 binary16 to and from fp32: exact one way, to nearest
 // even the other, denormals kept, equal to the F16C and AVX-512 instructions for every number (a
-// NaN is only sure to stay one). BF16 (the upper half of an fp32) and E8M0 (a power of two) to fp32.
+// NaN is only sure to stay one). BF16 (upper half of an fp32) and E8M0 (power of two) to fp32.
 // `static` for the reason in exact_math.h.
 #pragma once
 
