@@ -477,7 +477,7 @@ Status Verifier::E4(RungResult* r) {
     Chunked(pass_, fresh, 64);
     Chunked(pass_, moved, 64);
     const LayerGroup& g = model_.groups()[0];
-    RopeTable rope(g.k_dim, model_.config().rope_base, {});
+    RopeTable rope = model_.MakeRope(0);  // layer 0 is the first of group 0
     rope.Reserve(before + 1);
     const float* turn = rope.Row(before);
     ++r->cases;
