@@ -18,8 +18,8 @@ std::string FileStem(const std::string& path) {
   return base.ends_with(".gguf") ? base.substr(0, base.size() - 5) : base;
 }
 
-// Of "matmul/Q4_K", "attend/f16" and the like those whose variant this model uses, and the operations
-// without variants that it needs: another model's new operation does not void this one's pages.
+// Of "matmul/Q4_K", "attend/f16" and the like those whose variant this model uses, and of those
+// without variants what it needs: another model's new operation does not void this one's pages.
 Digest UsedOperations(const NumericsDigest& numerics, const ModelConfig& c,
                       const std::set<WeightType>& types, KvType kv_type) {
   const std::string_view kv = kv_type == KvType::kF32 ? "f32" : "f16";

@@ -1,8 +1,9 @@
 // A model: weights in the backend's order, shapes, and the forward pass over rows of many
 // sequences.
 //
-// Architectures: `llama` (mistral too), `qwen2`, `qwen3` and `gemma3` in GGUF files. The file is mapped while loading; packed copies
-// replace it tensor by tensor, so that two copies never stand side by side.
+// Architectures: `llama` (mistral too), `qwen2`, `qwen3` and `gemma3` in GGUF files. The file is
+// mapped while loading; packed copies replace it tensor by tensor, so that two copies never stand
+// side by side.
 #pragma once
 
 #include <functional>
@@ -34,9 +35,9 @@ struct ModelConfig {
   bool post_norms = false;   // what a half-layer adds to the residual is normalised first
   bool gelu = false;         // GeGLU instead of SwiGLU
   float embed_scale = 1;     // of the embeddings at the bottom
-  float attention_scale = 0; // of scores
+  float attention_scale = 0;  // of scores
   float logit_cap = 0;       // soft limit of logits; 0 = none
-  // Layers that see only `window` tokens and turn by frequencies of their own; empty: there are none.
+  // Layers that see only `window` tokens and turn by a base of their own; empty: there are none.
   std::vector<bool> is_local;  // [layers]
   int window = 0;
   double local_rope_base = 0;
