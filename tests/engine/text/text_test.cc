@@ -128,7 +128,8 @@ TEST_CASE("a constraint works over a piece vocabulary") {
   REQUIRE(factory.ok());
   auto made = (*factory)->CompileRegex("ab[c ]x");
   REQUIRE(made.ok());
-  for (TokenId id : *t->EncodePlain("abcx")) REQUIRE(made->constraint->Accept(id).ok());
+  const std::vector<TokenId> ids = *t->EncodePlain("abcx");
+  for (TokenId id : ids) REQUIRE(made->constraint->Accept(id).ok());
   CHECK(made->constraint->IsComplete());
 }
 
