@@ -33,6 +33,7 @@ using RowDigests = std::vector<uint64_t>;  // one per row, in order of index
 // Token ids of a fixed generator (SplitMix64), never special ones.
 std::vector<TokenId> MakePrompt(const Tokenizer& tokenizer, int n, uint64_t seed) {
   std::vector<TokenId> out;
+  if (tokenizer.add_bos()) out.push_back(tokenizer.bos());  // without it some models are all noise
   uint64_t x = seed * 0x9E3779B97F4A7C15ull + 1;
   while (static_cast<int>(out.size()) < n) {
     uint64_t z = (x += 0x9E3779B97F4A7C15ull);
@@ -477,7 +478,7 @@ Status Verifier::E4(RungResult* r) {
     Chunked(pass_, fresh, 64);
     Chunked(pass_, moved, 64);
     const LayerGroup& g = model_.groups()[0];
-    RopeTable rope(g.k_dim, model_.config().rope_base, {});
+    RopeTable rope = model_.MakeRope(0);  // layer 0 is the first of group 0
     rope.Reserve(before + 1);
     const float* turn = rope.Row(before);
     ++r->cases;

@@ -123,6 +123,14 @@ struct SwiGluArgs {
   float* h = nullptr;  // may be gate
 };
 
+// h[r][i] = gelu(gate[r][i]) * up[r][i], gelu as its tanh form has it
+struct GeGluArgs {
+  int64_t rows = 0, cols = 0;
+  const float* gate = nullptr;
+  const float* up = nullptr;
+  float* h = nullptr;  // may be gate
+};
+
 // cos and sin of position * frequency, computed in fp64 by our own code and stored as fp32
 // (NUMERICS.md section 6). Row p holds dim/2 cosines, then dim/2 sines. Grown by Reserve, which
 // the model thread calls before a step; entries never change once written.
@@ -204,7 +212,11 @@ class Backend {
   virtual void Quantize(const QuantizeArgs& args) = 0;
   virtual void MatMul(const MatMulArgs& args) = 0;
   virtual void SwiGlu(const SwiGluArgs& args) = 0;
+  virtual void GeGlu(const GeGluArgs& args) = 0;
   virtual void Add(int64_t count, const float* x, float* y) = 0;  // y[i] = y[i] + x[i]
+  virtual void Scale(int64_t count, float factor, float* x) = 0;  // x[i] = x[i] * factor
+  // x[i] = cap * tanh(x[i] / cap), cap > 0: a smooth limit to -cap .. cap
+  virtual void SoftCap(int64_t count, float cap, float* x) = 0;
   virtual void StoreKv(const StoreKvArgs& args) = 0;
   virtual void Attend(const AttendArgs& args) = 0;
   virtual void CheckFinite(int64_t rows, int64_t cols, const float* x, uint8_t* row_failed) = 0;

@@ -211,6 +211,34 @@ void DigestElementwise(Backend& backend, NumericsDigest* out) {
   record.AddIntegers(failed);
 }
 
+// Operations that only some models use, under names of which a model takes those that it needs.
+void DigestVariants(Backend& backend, NumericsDigest* out) {
+  Inputs in(104);
+  {
+    Recorder record("geglu", out);
+    for (int64_t cols : kCols) {
+      std::vector<float> gate = in.Floats(5 * cols), h(5 * cols);
+      const std::vector<float> up = in.Floats(5 * cols);
+      for (float& g : gate) g = g * 8.0f;  // -16..16: exp at both of its ends
+      backend.GeGlu({5, cols, gate.data(), up.data(), h.data()});
+      record.Add(h);
+    }
+  }
+  {
+    Recorder record("scale", out);
+    std::vector<float> x = in.Floats(40007);
+    backend.Scale(static_cast<int64_t>(x.size()), 0x1.94c584p+4f, x.data());
+    record.Add(x);
+  }
+  Recorder record("soft_cap", out);
+  for (float cap : {30.0f, 0.01f}) {
+    std::vector<float> x = in.Floats(40007);
+    for (float& value : x) value = value * 50.0f;
+    backend.SoftCap(static_cast<int64_t>(x.size()), cap, x.data());
+    record.Add(x);
+  }
+}
+
 LayerGroup MakeGroup(KvType type, int window) {
   LayerGroup group;
   group.layers = 2;
@@ -342,6 +370,7 @@ NumericsDigest ComputeNumericsDigest(Backend& backend) {
     DigestStore(backend, type, &out);
     DigestAttend(backend, type, &out);
   }
+  DigestVariants(backend, &out);
   Hasher all("numerics-1");
   all.U64(kNumericsVersion);
   for (const NumericsDigest::Entry& entry : out.ops) all.Text(entry.op).Add(entry.digest);

@@ -1,8 +1,8 @@
 // The shape of KV: layer groups, and where each number lies inside a page.
 //
 // A page is the KV of kPageTokens consecutive tokens for all layers of one *layer group* (layers
-// that share heads, dims, dtype and window). Its payload is laid out as kernels read it, so that
-// restoring a page is a copy and nothing else:
+// that share heads, dims, dtype and window, in the model's order; they need not be neighbours). Its
+// payload is laid out as kernels read it, so that restoring a page is a copy and nothing else:
 //
 //   payload = for layer in group: for kv head:  K [k_dim][kPageTokens], then V [kPageTokens][v_dim]
 //

@@ -418,6 +418,13 @@ Result<std::vector<float>> Gguf::Floats(std::string_view key) const {
   return out;
 }
 
+Result<std::vector<bool>> Gguf::Flags(std::string_view key) const {
+  HOLDFAST_ASSIGN_OR_RETURN(const Value value, FindArray(key, GgufType::kBool));
+  std::vector<bool> out;
+  for (std::byte b : value.bytes) out.push_back(b != std::byte{0});
+  return out;
+}
+
 const GgufTensor* Gguf::FindTensor(std::string_view name) const {
   const auto it = by_name_.find(name);
   return it == by_name_.end() ? nullptr : &tensors_[it->second];

@@ -67,7 +67,7 @@ class Planner {
     const int64_t q = int64_t{c_.heads} * c_.head_dim, kv = int64_t{c_.kv_heads} * c_.head_dim;
     const int q_turn = c_.interleaved_rope ? c_.heads : 0;
     const int k_turn = c_.interleaved_rope ? c_.kv_heads : 0;
-    const Need bias = c_.architecture == "qwen2" ? Need::kRequired : Need::kOptional;
+    const Need bias = c_.qkv_bias ? Need::kRequired : Need::kOptional;
     HOLDFAST_RETURN_IF_ERROR(Vector(p + "attn_norm.weight", c_.width, &w.attn_norm));
     HOLDFAST_RETURN_IF_ERROR(
         Matrix(p + "attn_q.weight", c_.width, q, &w.q, Need::kRequired, q_turn));
@@ -80,6 +80,15 @@ class Planner {
     HOLDFAST_RETURN_IF_ERROR(Vector(p + "attn_v.bias", kv, &w.v_bias, bias));
     HOLDFAST_RETURN_IF_ERROR(
         Vector(p + "attn_output.bias", c_.width, &w.o_bias, Need::kOptional));
+    if (c_.qk_norm) {
+      HOLDFAST_RETURN_IF_ERROR(Vector(p + "attn_q_norm.weight", c_.head_dim, &w.q_norm));
+      HOLDFAST_RETURN_IF_ERROR(Vector(p + "attn_k_norm.weight", c_.head_dim, &w.k_norm));
+    }
+    if (c_.post_norms) {
+      HOLDFAST_RETURN_IF_ERROR(
+          Vector(p + "post_attention_norm.weight", c_.width, &w.attn_post_norm));
+      HOLDFAST_RETURN_IF_ERROR(Vector(p + "post_ffw_norm.weight", c_.width, &w.ffn_post_norm));
+    }
     HOLDFAST_RETURN_IF_ERROR(Vector(p + "ffn_norm.weight", c_.width, &w.ffn_norm));
     HOLDFAST_RETURN_IF_ERROR(Matrix(p + "ffn_gate.weight", c_.width, c_.ffn, &w.gate));
     HOLDFAST_RETURN_IF_ERROR(Matrix(p + "ffn_up.weight", c_.width, c_.ffn, &w.up));

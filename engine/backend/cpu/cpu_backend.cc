@@ -111,6 +111,24 @@ class CpuBackend : public Backend {
     });
   }
 
+  void GeGlu(const GeGluArgs& a) override {
+    ForRows(a.rows * a.cols, 4, [&](int64_t begin, int64_t end) {
+      kernels_.geglu(end - begin, a.gate + begin, a.up + begin, a.h + begin);
+    });
+  }
+
+  void Scale(int64_t count, float factor, float* x) override {
+    ForRows(count, 1, [&](int64_t begin, int64_t end) {
+      kernels_.scale(end - begin, factor, x + begin);
+    });
+  }
+
+  void SoftCap(int64_t count, float cap, float* x) override {
+    ForRows(count, 4, [&](int64_t begin, int64_t end) {
+      kernels_.soft_cap(end - begin, cap, x + begin);
+    });
+  }
+
   void Add(int64_t count, const float* x, float* y) override {
     ForRows(count, 1, [&](int64_t begin, int64_t end) {
       kernels_.add(end - begin, x + begin, y + begin);

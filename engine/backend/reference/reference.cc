@@ -210,6 +210,25 @@ void SwiGlu(const SwiGluArgs& args) {
   }
 }
 
+void GeGlu(const GeGluArgs& args) {
+  for (int64_t i = 0; i < args.rows * args.cols; ++i) {
+    const float g = args.gate[i];
+    const float t = g * std::fma(g * g, gelu_f::kB, gelu_f::kA);
+    args.h[i] = (g / (1.0f + ExpF(t))) * args.up[i];
+  }
+}
+
+void Scale(int64_t count, float factor, float* x) {
+  for (int64_t i = 0; i < count; ++i) x[i] = x[i] * factor;
+}
+
+void SoftCap(int64_t count, float cap, float* x) {
+  for (int64_t i = 0; i < count; ++i) {
+    const float t = x[i] / cap;
+    x[i] = (1.0f - 2.0f / (1.0f + ExpF(t + t))) * cap;
+  }
+}
+
 void Add(int64_t count, const float* x, float* y) {
   for (int64_t i = 0; i < count; ++i) y[i] = y[i] + x[i];
 }
@@ -239,7 +258,14 @@ class ReferenceBackend : public Backend {
   void Quantize(const QuantizeArgs& args) override { reference::Quantize(args); }
   void MatMul(const MatMulArgs& args) override { reference::MatMul(args); }
   void SwiGlu(const SwiGluArgs& args) override { reference::SwiGlu(args); }
+  void GeGlu(const GeGluArgs& args) override { reference::GeGlu(args); }
   void Add(int64_t count, const float* x, float* y) override { reference::Add(count, x, y); }
+  void Scale(int64_t count, float factor, float* x) override {
+    reference::Scale(count, factor, x);
+  }
+  void SoftCap(int64_t count, float cap, float* x) override {
+    reference::SoftCap(count, cap, x);
+  }
   void StoreKv(const StoreKvArgs& args) override { reference::StoreKv(args); }
   void Attend(const AttendArgs& args) override { reference::Attend(args); }
   void CheckFinite(int64_t rows, int64_t cols, const float* x, uint8_t* row_failed) override {

@@ -257,6 +257,22 @@ void CheckElementwise(Backend& backend) {
       CAPTURE(n);
       CHECK_SAME(got, want);
       CHECK_SAME(in_place, want);
+      in_place = a;
+      reference::GeGlu({rows, cols, a.data(), b.data(), want.data()});
+      backend.GeGlu({rows, cols, a.data(), b.data(), got.data()});
+      backend.GeGlu({rows, cols, in_place.data(), b.data(), in_place.data()});
+      CHECK_SAME(got, want);
+      CHECK_SAME(in_place, want);
+      for (float factor : {25.298221f, 0.37f}) {
+        got = want = a;
+        reference::Scale(n, factor, want.data());
+        backend.Scale(n, factor, got.data());
+        CHECK_SAME(got, want);
+        got = want = a;
+        reference::SoftCap(n, factor, want.data());
+        backend.SoftCap(n, factor, got.data());
+        CHECK_SAME(got, want);
+      }
       std::vector<float> got_sum = b, want_sum = b;
       reference::Add(n, a.data(), want_sum.data());
       backend.Add(n, a.data(), got_sum.data());
@@ -465,7 +481,7 @@ constexpr ContractPart kParts[] = {
     {"matmul", CheckMatMul},
     {"matmul of many rows", CheckMatMulOfManyRows},
     {"matmul without bias", CheckNoBias},
-    {"swiglu and add", CheckElementwise},
+    {"swiglu, geglu, add, scale and soft cap", CheckElementwise},
     {"check finite", CheckCheckFinite},
     {"store kv", CheckStoreKv},
     {"attend", CheckAttend},

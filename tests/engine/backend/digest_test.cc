@@ -33,15 +33,15 @@ TEST_CASE("the digest of reference is the one of this NUMERICS version") {
   const NumericsDigest digest = ComputeNumericsDigest(*reference);
   std::set<std::string> names;
   for (const NumericsDigest::Entry& entry : digest.ops) CHECK(names.insert(entry.op).second);
-  CHECK(names.size() == 2 * AllWeightTypes().size() + 5 + 4);
-  for (const char* op : {"matmul/Q4_K", "embed/F16", "attend/f16", "store_kv/f32", "rms_norm"}) {
+  CHECK(names.size() == 2 * AllWeightTypes().size() + 5 + 4 + 3);
+  for (const char* op : {"matmul/Q4_K", "embed/F16", "attend/f16", "store_kv/f32", "rms_norm",
+                         "geglu", "scale", "soft_cap"}) {
     CHECK(names.count(op) == 1);
   }
   REQUIRE(kNumericsVersion == 1);
   CHECK(OfFirstOperations(digest).Hex() ==
         "1d44e7ad46f788c029c6eea6de63e5e06c677c96a4132ff9e634d01f82b11799");
-  CHECK(digest.all.Hex() ==
-        "f0864db3a05689a2995aab6c0166eb803b2d87f862d2b7a16234ad3f5b4d0549");
+  CHECK(digest.all.Hex() == "TODO");
 }
 
 TEST_CASE("every level has the digest of reference, at any number of threads") {
