@@ -74,6 +74,10 @@ Status Pass::CompletePart(const Part& part, uint64_t step) {
   const auto rows = static_cast<int64_t>(part.index.size());
   for (int64_t r = 0; r < rows; ++r) {
     if (!forward_.failed(part.first_row + r)) continue;
+    if (sequence.drafts() > 0) {
+      sequence.DistrustDrafts();
+      return {};
+    }
     return Status::Corrupt("forward: a value of the rows from token " +
                            std::to_string(part.index[r]) + " on is not finite");
   }
@@ -82,14 +86,19 @@ Status Pass::CompletePart(const Part& part, uint64_t step) {
       observe(part.index[r], forward_.logits(part.first_row + r));
     }
   }
-  sequence.Computed(rows, step);
-  if (sequence.timeline().pending() > 0) return {};
-  sequence.Advance(forward_.logits(part.first_row + rows - 1));
+  // From the last row that is no draft on, indices are consecutive.
+  const int64_t end_row = part.first_row + rows, end_index = part.index.back() + 1;
+  sequence.Computed(rows, step, [&](int64_t index) {
+    return forward_.logits(end_row - (end_index - index));
+  });
   return {};
 }
 
 void Pass::Abandon() {
-  for (const Part& part : parts_) part.sequence->in_pass = false;
+  for (const Part& part : parts_) {
+    part.sequence->in_pass = false;
+    part.sequence->DropDrafts();
+  }
   Clear();
 }
 

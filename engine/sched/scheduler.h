@@ -27,11 +27,14 @@ namespace holdfast {
 
 class Scheduler {
  public:
+  // Drafts where measurements say that it pays, or (tests) wherever there is one.
+  enum class Speculation : uint8_t { kOff, kMeasured, kAlways };
   struct Options {
     int running_max = 64;
     int queued_max = 256;
     int prefill_rows_max = 256;
     int64_t context_max = 0;
+    Speculation speculation = Speculation::kMeasured;
     double step_ms_max = 200;        // a decode step, or a layer of a prefill pass
     double starved_ms_max = 2000;    // how long a lone sequence waits for memory that others hold
   };
@@ -69,6 +72,9 @@ class Scheduler {
   bool PrefillStep();
   std::vector<Candidate> Runnable(Rows rows, std::vector<Sequence*>* who);
   void Fill(Pass& pass, std::span<const Pick> picks, std::span<Sequence* const> who);
+  void FillWithDrafts(std::span<const Pick> picks, std::span<Sequence* const> who);
+  bool Add(Pass& pass, Sequence& sequence, int64_t rows);
+  bool MayDraft() const;
   void Complete(Pass& pass, Rows rows);
   bool Settle();
   bool MakeRoom();
@@ -88,6 +94,7 @@ class Scheduler {
   std::vector<SequencePtr> running_;                        // in order of admission
   Pass prefill_, decode_;
   RowLimit prefill_limit_, decode_limit_;
+  PassCost decode_cost_;
   uint64_t step_ = 0;
   double decode_ms_ = 0;          // of the last decode step
   double prefill_since_ms_ = 0;   // layers since then
