@@ -43,6 +43,7 @@ bool Pass::is_moot() const {
 
 void Pass::Begin() {
   in_flight_ = true;
+  layers_ = 0;
   ms_ = layer_ms_max_ = 0;
   forward_.Begin(std::move(batch_));
 }
@@ -52,6 +53,7 @@ bool Pass::StepLayer() {
   forward_.StepLayer();
   const double ms =
       std::chrono::duration<double, std::milli>(Sequence::Clock::now() - begin).count();
+  ++layers_;
   ms_ += ms;
   layer_ms_max_ = std::max(layer_ms_max_, ms);
   return forward_.done();

@@ -31,6 +31,7 @@ class Pass {
   bool StepLayer();
   double ms() const { return ms_; }                    // in layers so far
   double layer_ms_max() const { return layer_ms_max_; }
+  double layer_ms() const { return layers_ == 0 ? 0 : ms_ / layers_; }  // on average
 
   // After the last layer: hands each sequence what came of its rows, and is empty again.
   void Complete(uint64_t step);
@@ -52,6 +53,7 @@ class Pass {
   std::vector<Part> parts_;
   int64_t rows_ = 0;
   bool in_flight_ = false;
+  int layers_ = 0;  // done
   double ms_ = 0, layer_ms_max_ = 0;
 };
 

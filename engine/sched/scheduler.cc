@@ -10,6 +10,7 @@ namespace {
 // often.
 constexpr auto kParkedPoll = std::chrono::milliseconds(100);
 constexpr auto kStarvedPoll = std::chrono::milliseconds(10);
+constexpr double kPrefillShare = 0.75;  // of a decode step's time, for prefill after it
 
 int64_t PagesFor(int64_t rows) { return (rows + kPageTokens - 1) / kPageTokens + 1; }
 
@@ -252,12 +253,20 @@ void Scheduler::FillWithDrafts(std::span<const Pick> picks, std::span<Sequence* 
   }
 }
 
+// Whether another layer comes before the next decode step.
+bool Scheduler::PrefillHasTime() const {
+  if (!prefill_.in_flight()) return false;
+  return prefill_since_ms_ == 0 ||
+         prefill_since_ms_ + prefill_.layer_ms() <= kPrefillShare * decode_ms_;
+}
+
 bool Scheduler::DecodeStep() {
-  if (prefill_.in_flight() && prefill_since_ms_ < decode_ms_) return false;
+  if (PrefillHasTime()) return false;
   std::vector<Sequence*> who;
   const std::vector<Candidate> candidates = Runnable(Rows::kShort, &who);
   FillWithDrafts(PickShort(candidates, decode_limit_.rows()), who);
-  if (decode_.rows() == 0) return false;
+  decodes_run_ = decode_.rows() > 0;
+  if (!decodes_run_) return false;
   decode_.Begin();
   while (!decode_.StepLayer()) {
   }
@@ -273,7 +282,9 @@ bool Scheduler::PrefillStep() {
   if (!prefill_.in_flight()) {
     std::vector<Sequence*> who;
     const std::vector<Candidate> candidates = Runnable(Rows::kLong, &who);
-    Fill(prefill_, PickLong(candidates, prefill_limit_.rows()), who);
+    const int64_t rows = decodes_run_ ? prefill_limit_.RowsWithin(kPrefillShare * decode_ms_)
+                                      : prefill_limit_.rows();
+    Fill(prefill_, PickLong(candidates, rows), who);
     if (prefill_.rows() == 0) return false;
     prefill_.Begin();
   }
