@@ -99,6 +99,7 @@ Result<std::unique_ptr<Tokenizer>> LoadTokenizer(const std::string& path) {
 }
 
 const ModelConfig& Model::config() const { return impl_->config; }
+Backend& Model::backend() const { return *impl_->backend; }
 const std::vector<LayerGroup>& Model::groups() const { return impl_->groups; }
 const Digest& Model::fingerprint() const { return impl_->fingerprint; }
 const Digest& Model::weights_digest() const { return impl_->weights.digest; }

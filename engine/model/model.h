@@ -47,6 +47,7 @@ class Model {
   ~Model();
 
   const ModelConfig& config() const;
+  Backend& backend() const;
   const std::vector<LayerGroup>& groups() const;
   // H(weights digest, hyper-parameters, rope spec, tokenizer digest, layer groups, page size,
   // NUMERICS version, digests of the operations that this forward uses): part of every page key.

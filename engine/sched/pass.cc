@@ -61,17 +61,29 @@ bool Pass::StepLayer() {
 
 void Pass::Complete(uint64_t step) {
   assert(in_flight_ && forward_.done());
+  std::vector<const Part*> anywhere;
   for (const Part& part : parts_) {
-    Sequence& sequence = *part.sequence;
-    sequence.in_pass = false;
-    if (Status s = CompletePart(part, step); !s.ok()) {
-      sequence.Finish(FinishReason::kError, std::move(s));
+    const GenerateRequest& request = part.sequence->request();
+    if (request.observe_logits || request.constraint) {
+      CompletePart(part, step);
+    } else {
+      anywhere.push_back(&part);
     }
   }
+  backend_.ForEach(static_cast<int64_t>(anywhere.size()), [&](int64_t task) {
+    CompletePart(*anywhere[static_cast<size_t>(task)], step);
+  });
   Clear();
 }
 
-Status Pass::CompletePart(const Part& part, uint64_t step) {
+void Pass::CompletePart(const Part& part, uint64_t step) {
+  part.sequence->in_pass = false;
+  if (Status s = TakeRows(part, step); !s.ok()) {
+    part.sequence->Finish(FinishReason::kError, std::move(s));
+  }
+}
+
+Status Pass::TakeRows(const Part& part, uint64_t step) {
   Sequence& sequence = *part.sequence;
   const auto rows = static_cast<int64_t>(part.index.size());
   for (int64_t r = 0; r < rows; ++r) {

@@ -16,7 +16,7 @@ namespace holdfast {
 
 class Pass {
  public:
-  explicit Pass(Model& model) : groups_(model.groups().size()), forward_(model) {}
+  explicit Pass(Model& model) : backend_(model.backend()), groups_(model.groups().size()), forward_(model) {}
 
   // Adds the next rows of `sequence`, at most `rows`. kExhausted: the pool has no page for any of
   // them.
@@ -33,7 +33,8 @@ class Pass {
   double layer_ms_max() const { return layer_ms_max_; }
   double layer_ms() const { return layers_ == 0 ? 0 : ms_ / layers_; }  // on average
 
-  // After the last layer: hands each sequence what came of its rows, and is empty again.
+  // After the last layer: hands each sequence what came of its rows, and is empty again. Sequences
+  // that no observer or constraint ties to this thread draw their tokens at once on all threads.
   void Complete(uint64_t step);
   void Abandon();  // in the middle; the rows stay pending
 
@@ -44,9 +45,11 @@ class Pass {
     std::vector<int64_t> index;  // of each row in its timeline
     std::vector<std::byte*> pages;  // [rows][groups]
   };
-  Status CompletePart(const Part& part, uint64_t step);
+  void CompletePart(const Part& part, uint64_t step);
+  Status TakeRows(const Part& part, uint64_t step);
   void Clear();
 
+  Backend& backend_;
   const size_t groups_;
   ForwardPass forward_;
   ForwardBatch batch_;

@@ -270,10 +270,10 @@ bool Scheduler::DecodeStep() {
   decode_.Begin();
   while (!decode_.StepLayer()) {
   }
-  decode_ms_ = decode_.ms();
   prefill_since_ms_ = 0;
   decode_limit_.Measured(decode_.rows(), decode_.ms());
   decode_cost_.Measured(decode_.rows(), decode_.ms());
+  decode_ms_ = decode_cost_.ms(decode_.rows());
   Complete(decode_, Rows::kShort);
   return true;
 }

@@ -99,7 +99,7 @@ class Scheduler {
   PassCost decode_cost_;
   uint64_t step_ = 0;
   bool decodes_run_ = false;      // somebody had rows for the last decode step
-  double decode_ms_ = 0;          // of the last decode step
+  double decode_ms_ = 0;          // that a decode step like the last one takes
   double prefill_since_ms_ = 0;   // layers since then
   std::optional<Sequence::Clock::time_point> starved_since_;
   std::mutex join_mu_;

@@ -12,7 +12,7 @@
 //      ^                   |                            |
 //      +---- preempted ----+                            +--> finished (timeline given back)
 //
-// Used by the model thread alone, except for its construction.
+// Used by the model thread alone, except for its construction and for Computed (Pass::Complete).
 #pragma once
 
 #include <chrono>

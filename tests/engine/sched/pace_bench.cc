@@ -1,11 +1,13 @@
 // How running decodes keep their pace while another agent prefills: percentiles of the time between
-// two tokens of one stream, alone and beside the prefill.
+// two tokens of one stream, alone and beside the prefill; by the clock, and in processor time of
+// this process, which means the same where other processes disturb.
 //
 //   pace_bench MODEL.gguf [agents] [prefill tokens] [threads]
 #include <algorithm>
 #include <chrono>
 #include <cstdio>
 #include <cstdlib>
+#include <ctime>
 #include <thread>
 #include <vector>
 
@@ -20,9 +22,15 @@ constexpr int64_t kPrompt = 200, kBefore = 60;
 
 double Millis(Clock::duration d) { return std::chrono::duration<double, std::milli>(d).count(); }
 
+double CpuMillis() {
+  timespec t{};
+  clock_gettime(CLOCK_PROCESS_CPUTIME_ID, &t);
+  return 1e3 * static_cast<double>(t.tv_sec) + 1e-6 * static_cast<double>(t.tv_nsec);
+}
+
 struct Gap {
   Clock::time_point end;
-  double ms;
+  double ms, cpu_ms;
 };
 
 std::shared_ptr<Generation> Submit(Engine& engine, int64_t prompt, int64_t max_tokens, int seed) {
@@ -49,14 +57,17 @@ std::shared_ptr<Generation> Submit(Engine& engine, int64_t prompt, int64_t max_t
 // Takes the events of a stream until its end or `stop`.
 void Listen(Generation& stream, std::vector<Gap>* gaps) {
   std::optional<Clock::time_point> last;
+  double last_cpu = 0;
   while (auto event = stream.Next(-1)) {
     if (event->finish) {
       event->finish->status.IgnoreError();
       return;
     }
     const auto now = Clock::now();
-    if (last) gaps->push_back({now, Millis(now - *last)});
+    const double cpu = CpuMillis();
+    if (last) gaps->push_back({now, Millis(now - *last), cpu - last_cpu});
     last = now;
+    last_cpu = cpu;
   }
 }
 
@@ -64,6 +75,27 @@ double Percentile(std::vector<double> values, double p) {
   if (values.empty()) return 0;
   std::sort(values.begin(), values.end());
   return values[static_cast<size_t>(p * static_cast<double>(values.size() - 1))];
+}
+
+template <typename F>
+void Report(const char* what, const std::vector<std::vector<Gap>>& gaps, Clock::time_point start,
+            Clock::time_point end, F measure) {
+  std::vector<double> before, beside;
+  for (const auto& stream : gaps) {
+    for (size_t i = 3; i < stream.size(); ++i) {
+      const Gap& gap = stream[i];
+      if (gap.end < start) before.push_back(measure(gap));
+      const bool is_beside = gap.end - std::chrono::milliseconds(50) > start && gap.end < end;
+      if (is_beside) beside.push_back(measure(gap));
+    }
+  }
+  std::printf("%s between tokens: alone p50 %.1f p99 %.1f ms; beside p50 %.1f p99 %.1f max %.1f ms "
+              "(%zu): p50 %.2fx, p99 %.2fx of p50, %.2fx of p99\n",
+              what, Percentile(before, .5), Percentile(before, .99), Percentile(beside, .5),
+              Percentile(beside, .99), Percentile(beside, 1), beside.size(),
+              Percentile(beside, .5) / Percentile(before, .5),
+              Percentile(beside, .99) / Percentile(before, .5),
+              Percentile(beside, .99) / Percentile(before, .99));
 }
 
 int Main(int argc, char** argv) {
@@ -102,21 +134,10 @@ int Main(int argc, char** argv) {
   for (auto& stream : streams) stream->Cancel();
   for (std::thread& listener : listeners) listener.join();
 
-  std::vector<double> before, beside;
-  for (const auto& stream : gaps) {
-    for (size_t i = 3; i < stream.size(); ++i) {
-      if (stream[i].end < start) before.push_back(stream[i].ms);
-      if (stream[i].end - std::chrono::milliseconds(50) > start && stream[i].end < end) {
-        beside.push_back(stream[i].ms);
-      }
-    }
-  }
-  std::printf("agents %d: alone p50 %.1f p99 %.1f ms; beside a prefill of %lld p50 %.1f p99 %.1f "
-              "max %.1f ms (%zu gaps): p50 %.2fx, p99 %.2fx; prefill %.0f ms alone, %.0f beside\n",
-              agents, Percentile(before, .5), Percentile(before, .99), static_cast<long long>(rows),
-              Percentile(beside, .5), Percentile(beside, .99), Percentile(beside, 1),
-              beside.size(), Percentile(beside, .5) / Percentile(before, .5),
-              Percentile(beside, .99) / Percentile(before, .99), alone_ms, Millis(end - start));
+  std::printf("%d agents, a prefill of %lld rows: %.0f ms alone, %.0f ms beside them\n", agents,
+              static_cast<long long>(rows), alone_ms, Millis(end - start));
+  Report("clock", gaps, start, end, [](const Gap& gap) { return gap.ms; });
+  Report("processor time", gaps, start, end, [](const Gap& gap) { return gap.cpu_ms; });
   return 0;
 }
 
