@@ -87,10 +87,11 @@ struct GenerateRequest {
   // slower).
   std::vector<TokenId> forced;
   // Called on the model thread with each logits row of pending rows (perplexity, verify); null =
-  // no. Every pending row is then computed, also where the pool has its page; no drafts.
+  // no. Every pending row is then computed, also where the pool has its page, and there are no
+  // drafts.
   std::function<void(int64_t index, std::span<const float> logits)> observe_logits;
-  // Verify only: at most this many rows of the request in one pass, none from the pool, no drafts; 0 = the
-  // engine's choice.
+  // Verify only: at most this many rows of the request in one pass, none from the pool, no drafts;
+  // 0 = the engine's choice.
   int chunk = 0;
 };
 

@@ -16,7 +16,8 @@ namespace holdfast {
 
 class Pass {
  public:
-  explicit Pass(Model& model) : backend_(model.backend()), groups_(model.groups().size()), forward_(model) {}
+  explicit Pass(Model& model)
+      : backend_(model.backend()), groups_(model.groups().size()), forward_(model) {}
 
   // Adds the next rows of `sequence`, at most `rows`. kExhausted: the pool has no page for any of
   // them.

@@ -8,6 +8,7 @@
 #include <cstdio>
 #include <cstdlib>
 #include <ctime>
+#include <future>
 #include <thread>
 #include <vector>
 
@@ -18,7 +19,8 @@ namespace {
 
 using Clock = std::chrono::steady_clock;
 
-constexpr int64_t kPrompt = 200, kBefore = 60;
+constexpr int64_t kPrompt = 200;
+constexpr size_t kBefore = 60;
 
 double Millis(Clock::duration d) { return std::chrono::duration<double, std::milli>(d).count(); }
 
@@ -54,8 +56,8 @@ std::shared_ptr<Generation> Submit(Engine& engine, int64_t prompt, int64_t max_t
   return std::move(*generation);
 }
 
-// Takes the events of a stream until its end or `stop`.
-void Listen(Generation& stream, std::vector<Gap>* gaps) {
+// Takes the events of a stream until its end; keeps `warm` when kBefore have come.
+void Listen(Generation& stream, std::vector<Gap>* gaps, std::promise<void>* warm = nullptr) {
   std::optional<Clock::time_point> last;
   double last_cpu = 0;
   while (auto event = stream.Next(-1)) {
@@ -66,6 +68,7 @@ void Listen(Generation& stream, std::vector<Gap>* gaps) {
     const auto now = Clock::now();
     const double cpu = CpuMillis();
     if (last) gaps->push_back({now, Millis(now - *last), cpu - last_cpu});
+    if (warm != nullptr && gaps->size() == kBefore) warm->set_value();
     last = now;
     last_cpu = cpu;
   }
@@ -121,13 +124,12 @@ int Main(int argc, char** argv) {
   std::vector<std::shared_ptr<Generation>> streams;
   std::vector<std::vector<Gap>> gaps(static_cast<size_t>(agents));
   std::vector<std::thread> listeners;
+  std::promise<void> warm;
   for (int i = 0; i < agents; ++i) streams.push_back(Submit(**engine, kPrompt, 4000, 10 + i));
   for (int i = 0; i < agents; ++i) {
-    listeners.emplace_back([&, i] { Listen(*streams[i], &gaps[i]); });
+    listeners.emplace_back([&, i] { Listen(*streams[i], &gaps[i], i == 0 ? &warm : nullptr); });
   }
-  const auto generated = [&] { return static_cast<int64_t>((*engine)->stats().generated); };
-  const int64_t first = generated() + agents * (kBefore + 5);
-  while (generated() < first) std::this_thread::sleep_for(std::chrono::milliseconds(5));
+  warm.get_future().wait();
   start = Clock::now();
   Listen(*Submit(**engine, rows, 1, 2), &none);
   const auto end = Clock::now();
