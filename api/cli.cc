@@ -33,6 +33,8 @@ void AddCommonFlags(CLI::App* command, CommonFlags* flags, bool with_data) {
       ->envname("HOLDFAST_CPU");
   command->add_option("--kv-memory", flags->kv_memory, "Memory for KV pages, like 2GiB")
       ->envname("HOLDFAST_KV_MEMORY");
+  command->add_flag("--no-speculation", flags->no_speculation, "Decode without draft tokens")
+      ->envname("HOLDFAST_NO_SPECULATION");
   command->add_flag("--json", flags->json, "One JSON document on standard output");
   if (with_data) {
     command->add_option("--data", flags->data, "Data folder (default: $XDG_DATA_HOME/holdfast)")
@@ -91,6 +93,7 @@ Result<size_t> ParseBytes(const std::string& text) {
 Result<EngineOptions> EngineOptionsOf(const CommonFlags& flags) {
   EngineOptions options;
   HOLDFAST_ASSIGN_OR_RETURN(options.kv_bytes, ParseBytes(flags.kv_memory));
+  options.speculate = !flags.no_speculation;
   HOLDFAST_ASSIGN_OR_RETURN(options.model_path, ModelPathOf(flags));
   options.cpu.threads = flags.threads;
   options.cpu.level = flags.cpu;

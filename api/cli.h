@@ -24,6 +24,7 @@ struct CommonFlags {
   std::string data;      // "" = $XDG_DATA_HOME/holdfast
   std::string cpu;       // "" = $HOLDFAST_CPU or the best
   std::string kv_memory; // "2GiB"; "" = a quarter of what is free
+  bool no_speculation = false;
   int threads = 0;
   bool json = false;
 };

@@ -16,6 +16,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <span>
 #include <string>
@@ -202,6 +203,10 @@ class Backend {
  public:
   virtual ~Backend() = default;
   virtual std::string_view name() const = 0;  // "reference", "portable", "avx2", "avx512"
+  // Calls fn(0) .. fn(tasks - 1), at once on several threads where the backend has them.
+  virtual void ForEach(int64_t tasks, const std::function<void(int64_t task)>& fn) {
+    for (int64_t task = 0; task < tasks; ++task) fn(task);
+  }
 
   // Copies `source` into this backend's order. kInvalid for a shape or type that it can't take.
   virtual Result<std::unique_ptr<Weight>> Pack(const WeightSource& source) = 0;

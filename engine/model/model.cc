@@ -122,6 +122,7 @@ Result<std::unique_ptr<Tokenizer>> LoadTokenizer(const std::string& path) {
 }
 
 const ModelConfig& Model::config() const { return impl_->config; }
+Backend& Model::backend() const { return *impl_->backend; }
 const std::vector<LayerGroup>& Model::groups() const { return impl_->groups; }
 LayerPlace Model::place(int layer) const { return impl_->places[static_cast<size_t>(layer)]; }
 RopeTable Model::MakeRope(size_t group) const { return impl_->MakeRope(group); }

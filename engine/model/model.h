@@ -65,6 +65,7 @@ class Model {
   ~Model();
 
   const ModelConfig& config() const;
+  Backend& backend() const;
   const std::vector<LayerGroup>& groups() const;  // in order of their first layers
   LayerPlace place(int layer) const;
   RopeTable MakeRope(size_t group) const;  // the rotation of the group's layers, still empty

@@ -69,6 +69,10 @@ class CpuBackend : public Backend {
 
   std::string_view name() const override { return level_.name; }
 
+  void ForEach(int64_t tasks, const std::function<void(int64_t)>& fn) override {
+    pool_.Run(tasks, [&](int64_t task, int) { fn(task); });
+  }
+
   Result<std::unique_ptr<Weight>> Pack(const WeightSource& source) override {
     return PackCpuWeight(source);
   }
