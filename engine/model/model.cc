@@ -22,7 +22,7 @@ std::string FileStem(const std::string& path) {
 // operation that has no variants: another model's new operation does not void this one's pages.
 Digest UsedOperations(const NumericsDigest& numerics, const std::set<WeightType>& types,
                       KvType kv_type) {
-  const std::string_view kv = kv_type == KvType::kF32 ? "f32" : "f16";
+  const std::string_view kv = KvTypeName(kv_type);
   const auto used = [&](std::string_view op) {
     const size_t slash = op.find('/');
     if (slash == std::string_view::npos) return true;
@@ -79,7 +79,12 @@ Result<std::unique_ptr<Model>> Model::Load(const std::string& path, Backend& bac
   group.layers = c.layers;
   group.heads = c.kv_heads;
   group.k_dim = group.v_dim = c.head_dim;
-  group.k_type = group.v_type = options.kv_type;
+  if (options.kv_type == KvType::kI8 && c.head_dim % 4 != 0) {
+    return Status::Invalid("model: INT8 K needs heads of a multiple of 4 numbers, not " +
+                           std::to_string(c.head_dim));
+  }
+  group.k_type = options.kv_type;
+  group.v_type = VTypeBeside(options.kv_type);
   impl->groups = {group};
 
   HOLDFAST_ASSIGN_OR_RETURN(

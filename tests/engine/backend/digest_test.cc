@@ -16,8 +16,8 @@ TEST_CASE("the digest of reference is the one of this NUMERICS version") {
   const NumericsDigest digest = ComputeNumericsDigest(*reference);
   std::set<std::string> names;
   for (const NumericsDigest::Entry& entry : digest.ops) CHECK(names.insert(entry.op).second);
-  CHECK(names.size() == 14 + 5 + 4);
-  for (const char* op : {"matmul/Q4_K", "embed/F16", "attend/f16", "store_kv/f32", "rms_norm"}) {
+  CHECK(names.size() == 14 + 5 + 6);
+  for (const char* op : {"matmul/Q4_K", "embed/F16", "attend/f16", "attend/i8", "store_kv/f32", "rms_norm"}) {
     CHECK(names.count(op) == 1);
   }
   REQUIRE(kNumericsVersion == 1);
