@@ -292,6 +292,29 @@ TEST_CASE("attend: windows, positions in any order, several sequences") {
   }
 }
 
+TEST_CASE("store: INT8 K by hand") {
+  LayerGroup group;
+  group.layers = group.heads = 1;
+  group.k_dim = group.v_dim = 4;
+  group.k_type = KvType::kI8;
+  RopeTable rope(4, 10000.0, {});
+  rope.Reserve(1);  // position 0 turns nothing
+  const float k[] = {1.0f, -2.0f, 0.5f, 4.0f}, v[] = {0, 0, 0, 0};
+  std::vector<std::byte> payload(group.PayloadBytes(), std::byte{0x55});
+  std::byte* const page = payload.data();
+  const int32_t position = 0, slot = 5;
+  uint8_t failed = 0;
+  reference::StoreKv({.group = &group, .layer = 0, .rope = &rope, .rows = 1, .k = k, .v = v,
+                      .position = &position, .page = &page, .slot = &slot, .row_failed = &failed});
+  CHECK(failed == 0);
+  CHECK(group.KBytes() == 4 * 32 + 4 * 32);
+  constexpr int8_t kCodes[] = {32, -64, 16, 127};  // 31.75, -63.5 (a tie, to even), 15.875, 127
+  CHECK(std::memcmp(page + 5 * 4, kCodes, 4) == 0);
+  const float scale = 4.0f / 127.0f;
+  CHECK(std::memcmp(page + 4 * 32 + 5 * 4, &scale, 4) == 0);
+  CHECK(page[4 * 4] == std::byte{0x55});
+}
+
 TEST_CASE("attend: INT8 K under many rows, windows and threads") {
   for (int window : {0, 70}) {
     Shape shape;
