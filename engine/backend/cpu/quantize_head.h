@@ -3,7 +3,6 @@
 // the function is `static`.
 #pragma once
 
-#include <cstddef>
 #include <cstdint>
 
 namespace holdfast {
@@ -21,7 +20,7 @@ static inline bool QuantizeHead(int n, const float* x, int8_t* codes, float* sca
   __builtin_memcpy(&amax, &largest, 4);
   const bool finite = largest < 0x7f800000;
   if (!finite || amax < 0x1.0p-100f) {
-    __builtin_memset(codes, 0, static_cast<size_t>(n));
+    for (int d = 0; d < n; ++d) codes[d] = 0;
     *scale = finite ? 0.0f : __builtin_nanf("");
     return finite;
   }

@@ -21,8 +21,16 @@ TEST_CASE("the digest of reference is the one of this NUMERICS version") {
     CHECK(names.count(op) == 1);
   }
   REQUIRE(kNumericsVersion == 1);
-  CHECK(digest.all.Hex() ==
+  // The operations that version 1 began with, which nothing added later may change.
+  Hasher first("numerics-1");
+  first.U64(kNumericsVersion);
+  for (const NumericsDigest::Entry& entry : digest.ops) {
+    if (!entry.op.ends_with("/i8")) first.Text(entry.op).Add(entry.digest);
+  }
+  CHECK(first.Finish().Hex() ==
         "1d44e7ad46f788c029c6eea6de63e5e06c677c96a4132ff9e634d01f82b11799");
+  CHECK(digest.all.Hex() ==
+        "1b41ee16af96bf161a3fbad3eefbd801d778c80696a4cbc017152b598b75e2c3");
 }
 
 TEST_CASE("every level has the digest of reference, at any number of threads") {
