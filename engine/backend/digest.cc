@@ -245,7 +245,8 @@ LayerGroup MakeGroup(KvType type, int window) {
   group.heads = 2;
   group.k_dim = 64;
   group.v_dim = 32;
-  group.k_type = group.v_type = type;
+  group.k_type = type;
+  group.v_type = VTypeBeside(type);
   group.window = window;
   return group;
 }
@@ -253,7 +254,7 @@ LayerGroup MakeGroup(KvType type, int window) {
 // Two layers, rows over several pages; one row overflows f16.
 void DigestStore(Backend& backend, KvType type, NumericsDigest* out) {
   Inputs in(102);
-  Recorder record(type == KvType::kF16 ? "store_kv/f16" : "store_kv/f32", out);
+  Recorder record(std::string("store_kv/") + KvTypeName(type), out);
   const LayerGroup group = MakeGroup(type, 0);
   RopeTable rope(group.k_dim, 500000.0, {});
   rope.Reserve(4096);
@@ -306,17 +307,22 @@ struct KvInput {
   }
 
   static void Fill(Inputs& in, const LayerGroup& group, std::byte* page, int slot) {
-    const size_t size = KvTypeBytes(group.k_type);
-    const auto put = [&](std::byte* at) {
+    const auto put = [&](std::byte* at, KvType type) {
       const float value = in.Float();
       const uint16_t half = FloatToHalf(value);
-      std::memcpy(at, size == 2 ? static_cast<const void*>(&half) : &value, size);
+      const auto code = static_cast<int8_t>(value * 63.5f);
+      const void* from = &value;
+      if (type == KvType::kF16) from = &half;
+      if (type == KvType::kI8) from = &code;
+      std::memcpy(at, from, KvTypeBytes(type));
     };
     for (int i = 0; i < group.layers * group.heads; ++i) {
       std::byte* k = page + group.HeadBytes() * i;
-      for (int d = 0; d < group.k_dim; ++d) put(k + (int64_t{d} * kPageTokens + slot) * size);
+      for (int d = 0; d < group.k_dim; ++d) put(k + group.KOffset(d, slot), group.k_type);
+      if (group.k_type == KvType::kI8) put(k + group.KScaleOffset(slot), KvType::kF32);
       for (int d = 0; d < group.v_dim; ++d) {
-        put(k + group.KBytes() + (int64_t{slot} * group.v_dim + d) * size);
+        const int64_t at = int64_t{slot} * group.v_dim + d;
+        put(k + group.KBytes() + at * KvTypeBytes(group.v_type), group.v_type);
       }
     }
   }
@@ -348,7 +354,7 @@ void DigestAttendCall(Backend& backend, Inputs& in, const LayerGroup& group, con
 
 void DigestAttend(Backend& backend, KvType type, NumericsDigest* out) {
   Inputs in(103);
-  Recorder record(type == KvType::kF16 ? "attend/f16" : "attend/f32", out);
+  Recorder record(std::string("attend/") + KvTypeName(type), out);
   RopeTable rope(64, 10000.0, std::vector<double>(32, 0.5));
   rope.Reserve(1024);
   for (int window : {0, 70}) {
@@ -366,7 +372,7 @@ NumericsDigest ComputeNumericsDigest(Backend& backend) {
   for (WeightType type : AllWeightTypes()) DigestWeights(backend, type, &out);
   DigestQuantize(backend, &out);
   DigestElementwise(backend, &out);
-  for (KvType type : {KvType::kF16, KvType::kF32}) {
+  for (KvType type : {KvType::kF16, KvType::kF32, KvType::kI8}) {
     DigestStore(backend, type, &out);
     DigestAttend(backend, type, &out);
   }

@@ -22,7 +22,7 @@ std::string FileStem(const std::string& path) {
 // without variants what it needs: another model's new operation does not void this one's pages.
 Digest UsedOperations(const NumericsDigest& numerics, const ModelConfig& c,
                       const std::set<WeightType>& types, KvType kv_type) {
-  const std::string_view kv = kv_type == KvType::kF32 ? "f32" : "f16";
+  const std::string_view kv = KvTypeName(kv_type);
   const auto used = [&](std::string_view op) {
     if (op == "geglu") return c.gelu;
     if (op == "scale") return c.embed_scale != 1;
@@ -74,7 +74,8 @@ void Model::Impl::PlaceLayers(KvType kv_type) {
     if (group < 0) {
       group = static_cast<int>(groups.size());
       groups.push_back({.first_layer = i, .heads = config.kv_heads, .k_dim = config.head_dim,
-                        .v_dim = config.head_dim, .k_type = kv_type, .v_type = kv_type,
+                        .v_dim = config.head_dim, .k_type = kv_type,
+                        .v_type = VTypeBeside(kv_type),
                         .window = local ? config.window : 0});
     }
     places.push_back({static_cast<size_t>(group), groups[group].layers++});
@@ -104,6 +105,10 @@ Result<std::unique_ptr<Model>> Model::Load(const std::string& path, Backend& bac
   metadata.tokenizer = {};
 
   const ModelConfig& c = impl->config;
+  if (options.kv_type == KvType::kI8 && c.head_dim % 4 != 0) {
+    return Status::Invalid("model: INT8 K needs heads of a multiple of 4 numbers, not " +
+                           std::to_string(c.head_dim));
+  }
   impl->PlaceLayers(options.kv_type);
   HOLDFAST_ASSIGN_OR_RETURN(
       impl->weights, LoadWeights(*map, gguf, c, backend, options.threads, options.progress));

@@ -183,7 +183,7 @@ class CpuBackend : public Backend {
           .turn = a.rope->Row(a.position[r]),
           .k = a.k + (r * g.heads + h) * g.k_dim,
           .v = a.v + (r * g.heads + h) * g.v_dim,
-          .k_out = k_page + a.slot[r] * KvTypeBytes(g.k_type),
+          .k_out = k_page + g.KOffset(0, a.slot[r]),
           .v_out = v_page + a.slot[r] * g.v_dim * KvTypeBytes(g.v_type),
       };
       if (!kernels_.store_head(head)) a.row_failed[r] = 1;

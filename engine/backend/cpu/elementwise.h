@@ -18,7 +18,7 @@ struct StoreHeadArgs {
   const float* turn;
   const float* k;  // [k_dim], not yet turned
   const float* v;  // [v_dim]
-  std::byte* k_out;  // element d of the token's K is at index d * kPageTokens
+  std::byte* k_out;  // number 0 of the token's K (layout.h)
   std::byte* v_out;  // the token's V, contiguous
 };
 

@@ -7,6 +7,7 @@
 #include <cstring>
 
 #include "engine/backend/cpu/elementwise.h"
+#include "engine/backend/cpu/quantize_head.h"
 #include "engine/backend/exact_math.h"
 #include "engine/backend/half.h"
 
@@ -181,12 +182,22 @@ bool StoreV(KvType type, int n, const float* v, std::byte* out) {
   return FiniteRow<L>(n, v);
 }
 
+static inline bool StoreCodes(int n, const float* k, std::byte* out) {
+  int8_t codes[kMaxHeadDim];
+  float scale;
+  const bool finite = QuantizeHead(n, k, codes, &scale);
+  for (int d = 0; d < n; d += 4) std::memcpy(out + d * kPageTokens, codes + d, 4);
+  std::memcpy(out + n * kPageTokens, &scale, 4);
+  return finite;
+}
+
 template <typename L>
 bool StoreHead(const StoreHeadArgs& args) {
   float k[kMaxHeadDim];
   uint16_t half[kMaxHeadDim];
   bool finite = StoreV<L>(args.v_type, args.v_dim, args.v, args.v_out);
   TurnHead<L>(args.k_dim, args.rope_dim, args.turn, args.k, k);
+  if (args.k_type == KvType::kI8) return StoreCodes(args.k_dim, k, args.k_out) && finite;
   if (args.k_type == KvType::kF32) {
     for (int d = 0; d < args.k_dim; ++d) {
       std::memcpy(args.k_out + int64_t{4} * d * kPageTokens, k + d, 4);

@@ -44,7 +44,10 @@ std::vector<int> ScaleOffsets(WeightType type) {
 }
 
 void PutKv(KvType type, std::byte* array, int64_t index, float value) {
-  if (type == KvType::kF32) {
+  if (type == KvType::kI8) {  // any byte, -128 too where the number is not finite
+    const float code = std::isfinite(value) ? std::fmod(value * 31.0f, 128.0f) : -128.0f;
+    array[index] = static_cast<std::byte>(static_cast<int8_t>(code));
+  } else if (type == KvType::kF32) {
     std::memcpy(array + 4 * index, &value, 4);
   } else {
     PutHalf(array + 2 * index, FloatToHalf(value));
@@ -148,7 +151,11 @@ void TestPages::FillSlot(Random& random, int page_index, int slot, Numbers numbe
       std::byte* k = page(page_index) + group_.HeadOffset(layer, head);
       std::byte* v = k + group_.KBytes();
       for (int d = 0; d < group_.k_dim; ++d) {
-        PutKv(group_.k_type, k, int64_t{d} * kPageTokens + slot, RandomFloat(random, numbers));
+        const size_t at = group_.KOffset(d, slot) / KvTypeBytes(group_.k_type);
+        PutKv(group_.k_type, k, static_cast<int64_t>(at), RandomFloat(random, numbers));
+      }
+      if (group_.k_type == KvType::kI8) {
+        PutKv(KvType::kF32, k + group_.KScaleOffset(slot), 0, RandomFloat(random, numbers));
       }
       for (int d = 0; d < group_.v_dim; ++d) {
         PutKv(group_.v_type, v, int64_t{slot} * group_.v_dim + d, RandomFloat(random, numbers));

@@ -110,6 +110,7 @@ TEST_CASE("the fingerprint depends on what decides KV, and on nothing else") {
   CHECK(changed([](TinyModelSpec& s) { s.rope_freqs.assign(16, 2.0f); }));
   CHECK(changed([](TinyModelSpec& s) { s.vocab = 330; }));
   CHECK(fp != loader.Fingerprint(base, KvType::kF32));
+  CHECK(fp != loader.Fingerprint(base, KvType::kI8));
   CHECK_FALSE(changed([](TinyModelSpec& s) { s.context_length = 4096; }));
   const auto renamed = loader.LoadBytes(Patched(base, "tiny llama", "TINY LLAMA"));
   REQUIRE(renamed.ok());
