@@ -61,7 +61,7 @@ class Drawing {
         y_max_ = std::max(y_max_, p.second);
       }
     }
-    x_step_ = AxisStep(x_max_, kMarks);
+    x_step_ = std::max(1.0, AxisStep(x_max_, kMarks));  // x counts things
     y_step_ = AxisStep(y_max_, kMarks);
     x_max_ = std::max(1.0, std::ceil(x_max_ / x_step_ - 1e-9)) * x_step_;
     y_max_ = std::max(1.0, std::ceil(y_max_ / y_step_ - 1e-9)) * y_step_;
