@@ -115,6 +115,7 @@ Result<BenchReport> RunNamed(const CommonFlags& flags, const BenchFlags& bench) 
   BenchOptions options;
   options.names = NamesOf(bench);
   if (options.names.empty()) return Status::Invalid("bench: no name; see holdfast bench list");
+  options.program = "/proc/self/exe";
   options.reps = bench.reps;
   options.model_name = ModelNameOf(flags);
   options.progress = ShowProgress;

@@ -229,6 +229,7 @@ Result<Json> BenchRestore(BenchRun& run, const BenchName& name) {
 Result<Json> BenchLoad(BenchRun& run, const BenchName& name) {
   run.Close();
   const BenchOptions& options = run.options();
+  if (options.program.empty()) return Status::Invalid("bench: load: no program to start");
   HOLDFAST_ASSIGN_OR_RETURN(
       const Samples samples,
       run.Measure(name.text, [&] { return MeasureLoad(options.program, options.engine); }, {},

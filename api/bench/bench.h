@@ -40,7 +40,7 @@ struct BenchOptions {
   std::string model_name;
   std::vector<std::string> names;  // "decode@4096", ...
   std::vector<Peer> peers;
-  std::string program = "/proc/self/exe";  // that `load` starts
+  std::string program;             // holdfast itself, for `load` to start; "" = kInvalid there
   int reps = 5;
   std::function<void(const std::string& what, double fraction)> progress;
 };
