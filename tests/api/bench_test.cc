@@ -164,7 +164,7 @@ TEST_CASE("children are read, waited for and explained") {
 }
 
 TEST_CASE("an axis has few round marks") {
-  for (const double largest : {0.3, 1.0, 7.0, 64.0, 1000.0, 32768.0}) {
+  for (const double largest : {0.3, 1.0, 7.0, 17.0, 64.0, 1000.0, 32768.0}) {
     const double step = AxisStep(largest, 8);
     CHECK(largest / step <= 8);
     CHECK(largest / step > 3);
