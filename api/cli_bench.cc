@@ -48,6 +48,13 @@ void PrintDetails(const Json& result, const std::set<std::string>& peers) {
                 result["cold_ms"].get<double>(), 100 * result["share_of_cold"].get<double>(),
                 static_cast<long long>(result["tokens_restored"].get<int64_t>()));
   }
+  if (result.contains("same_tokens")) {
+    std::printf("  %.2f x the speed without speculation (%.4g tok/s); %lld tokens, %s\n",
+                result["speculation_ratio"].get<double>(),
+                result["without_speculation"].get<double>(),
+                static_cast<long long>(result["tokens"].get<int64_t>()),
+                result["same_tokens"].get<bool>() ? "the same" : "NOT THE SAME");
+  }
   if (result.contains("context")) {
     std::printf("  measured at %lld tokens: more do not fit\n",
                 static_cast<long long>(result["context"].get<int64_t>()));

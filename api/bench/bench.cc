@@ -10,6 +10,7 @@
 #include <optional>
 
 #include "api/bench/bench_run.h"
+#include "api/bench/rewrite.h"
 #include "api/bench/start_bench.h"
 #include "engine/backend/cpu/roofline.h"
 
@@ -30,6 +31,7 @@ constexpr BenchKind kKinds[] = {
     {"decode", "tok/s", true, 4096},   {"append16", "tok/s", true, 4096},
     {"agents", "tok/s", true, 1024},   {"fork", "ms", false, 4096},
     {"restore", "ms", false, 4000},    {"load", "s", false, 0},
+    {"rewrite", "tok/s", true, 0},
     {"scale-context", "", false, 0},   {"scale-sequences", "", false, 0},
     {"scale-threads", "", false, 0},
 };
@@ -240,10 +242,31 @@ Result<Json> BenchLoad(BenchRun& run, const BenchName& name) {
   return ResultJson(options, name, samples, bytes / run.Rates(run.threads()).read);
 }
 
+// The limit is that of decoding a token per pass: speculation may pass it.
+Result<Json> BenchRewrite(BenchRun& run, const BenchName& name) {
+  run.Close();
+  const BenchOptions& options = run.options();
+  HOLDFAST_ASSIGN_OR_RETURN(const RewriteFigures figures,
+                            MeasureRewrite(options.engine, options.reps));
+  const Limit limit = LimitOf(figures.cost, run.Rates(run.threads()),
+                              {.context = figures.prompt + figures.tokens / 2, .logits = 1});
+  Samples samples;
+  samples.ours = figures.with;
+  Json result = ResultJson(options, name, samples, 1 / limit.seconds());
+  result["without_speculation"] = Median(figures.without);
+  result["speculation_ratio"] = Median(figures.with) / Median(figures.without);
+  result["same_tokens"] = figures.same_tokens;
+  result["tokens"] = figures.tokens;
+  result["drafted"] = figures.drafts.drafted;
+  result["accepted"] = figures.drafts.accepted;
+  return result;
+}
+
 Result<Json> BenchOne(BenchRun& run, const BenchName& name) {
   if (name.Is("fork")) return BenchFork(run, name);
   if (name.Is("restore")) return BenchRestore(run, name);
   if (name.Is("load")) return BenchLoad(run, name);
+  if (name.Is("rewrite")) return BenchRewrite(run, name);
   return BenchEngine(run, name);
 }
 
@@ -262,7 +285,8 @@ Json MachineJson(BenchRun& run, bool with_model) {
 
 std::vector<std::string> BenchNames() {
   return {"roofline",    "prefill@512",  "decode@0", "decode@4096",  "decode@8192",
-          "append16@4096", "agents8",    "fork@4096", "restore@4000", "load"};
+          "append16@4096", "agents8",    "fork@4096", "restore@4000", "load",
+          "rewrite"};
 }
 
 std::vector<std::string> BenchScaleNames() {

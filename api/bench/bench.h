@@ -9,6 +9,8 @@
 //   fork@N        ms     p99 of forking a timeline of N tokens
 //   restore@N     ms     time to first token after a restart, N tokens on disk (page cache warm)
 //   load          s      from the start of a server process until it listens, file in memory
+//   rewrite       tok/s  a chat turn that writes a 120-line file again with one edit, greedily, its
+//                        first token not timed; beside it without speculation, same tokens or not
 //   scale-context, scale-sequences, scale-threads
 //                        time per new token against context, sequences and threads: points, fitted
 //                        slope, the limit's slope; drawn by `plot`

@@ -124,6 +124,7 @@ Result<std::shared_ptr<Generation>> EngineBench::Start(Timeline timeline, int64_
   request.sampling.temperature = 0;
   request.max_tokens = max_tokens;
   request.ignore_end = true;
+  request.speculate = false;  // what random tokens go on with repeats itself: no agent's text
   return engine_->Submit(std::move(request));
 }
 
