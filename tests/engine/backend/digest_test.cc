@@ -13,8 +13,8 @@
 
 using namespace holdfast;
 
-// What the digest over all operations was when the version was new: types and operations have come since, and
-// what there was has kept its bits, or stored pages would be lost without need.
+// What the digest over all operations was when the version was new: types and operations have come
+// since, and what there was has kept its bits, or stored pages would be lost without need.
 Digest OfFirstOperations(const NumericsDigest& digest) {
   constexpr std::string_view kLater[] = {"geglu", "scale", "soft_cap"};
   constexpr std::string_view kTypes[] = {"F32", "F16", "Q4_1", "Q5_0", "Q8_0", "Q4_K", "Q6_K"};
