@@ -82,21 +82,31 @@ impl Tokenizer {
 
     /// `plain`: ascending, disjoint, not empty.
     pub fn encode(&self, text: &str, plain: &[Range<usize>]) -> Result<Vec<u32>, Fail> {
-        let mut out = Vec::with_capacity(text.len() / 3 + 1);
-        let mut at = 0;
-        for (place, id) in self.find_specials(text, plain) {
-            self.encode_piece(&text[at..place.start], self.space_prefix, &mut out)?;
-            out.push(id);
-            at = place.end;
-        }
-        self.encode_piece(&text[at..], self.space_prefix, &mut out)?;
-        Ok(out)
+        self.encode_from(text, plain, self.space_prefix)
     }
 
     /// Plain text that goes on where other text ended.
     pub fn encode_inside(&self, text: &str) -> Result<Vec<u32>, Fail> {
-        let mut out = Vec::new();
-        self.encode_piece(text, false, &mut out)?;
+        let plain = [0..text.len()];
+        self.encode_from(text, if text.is_empty() { &[] } else { &plain }, false)
+    }
+
+    fn encode_from(
+        &self,
+        text: &str,
+        plain: &[Range<usize>],
+        first_prefix: bool,
+    ) -> Result<Vec<u32>, Fail> {
+        let mut out = Vec::with_capacity(text.len() / 3 + 1);
+        let mut at = 0;
+        let mut prefix = first_prefix;
+        for (place, id) in self.find_specials(text, plain) {
+            self.encode_piece(&text[at..place.start], prefix, &mut out)?;
+            out.push(id);
+            at = place.end;
+            prefix = self.space_prefix;
+        }
+        self.encode_piece(&text[at..], prefix, &mut out)?;
         Ok(out)
     }
 }
