@@ -238,6 +238,7 @@ void LiveStream::Finish(FinishEvent finish) {
   }
   for (size_t i = 0; i < kept; ++i) done.completion_tokens.push_back(generated_[i].token);
   done.prompt_tokens = prompt_;
+  done.drafts = finish.drafts;
   done.report.start = start_;
   done.report.start.stitch.from_pool += finish.reused;
   done.report.start.stitch.to_compute -= finish.reused;

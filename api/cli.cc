@@ -33,6 +33,12 @@ void AddCommonFlags(CLI::App* command, CommonFlags* flags, bool with_data) {
       ->envname("HOLDFAST_CPU");
   command->add_option("--kv-memory", flags->kv_memory, "Memory for KV pages, like 2GiB")
       ->envname("HOLDFAST_KV_MEMORY");
+    command->add_flag("--no-speculation", flags->no_speculation, "Decode without draft tokens")
+        ->envname("HOLDFAST_NO_SPECULATION");
+    command->add_option("--kv-type", flags->kv_type, "How K is stored: f16 or i8 (V is f16)")
+        ->envname("HOLDFAST_KV_TYPE")
+        ->check(CLI::IsMember({"f16", "i8"}))
+        ->capture_default_str();
   command->add_flag("--json", flags->json, "One JSON document on standard output");
   if (with_data) {
     command->add_option("--data", flags->data, "Data folder (default: $XDG_DATA_HOME/holdfast)")
@@ -88,10 +94,16 @@ Result<size_t> ParseBytes(const std::string& text) {
   return Status::Invalid("'" + text + "' is not a size like 512MiB or 2GiB");
 }
 
+KvType KvTypeOf(const CommonFlags& flags) {
+  return flags.kv_type == "i8" ? KvType::kI8 : KvType::kF16;
+}
+
 Result<EngineOptions> EngineOptionsOf(const CommonFlags& flags) {
   EngineOptions options;
   HOLDFAST_ASSIGN_OR_RETURN(options.kv_bytes, ParseBytes(flags.kv_memory));
+  options.speculate = !flags.no_speculation;
   HOLDFAST_ASSIGN_OR_RETURN(options.model_path, ModelPathOf(flags));
+  options.kv_type = KvTypeOf(flags);
   options.cpu.threads = flags.threads;
   options.cpu.level = flags.cpu;
   options.progress = [](double fraction) { ShowProgress("loading", fraction); };

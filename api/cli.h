@@ -24,6 +24,8 @@ struct CommonFlags {
   std::string data;      // "" = $XDG_DATA_HOME/holdfast
   std::string cpu;       // "" = $HOLDFAST_CPU or the best
   std::string kv_memory; // "2GiB"; "" = a quarter of what is free
+  bool no_speculation = false;
+  std::string kv_type = "f16";  // or "i8"
   int threads = 0;
   bool json = false;
 };
@@ -46,6 +48,7 @@ std::string DataDirOf(const CommonFlags& flags);
 Result<std::string> ModelPathOf(const CommonFlags& flags);
 std::string ModelNameOf(const CommonFlags& flags);
 Result<size_t> ParseBytes(const std::string& text);  // "512MiB", "2GiB", "1000000"; "" = 0
+KvType KvTypeOf(const CommonFlags& flags);
 Result<EngineOptions> EngineOptionsOf(const CommonFlags& flags);
 // A progress bar on a terminal, one line at the end elsewhere. Any number of calls; 1.0 ends it.
 void ShowProgress(const std::string& what, double fraction);

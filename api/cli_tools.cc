@@ -37,6 +37,7 @@ Result<LoadedModel> LoadModelOf(const CommonFlags& flags) {
   HOLDFAST_ASSIGN_OR_RETURN(const std::string path, ModelPathOf(flags));
   HOLDFAST_ASSIGN_OR_RETURN(loaded.backend, MakeCpuBackend({flags.threads, flags.cpu}));
   LoadOptions options;
+  options.kv_type = KvTypeOf(flags);
   options.threads = flags.threads;
   options.progress = [](double f) { ShowProgress("loading", f); };
   HOLDFAST_ASSIGN_OR_RETURN(loaded.model, Model::Load(path, *loaded.backend, options));

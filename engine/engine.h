@@ -38,10 +38,16 @@ struct EngineOptions {
   int max_running = 64;         // sequences that decode together; more wait in the queue
   int max_queued = 256;         // waiting requests; one more is kExhausted
   int prefill_chunk = 256;      // rows of a prefill pass
+  bool speculate = true;        // draft tokens where measurements say that it pays (lossless)
   std::function<void(double fraction)> progress;  // while loading
 };
 
 enum class FinishReason : uint8_t { kEnd, kStopString, kLength, kCancelled, kError };
+
+// Draft rows of speculation: computed, and those that became tokens.
+struct DraftCounts {
+  int64_t drafted = 0, accepted = 0;
+};
 
 // One token of the answer. Comes when it is certain that no stop string cuts it; tokens that one
 // cuts never come.
@@ -61,6 +67,7 @@ struct FinishEvent {
   std::optional<Timeline> timeline;
   int64_t prefilled = 0;         // rows computed before the first token
   int64_t reused = 0;            // rows found in the pool instead, after Submit
+  DraftCounts drafts;
   double queue_ms = 0, prefill_ms = 0, decode_ms = 0;
 };
 
@@ -73,16 +80,18 @@ struct GenerateRequest {
   std::vector<std::string> stop;     // at most 16, each 1..256 bytes
   bool ignore_end = false;           // go on after an end token (not with a constraint)
   int top_logprobs = -1;             // -1: none; 0..20
+  bool speculate = true;             // as far as the engine does; changes nothing but the time
   std::unique_ptr<Constraint> constraint;  // or null
   // Tokens that must come first, with their recorded digests unchecked (retry and replay by force).
   // Their events have digest 0 and no logprobs unless top_logprobs asks for them (then it is
   // slower).
   std::vector<TokenId> forced;
   // Called on the model thread with each logits row of pending rows (perplexity, verify); null =
-  // no. Every pending row is then computed, also where the pool has its page.
+  // no. Every pending row is then computed, also where the pool has its page, and there are no
+  // drafts.
   std::function<void(int64_t index, std::span<const float> logits)> observe_logits;
-  // Verify only: at most this many rows of the request in one pass, and none from the pool; 0 = the
-  // engine's choice.
+  // Verify only: at most this many rows of the request in one pass, none from the pool, no drafts;
+  // 0 = the engine's choice.
   int chunk = 0;
 };
 
@@ -124,6 +133,7 @@ class Generation {
 struct EngineStats {
   uint64_t steps = 0, rows = 0, decode_rows = 0, prefill_rows = 0, generated = 0;
   uint64_t preempted = 0, finished = 0, failed = 0;
+  uint64_t drafted = 0, accepted = 0;  // rows of drafts, and those that became tokens
   int running = 0, queued = 0;
   double step_ms_max = 0, busy_seconds = 0;
   PoolStats pool;

@@ -33,6 +33,7 @@ using RowDigests = std::vector<uint64_t>;  // one per row, in order of index
 // Token ids of a fixed generator (SplitMix64), never special ones.
 std::vector<TokenId> MakePrompt(const Tokenizer& tokenizer, int n, uint64_t seed) {
   std::vector<TokenId> out;
+  if (tokenizer.add_bos()) out.push_back(tokenizer.bos());  // without it some models are all noise
   uint64_t x = seed * 0x9E3779B97F4A7C15ull + 1;
   while (static_cast<int>(out.size()) < n) {
     uint64_t z = (x += 0x9E3779B97F4A7C15ull);
@@ -97,9 +98,11 @@ class RawSequence {
       const std::byte* base =
           page(index)[0] + g.HeadOffset(layer, h) + (what == 'k' ? 0 : g.KBytes());
       for (int d = 0; d < dims; ++d) {
-        const size_t at = what == 'k' ? static_cast<size_t>(d) * kPageTokens + slot
-                                      : static_cast<size_t>(slot) * dims + d;
-        out.push_back(ReadNumber(base, at, type));
+        const size_t at = what == 'k' ? g.KOffset(d, slot)
+                                      : (static_cast<size_t>(slot) * dims + d) * KvTypeBytes(type);
+        float scale = 1;
+        if (type == KvType::kI8) std::memcpy(&scale, base + g.KScaleOffset(slot), 4);
+        out.push_back(ReadNumber(base + at, type) * scale);
       }
     }
     return out;
@@ -130,14 +133,15 @@ class RawSequence {
     base = (base + 63) / 64 * 64;
     return reinterpret_cast<std::byte*>(base) + page * groups_[group].PayloadBytes();
   }
-  static float ReadNumber(const std::byte* base, size_t at, KvType type) {
+  static float ReadNumber(const std::byte* at, KvType type) {
+    if (type == KvType::kI8) return static_cast<int8_t>(*at);
     if (type == KvType::kF32) {
       float v;
-      std::memcpy(&v, base + at * 4, 4);
+      std::memcpy(&v, at, 4);
       return v;
     }
     uint16_t v;
-    std::memcpy(&v, base + at * 2, 2);
+    std::memcpy(&v, at, 2);
     return HalfToFloat(v);
   }
   void FillSlot(size_t page, int slot, std::byte fill) {
@@ -148,8 +152,10 @@ class RawSequence {
         for (int h = 0; h < g.heads; ++h) {
           std::byte* k = pages_[page][gi] + g.HeadOffset(layer, h);
           for (int d = 0; d < g.k_dim; ++d) {
-            std::memset(k + (static_cast<size_t>(d) * kPageTokens + slot) * kn,
-                        static_cast<int>(fill), kn);
+            std::memset(k + g.KOffset(d, slot), static_cast<int>(fill), kn);
+          }
+          if (g.k_type == KvType::kI8) {
+            std::memset(k + g.KScaleOffset(slot), static_cast<int>(fill), sizeof(float));
           }
           std::memset(k + g.KBytes() + slot * vn, static_cast<int>(fill), vn);
         }
@@ -477,7 +483,7 @@ Status Verifier::E4(RungResult* r) {
     Chunked(pass_, fresh, 64);
     Chunked(pass_, moved, 64);
     const LayerGroup& g = model_.groups()[0];
-    RopeTable rope(g.k_dim, model_.config().rope_base, {});
+    RopeTable rope = model_.MakeRope(0);  // layer 0 is the first of group 0
     rope.Reserve(before + 1);
     const float* turn = rope.Row(before);
     ++r->cases;
@@ -488,18 +494,26 @@ Status Verifier::E4(RungResult* r) {
       }
       const auto want = fresh.Read(0, i, 'k'), got = moved.Read(0, before + i, 'k');
       for (int h = 0; h < g.heads; ++h) {
+        double largest = 0;  // an INT8 code is as coarse as the head's largest number
+        for (int d = 0; d < g.k_dim; ++d) {
+          largest = std::max<double>(largest, std::abs(want[h * g.k_dim + d]));
+        }
         for (int d = 0; d < g.k_dim / 2; ++d) {
           const int a = h * g.k_dim + d, b = a + g.k_dim / 2;
           const double c = turn[d], s = turn[g.k_dim / 2 + d];  // back by `before`
           const double ya = got[a] * c + got[b] * s, yb = got[b] * c - got[a] * s;
-          const double norm = std::hypot(want[a], want[b]) + 1e-3;
+          const double norm =
+              g.k_type == KvType::kI8 ? largest : std::hypot(want[a], want[b]) + 1e-3;
           worst = std::max(worst, std::max(std::abs(ya - want[a]), std::abs(yb - want[b])) / norm);
         }
       }
     }
     Step(r, 2);
   }
-  const double bound = model_.groups()[0].k_type == KvType::kF16 ? 0x1p-9 : 0x1p-18;
+  const KvType k_type = model_.groups()[0].k_type;
+  double bound = k_type == KvType::kF16 ? 0x1p-9 : 0x1p-18;
+  // Half a code here, half a code there turned (times sqrt 2), whose scale may be sqrt 2 larger.
+  if (k_type == KvType::kI8) bound = 3.0 / 254;
   if (worst > bound) r->pass = false;
   if (r->detail.empty()) r->detail = "K turned: largest relative error " + std::to_string(worst);
   return Status();

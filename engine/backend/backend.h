@@ -16,6 +16,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <span>
 #include <string>
@@ -34,8 +35,10 @@ inline constexpr int kNumericsVersion = 1;
 
 // Storage types of weights, with GGUF's numbers.
 enum class WeightType : uint32_t {
-  kF32 = 0, kF16 = 1, kQ4_1 = 3, kQ5_0 = 6, kQ8_0 = 8, kQ4_K = 12, kQ6_K = 14,
+  kF32 = 0, kF16 = 1, kQ4_0 = 2, kQ4_1 = 3, kQ5_0 = 6, kQ5_1 = 7, kQ8_0 = 8, kQ4_K = 12,
+  kQ5_K = 13, kQ6_K = 14, kIQ4_NL = 20, kIQ4_XS = 23, kBF16 = 30, kMXFP4 = 39,
 };
+std::span<const WeightType> AllWeightTypes();  // in the order of their numbers
 std::string_view WeightTypeName(WeightType type);
 // Elements per block along a row, and bytes per block, as GGUF stores them. {0, 0} when unknown.
 struct BlockShape {
@@ -43,16 +46,16 @@ struct BlockShape {
   int bytes = 0;
 };
 BlockShape WeightBlock(WeightType type);
-// True when rows of activations must be quantised for MatMul with this type (all but F32 and F16).
+// True when MatMul with this type reads quantised rows of activations (all but F32, F16, BF16).
 constexpr bool NeedsQuantized(WeightType t) {
-  return t != WeightType::kF32 && t != WeightType::kF16;
+  return t != WeightType::kF32 && t != WeightType::kF16 && t != WeightType::kBF16;
 }
 
 // A matrix as the model file holds it: `outputs` rows of `inputs` elements, blocks along the row.
 struct WeightSource {
   WeightType type = WeightType::kF32;
   int64_t outputs = 0;  // rows of the file's matrix = numbers in an output row
-  int64_t inputs = 0;   // a multiple of the type's block (any for F32 and F16)
+  int64_t inputs = 0;   // a multiple of the type's block (any for F32, F16 and BF16)
   const std::byte* data = nullptr;  // borrowed during Pack only
 };
 
@@ -115,6 +118,14 @@ struct MatMulArgs {
 
 // h[r][i] = silu(gate[r][i]) * up[r][i]
 struct SwiGluArgs {
+  int64_t rows = 0, cols = 0;
+  const float* gate = nullptr;
+  const float* up = nullptr;
+  float* h = nullptr;  // may be gate
+};
+
+// h[r][i] = gelu(gate[r][i]) * up[r][i], gelu as its tanh form has it
+struct GeGluArgs {
   int64_t rows = 0, cols = 0;
   const float* gate = nullptr;
   const float* up = nullptr;
@@ -192,6 +203,10 @@ class Backend {
  public:
   virtual ~Backend() = default;
   virtual std::string_view name() const = 0;  // "reference", "portable", "avx2", "avx512"
+  // Calls fn(0) .. fn(tasks - 1), at once on several threads where the backend has them.
+  virtual void ForEach(int64_t tasks, const std::function<void(int64_t task)>& fn) {
+    for (int64_t task = 0; task < tasks; ++task) fn(task);
+  }
 
   // Copies `source` into this backend's order. kInvalid for a shape or type that it can't take.
   virtual Result<std::unique_ptr<Weight>> Pack(const WeightSource& source) = 0;
@@ -202,7 +217,11 @@ class Backend {
   virtual void Quantize(const QuantizeArgs& args) = 0;
   virtual void MatMul(const MatMulArgs& args) = 0;
   virtual void SwiGlu(const SwiGluArgs& args) = 0;
+  virtual void GeGlu(const GeGluArgs& args) = 0;
   virtual void Add(int64_t count, const float* x, float* y) = 0;  // y[i] = y[i] + x[i]
+  virtual void Scale(int64_t count, float factor, float* x) = 0;  // x[i] = x[i] * factor
+  // x[i] = cap * tanh(x[i] / cap), cap > 0: a smooth limit to -cap .. cap
+  virtual void SoftCap(int64_t count, float cap, float* x) = 0;
   virtual void StoreKv(const StoreKvArgs& args) = 0;
   virtual void Attend(const AttendArgs& args) = 0;
   virtual void CheckFinite(int64_t rows, int64_t cols, const float* x, uint8_t* row_failed) = 0;

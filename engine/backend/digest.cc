@@ -67,13 +67,20 @@ class Recorder {
 // Offsets of a block's f16 numbers; the rest of a block may hold any bits.
 std::vector<int> HalvesOf(WeightType type) {
   switch (type) {
-    case WeightType::kF16: return {0};
-    case WeightType::kQ4_1:
-    case WeightType::kQ4_K: return {0, 2};
+    case WeightType::kF16:
+    case WeightType::kQ4_0:
     case WeightType::kQ5_0:
-    case WeightType::kQ8_0: return {0};
+    case WeightType::kQ8_0:
+    case WeightType::kIQ4_NL:
+    case WeightType::kIQ4_XS: return {0};
+    case WeightType::kQ4_1:
+    case WeightType::kQ5_1:
+    case WeightType::kQ4_K:
+    case WeightType::kQ5_K: return {0, 2};
     case WeightType::kQ6_K: return {208};
-    case WeightType::kF32: break;
+    case WeightType::kF32:
+    case WeightType::kBF16:
+    case WeightType::kMXFP4: break;
   }
   return {};
 }
@@ -92,6 +99,13 @@ std::vector<std::byte> MakeMatrix(Inputs& in, WeightType type, int64_t outputs, 
     if (type == WeightType::kF32) {
       const float value = in.Float();
       std::memcpy(block, &value, 4);
+    }
+    if (type == WeightType::kBF16) {
+      const auto bits = static_cast<uint16_t>(std::bit_cast<uint32_t>(in.Float()) >> 16);
+      std::memcpy(block, &bits, 2);
+    }
+    if (type == WeightType::kMXFP4 && in.Below(8) > 0) {  // otherwise any exponent at all
+      block[0] = static_cast<std::byte>(110 + in.Below(16));
     }
   }
   return bytes;
@@ -197,13 +211,42 @@ void DigestElementwise(Backend& backend, NumericsDigest* out) {
   record.AddIntegers(failed);
 }
 
+// Operations that only some models use, under names of which a model takes those that it needs.
+void DigestVariants(Backend& backend, NumericsDigest* out) {
+  Inputs in(104);
+  {
+    Recorder record("geglu", out);
+    for (int64_t cols : kCols) {
+      std::vector<float> gate = in.Floats(5 * cols), h(5 * cols);
+      const std::vector<float> up = in.Floats(5 * cols);
+      for (float& g : gate) g = g * 8.0f;  // -16..16: exp at both of its ends
+      backend.GeGlu({5, cols, gate.data(), up.data(), h.data()});
+      record.Add(h);
+    }
+  }
+  {
+    Recorder record("scale", out);
+    std::vector<float> x = in.Floats(40007);
+    backend.Scale(static_cast<int64_t>(x.size()), 0x1.94c584p+4f, x.data());
+    record.Add(x);
+  }
+  Recorder record("soft_cap", out);
+  for (float cap : {30.0f, 0.01f}) {
+    std::vector<float> x = in.Floats(40007);
+    for (float& value : x) value = value * 50.0f;
+    backend.SoftCap(static_cast<int64_t>(x.size()), cap, x.data());
+    record.Add(x);
+  }
+}
+
 LayerGroup MakeGroup(KvType type, int window) {
   LayerGroup group;
   group.layers = 2;
   group.heads = 2;
   group.k_dim = 64;
   group.v_dim = 32;
-  group.k_type = group.v_type = type;
+  group.k_type = type;
+  group.v_type = VTypeBeside(type);
   group.window = window;
   return group;
 }
@@ -211,7 +254,7 @@ LayerGroup MakeGroup(KvType type, int window) {
 // Two layers, rows over several pages; one row overflows f16.
 void DigestStore(Backend& backend, KvType type, NumericsDigest* out) {
   Inputs in(102);
-  Recorder record(type == KvType::kF16 ? "store_kv/f16" : "store_kv/f32", out);
+  Recorder record(std::string("store_kv/") + KvTypeName(type), out);
   const LayerGroup group = MakeGroup(type, 0);
   RopeTable rope(group.k_dim, 500000.0, {});
   rope.Reserve(4096);
@@ -264,17 +307,22 @@ struct KvInput {
   }
 
   static void Fill(Inputs& in, const LayerGroup& group, std::byte* page, int slot) {
-    const size_t size = KvTypeBytes(group.k_type);
-    const auto put = [&](std::byte* at) {
+    const auto put = [&](std::byte* at, KvType type) {
       const float value = in.Float();
       const uint16_t half = FloatToHalf(value);
-      std::memcpy(at, size == 2 ? static_cast<const void*>(&half) : &value, size);
+      const auto code = static_cast<int8_t>(value * 63.5f);
+      const void* from = &value;
+      if (type == KvType::kF16) from = &half;
+      if (type == KvType::kI8) from = &code;
+      std::memcpy(at, from, KvTypeBytes(type));
     };
     for (int i = 0; i < group.layers * group.heads; ++i) {
       std::byte* k = page + group.HeadBytes() * i;
-      for (int d = 0; d < group.k_dim; ++d) put(k + (int64_t{d} * kPageTokens + slot) * size);
+      for (int d = 0; d < group.k_dim; ++d) put(k + group.KOffset(d, slot), group.k_type);
+      if (group.k_type == KvType::kI8) put(k + group.KScaleOffset(slot), KvType::kF32);
       for (int d = 0; d < group.v_dim; ++d) {
-        put(k + group.KBytes() + (int64_t{slot} * group.v_dim + d) * size);
+        const int64_t at = int64_t{slot} * group.v_dim + d;
+        put(k + group.KBytes() + at * KvTypeBytes(group.v_type), group.v_type);
       }
     }
   }
@@ -306,7 +354,7 @@ void DigestAttendCall(Backend& backend, Inputs& in, const LayerGroup& group, con
 
 void DigestAttend(Backend& backend, KvType type, NumericsDigest* out) {
   Inputs in(103);
-  Recorder record(type == KvType::kF16 ? "attend/f16" : "attend/f32", out);
+  Recorder record(std::string("attend/") + KvTypeName(type), out);
   RopeTable rope(64, 10000.0, std::vector<double>(32, 0.5));
   rope.Reserve(1024);
   for (int window : {0, 70}) {
@@ -321,16 +369,14 @@ void DigestAttend(Backend& backend, KvType type, NumericsDigest* out) {
 
 NumericsDigest ComputeNumericsDigest(Backend& backend) {
   NumericsDigest out;
-  for (WeightType type : {WeightType::kF32, WeightType::kF16, WeightType::kQ4_1, WeightType::kQ5_0,
-                          WeightType::kQ8_0, WeightType::kQ4_K, WeightType::kQ6_K}) {
-    DigestWeights(backend, type, &out);
-  }
+  for (WeightType type : AllWeightTypes()) DigestWeights(backend, type, &out);
   DigestQuantize(backend, &out);
   DigestElementwise(backend, &out);
-  for (KvType type : {KvType::kF16, KvType::kF32}) {
+  for (KvType type : {KvType::kF16, KvType::kF32, KvType::kI8}) {
     DigestStore(backend, type, &out);
     DigestAttend(backend, type, &out);
   }
+  DigestVariants(backend, &out);
   Hasher all("numerics-1");
   all.U64(kNumericsVersion);
   for (const NumericsDigest::Entry& entry : out.ops) all.Text(entry.op).Add(entry.digest);

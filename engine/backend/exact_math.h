@@ -34,6 +34,12 @@ inline constexpr float kLowest = -87.0f;  // below: +0
 inline constexpr float kHighest = 88.0f;  // above: as if 88
 }  // namespace exp_f
 
+// Of GELU's tanh form: gelu(x) = x / (1 + exp(x * (kA + kB * x^2))).
+namespace gelu_f {
+inline constexpr float kA = -0x1.988454p+0f;  // -2 * sqrt(2 / pi)
+inline constexpr float kB = -0x1.2444f2p-4f;  // 0.044715 * kA
+}  // namespace gelu_f
+
 // e^x; +0 below -87, e^88 above 88, 1 at zero, NaN for NaN.
 [[maybe_unused]] static inline float ExpF(float x) {
   using namespace exp_f;

@@ -1,6 +1,7 @@
-// IEEE 754 binary16 to and from fp32 by integers: exact one way, to nearest even the other,
-// denormals kept, equal to the F16C and AVX-512 instructions for every number (a NaN is only sure
-// to stay one). `static` for the reason in exact_math.h.
+// Small number formats by integers. IEEE 754 binary16 to and from fp32: exact one way, to nearest
+// even the other, denormals kept, equal to the F16C and AVX-512 instructions for every number (a
+// NaN is only sure to stay one). BF16 (upper half of an fp32) and E8M0 (power of two) to fp32.
+// `static` for the reason in exact_math.h.
 #pragma once
 
 #include <bit>
@@ -36,6 +37,15 @@ namespace holdfast {
     half = (magnitude - (112u << 23) + 0xfff + (magnitude >> 13 & 1)) >> 13;
   }
   return static_cast<uint16_t>(sign | half);
+}
+
+[[maybe_unused]] static inline float Bf16ToFloat(uint16_t b) {
+  return std::bit_cast<float>(static_cast<uint32_t>(b) << 16);
+}
+
+// 2^(e - 128): half of what e says, for codes that are twice their value. Denormal for 0 and 1.
+[[maybe_unused]] static inline float HalfOfE8M0(uint8_t e) {
+  return std::bit_cast<float>(e < 2 ? 0x00200000u << e : static_cast<uint32_t>(e - 1) << 23);
 }
 
 }  // namespace holdfast

@@ -8,6 +8,10 @@
 //
 //   build: Timeline(pool, scope, fp) -> Splice(...)* and Extend(tokens) in order of index
 //   fill:  NextRows(n) names the rows to compute next and their slots; Filled(n) after the step
+//   draft: Extend(guess), NextRows, Filled for the rows whose tokens turned out right, one after
+//          the other, and Truncate for the rest. A page is sealed by Filled alone, and Truncate
+//          frees pages without a row that stays, so wrong guesses leave bytes beyond the filled
+//          rows of a private page and nothing else
 //
 // Pages are copied on write: Fork and Truncate only share, and whoever writes next into a page that
 // is sealed or has another holder gets a copy first (in NextRows). What lies in a page beyond the
@@ -96,7 +100,7 @@ class Timeline {
   // Timelines with equal keys here would compute the same page.
   PageKey NextBlockKey() const;
 
-  // The first `count` rows of the last NextRows have their KV now; seals what became full.
+  // The next `count` rows of the last NextRows have their KV now; seals what became full.
   void Filled(int64_t count);
 
   // Replaces *out by the runs over indices 0 .. end-1 as kernels read them, group `group`.

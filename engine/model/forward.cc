@@ -1,11 +1,10 @@
-// The forward pass: what a llama or qwen2 layer is, over rows of any sequences.
+// The forward pass: what a layer is, over rows of any sequences.
 //
 // Rows live side by side in one buffer per kind of activation; each operation takes all rows at
 // once and computes each alone (NUMERICS.md), so it makes no difference which rows share a pass. In
 // the last layer, once K and V are stored, only the rows whose logits are wanted are kept.
 #include <algorithm>
 #include <cassert>
-#include <cmath>
 #include <initializer_list>
 
 #include "engine/model/model_impl.h"
@@ -16,9 +15,9 @@ struct ForwardPass::Impl {
   Impl(Model::Impl& m, Backend& b)
       : model(m),
         backend(b),
-        rope(m.config.rope_dim, m.config.rope_base, m.freq_scale),
-        attention_scale(1.0f / std::sqrt(static_cast<float>(m.config.head_dim))),
-        next_layer(m.config.layers) {}
+        next_layer(m.config.layers) {
+    for (size_t g = 0; g < m.groups.size(); ++g) ropes.push_back(m.MakeRope(g));
+  }
 
   struct Projection {
     const Weight* weight;
@@ -32,18 +31,17 @@ struct ForwardPass::Impl {
   void Layer(int layer);
   void Logits();
   void Normalize(const std::vector<float>& weight);
+  void NormalizeHeads(int heads, const std::vector<float>& weight, std::vector<float>& x);
+  void AddBranch(const std::vector<float>& post_norm);
   void Project(const float* x, int64_t cols, std::initializer_list<Projection> projections);
   void StoreKv(int layer);
   void KeepLogitRows();
   void Attend(int layer);
   void SpreadFailures();
-  const LayerGroup& GroupOf(int layer) const { return model.groups[GroupIndex(layer)]; }
-  size_t GroupIndex(int layer) const;
 
   Model::Impl& model;
   Backend& backend;
-  RopeTable rope;
-  const float attention_scale;
+  std::vector<RopeTable> ropes;  // [groups]
   ForwardBatch batch;
   int next_layer;
 
@@ -80,20 +78,29 @@ void ForwardPass::Impl::Layer(int layer) {
           {{w.q.get(), &w.q_bias, q.data()},
            {w.k.get(), &w.k_bias, k.data()},
            {w.v.get(), &w.v_bias, v.data()}});
+  if (c.qk_norm) {
+    NormalizeHeads(c.heads, w.q_norm, q);
+    NormalizeHeads(c.kv_heads, w.k_norm, k);
+  }
   StoreKv(layer);
   if (layer + 1 == c.layers) KeepLogitRows();
   if (rows == 0) return;
   Attend(layer);
   Project(hidden.data(), int64_t{c.heads} * c.head_dim, {{w.o.get(), &w.o_bias, branch.data()}});
-  backend.Add(rows * c.width, branch.data(), residual.data());
+  AddBranch(w.attn_post_norm);
 
   Normalize(w.ffn_norm);
   Project(hidden.data(), c.width,
           {{w.gate.get(), nullptr, gate.data()}, {w.up.get(), nullptr, up.data()}});
-  backend.SwiGlu({.rows = rows, .cols = c.ffn, .gate = gate.data(), .up = up.data(),
-                  .h = gate.data()});
+  if (c.gelu) {
+    backend.GeGlu({.rows = rows, .cols = c.ffn, .gate = gate.data(), .up = up.data(),
+                   .h = gate.data()});
+  } else {
+    backend.SwiGlu({.rows = rows, .cols = c.ffn, .gate = gate.data(), .up = up.data(),
+                    .h = gate.data()});
+  }
   Project(gate.data(), c.ffn, {{w.down.get(), nullptr, branch.data()}});
-  backend.Add(rows * c.width, branch.data(), residual.data());
+  AddBranch(w.ffn_post_norm);
 }
 
 void ForwardPass::Impl::Logits() {
@@ -103,6 +110,7 @@ void ForwardPass::Impl::Logits() {
     Normalize(model.weights.output_norm);
     Project(hidden.data(), c.width, {{&model.weights.head(), nullptr, logits.data()}});
     backend.CheckFinite(rows, c.vocab, logits.data(), failed.data());
+    if (c.logit_cap != 0) backend.SoftCap(rows * c.vocab, c.logit_cap, logits.data());
   }
   SpreadFailures();
 }
@@ -112,6 +120,21 @@ void ForwardPass::Impl::Logits() {
 void ForwardPass::Impl::Normalize(const std::vector<float>& weight) {
   backend.RmsNorm({.rows = rows, .cols = model.config.width, .x = residual.data(),
                    .w = weight.data(), .eps = model.config.norm_eps, .y = hidden.data()});
+}
+
+// `x` is [rows][heads * head_dim]; a head is a row of its own.
+void ForwardPass::Impl::NormalizeHeads(int heads, const std::vector<float>& weight,
+                                       std::vector<float>& x) {
+  backend.RmsNorm({.rows = rows * heads, .cols = model.config.head_dim, .x = x.data(),
+                   .w = weight.data(), .eps = model.config.norm_eps, .y = x.data()});
+}
+
+void ForwardPass::Impl::AddBranch(const std::vector<float>& post_norm) {
+  if (model.config.post_norms) {
+    backend.RmsNorm({.rows = rows, .cols = model.config.width, .x = branch.data(),
+                     .w = post_norm.data(), .eps = model.config.norm_eps, .y = branch.data()});
+  }
+  backend.Add(rows * model.config.width, branch.data(), residual.data());
 }
 
 // Several matrices over the same rows, which are quantised once.
@@ -133,24 +156,18 @@ void ForwardPass::Impl::Project(const float* x, int64_t cols,
 }
 
 void ForwardPass::Impl::StoreKv(int layer) {
-  const LayerGroup& group = GroupOf(layer);
-  backend.StoreKv({.group = &group, .layer = layer - group.first_layer, .rope = &rope,
+  const LayerPlace at = model.places[layer];
+  backend.StoreKv({.group = &model.groups[at.group], .layer = at.layer, .rope = &ropes[at.group],
                    .rows = rows, .k = k.data(), .v = v.data(), .position = home.data(),
-                   .page = page[GroupIndex(layer)].data(), .slot = slot.data(),
+                   .page = page[at.group].data(), .slot = slot.data(),
                    .row_failed = failed.data()});
 }
 
 void ForwardPass::Impl::Attend(int layer) {
-  const LayerGroup& group = GroupOf(layer);
-  backend.Attend({.group = &group, .layer = layer - group.first_layer, .rope = &rope,
-                  .q_heads = model.config.heads, .scale = attention_scale, .q = q.data(),
-                  .out = hidden.data(), .sequences = attend[GroupIndex(layer)]});
-}
-
-size_t ForwardPass::Impl::GroupIndex(int layer) const {
-  size_t g = 0;
-  while (layer >= model.groups[g].first_layer + model.groups[g].layers) ++g;
-  return g;
+  const LayerPlace at = model.places[layer];
+  backend.Attend({.group = &model.groups[at.group], .layer = at.layer, .rope = &ropes[at.group],
+                  .q_heads = model.config.heads, .scale = model.config.attention_scale,
+                  .q = q.data(), .out = hidden.data(), .sequences = attend[at.group]});
 }
 
 // ---- Rows.
@@ -191,7 +208,9 @@ void ForwardPass::Impl::Begin(ForwardBatch new_batch) {
   up.resize(n * c.ffn);
   ReserveRope();
   GroupBySequence();
-  if (rows > 0) backend.Embed(*model.weights.embed, tokens, residual.data());
+  if (rows == 0) return;
+  backend.Embed(*model.weights.embed, tokens, residual.data());
+  if (c.embed_scale != 1) backend.Scale(rows * c.width, c.embed_scale, residual.data());
 }
 
 // The table must reach every place where K is put and every p - shift that a query turns to.
@@ -207,7 +226,7 @@ void ForwardPass::Impl::ReserveRope() {
     const int64_t turned = int64_t{row.position} - least_shift[row.sequence];
     last = std::max<int64_t>({last, turned, row.home});
   }
-  rope.Reserve(last + 1);
+  for (RopeTable& rope : ropes) rope.Reserve(last + 1);
 }
 
 void ForwardPass::Impl::GroupBySequence() {

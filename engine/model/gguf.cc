@@ -59,8 +59,10 @@ std::string GgufTensorTypeName(uint32_t type) {
       "F32",   "F16",    "Q4_0",   "Q4_1",    "Q4_2", "Q4_3", "Q5_0", "Q5_1",
       "Q8_0",  "Q8_1",   "Q2_K",   "Q3_K",    "Q4_K", "Q5_K", "Q6_K", "Q8_K",
       "IQ2_XXS", "IQ2_XS", "IQ3_XXS", "IQ1_S", "IQ4_NL", "IQ3_S", "IQ2_S", "IQ4_XS",
-      "I8",    "I16",    "I32",    "I64",     "F64",  "IQ1_M", "BF16"};
-  return type < std::size(kNames) ? std::string(kNames[type]) : "type " + std::to_string(type);
+      "I8",    "I16",    "I32",    "I64",     "F64",  "IQ1_M", "BF16", "",
+      "",      "",       "TQ1_0",  "TQ2_0",   "",     "",      "",     "MXFP4"};
+  const bool named = type < std::size(kNames) && !kNames[type].empty();
+  return named ? std::string(kNames[type]) : "type " + std::to_string(type);
 }
 
 std::string GgufQuote(std::string_view name) {
@@ -413,6 +415,13 @@ Result<std::vector<float>> Gguf::Floats(std::string_view key) const {
   HOLDFAST_ASSIGN_OR_RETURN(const Value value, FindArray(key, GgufType::kF32));
   std::vector<float> out(value.count);
   if (!out.empty()) std::memcpy(out.data(), value.bytes.data(), value.bytes.size());
+  return out;
+}
+
+Result<std::vector<bool>> Gguf::Flags(std::string_view key) const {
+  HOLDFAST_ASSIGN_OR_RETURN(const Value value, FindArray(key, GgufType::kBool));
+  std::vector<bool> out;
+  for (std::byte b : value.bytes) out.push_back(b != std::byte{0});
   return out;
 }
 

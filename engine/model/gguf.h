@@ -71,6 +71,7 @@ class Gguf {
   Result<std::vector<std::string>> Texts(std::string_view key) const;
   Result<std::vector<int32_t>> Int32s(std::string_view key) const;  // I32 or U32 below 2^31
   Result<std::vector<float>> Floats(std::string_view key) const;
+  Result<std::vector<bool>> Flags(std::string_view key) const;
 
   const std::vector<GgufTensor>& tensors() const { return tensors_; }
   const GgufTensor* FindTensor(std::string_view name) const;  // null when there is none

@@ -1,8 +1,9 @@
 // A model: weights in the backend's order, shapes, and the forward pass over rows of many
 // sequences.
 //
-// Architectures: `llama` and `qwen2` in GGUF files. The file is mapped while loading; packed copies
-// replace it tensor by tensor, so that two copies never stand side by side.
+// Architectures: `llama` (mistral too), `qwen2`, `qwen3` and `gemma3` in GGUF files. The file is
+// mapped while loading; packed copies replace it tensor by tensor, so that two copies never stand
+// side by side.
 #pragma once
 
 #include <functional>
@@ -22,13 +23,30 @@ namespace holdfast {
 
 struct ModelConfig {
   std::string name;          // general.name, else the file's stem
-  std::string architecture;  // "llama", "qwen2"
+  std::string architecture;  // "llama", "mistral3", "qwen2", "qwen3", "gemma3"
   int layers = 0, width = 0, heads = 0, kv_heads = 0, head_dim = 0, ffn = 0, vocab = 0;
   int context_length = 0;    // tokens the model was trained for
   double rope_base = 0;
   int rope_dim = 0;
   float norm_eps = 0;
   bool interleaved_rope = false;  // the file's order of wq and wk rows; permuted at load
+  bool qkv_bias = false;     // q, k and v must have biases (any model may)
+  bool qk_norm = false;      // each head of q and k is normalised before it is turned
+  bool post_norms = false;   // what a half-layer adds to the residual is normalised first
+  bool gelu = false;         // GeGLU instead of SwiGLU
+  float embed_scale = 1;     // of the embeddings at the bottom
+  float attention_scale = 0;  // of scores
+  float logit_cap = 0;       // soft limit of logits; 0 = none
+  // Layers that see only `window` tokens and turn by a base of their own; empty: there are none.
+  std::vector<bool> is_local;  // [layers]
+  int window = 0;
+  double local_rope_base = 0;
+};
+
+// Where a layer's KV is: a layer group holds every layer of its kind, in the model's order.
+struct LayerPlace {
+  size_t group = 0;
+  int layer = 0;  // 0-based in the group
 };
 
 struct LoadOptions {
@@ -47,7 +65,10 @@ class Model {
   ~Model();
 
   const ModelConfig& config() const;
-  const std::vector<LayerGroup>& groups() const;
+  Backend& backend() const;
+  const std::vector<LayerGroup>& groups() const;  // in order of their first layers
+  LayerPlace place(int layer) const;
+  RopeTable MakeRope(size_t group) const;  // the rotation of the group's layers, still empty
   // H(weights digest, hyper-parameters, rope spec, tokenizer digest, layer groups, page size,
   // NUMERICS version, digests of the operations that this forward uses): part of every page key.
   const Digest& fingerprint() const;

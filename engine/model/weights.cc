@@ -28,6 +28,12 @@ std::string Shape(uint64_t inner, uint64_t outer) {
   return text += "]";
 }
 
+std::string SupportedTypes() {
+  std::string text;
+  for (WeightType type : AllWeightTypes()) text.append(" ").append(WeightTypeName(type));
+  return text;
+}
+
 enum class Need : uint8_t { kRequired, kOptional };
 
 // Lists the tensors of the model and verifies that the file has exactly these.
@@ -61,7 +67,7 @@ class Planner {
     const int64_t q = int64_t{c_.heads} * c_.head_dim, kv = int64_t{c_.kv_heads} * c_.head_dim;
     const int q_turn = c_.interleaved_rope ? c_.heads : 0;
     const int k_turn = c_.interleaved_rope ? c_.kv_heads : 0;
-    const Need bias = c_.architecture == "qwen2" ? Need::kRequired : Need::kOptional;
+    const Need bias = c_.qkv_bias ? Need::kRequired : Need::kOptional;
     HOLDFAST_RETURN_IF_ERROR(Vector(p + "attn_norm.weight", c_.width, &w.attn_norm));
     HOLDFAST_RETURN_IF_ERROR(
         Matrix(p + "attn_q.weight", c_.width, q, &w.q, Need::kRequired, q_turn));
@@ -74,6 +80,15 @@ class Planner {
     HOLDFAST_RETURN_IF_ERROR(Vector(p + "attn_v.bias", kv, &w.v_bias, bias));
     HOLDFAST_RETURN_IF_ERROR(
         Vector(p + "attn_output.bias", c_.width, &w.o_bias, Need::kOptional));
+    if (c_.qk_norm) {
+      HOLDFAST_RETURN_IF_ERROR(Vector(p + "attn_q_norm.weight", c_.head_dim, &w.q_norm));
+      HOLDFAST_RETURN_IF_ERROR(Vector(p + "attn_k_norm.weight", c_.head_dim, &w.k_norm));
+    }
+    if (c_.post_norms) {
+      HOLDFAST_RETURN_IF_ERROR(
+          Vector(p + "post_attention_norm.weight", c_.width, &w.attn_post_norm));
+      HOLDFAST_RETURN_IF_ERROR(Vector(p + "post_ffw_norm.weight", c_.width, &w.ffn_post_norm));
+    }
     HOLDFAST_RETURN_IF_ERROR(Vector(p + "ffn_norm.weight", c_.width, &w.ffn_norm));
     HOLDFAST_RETURN_IF_ERROR(Matrix(p + "ffn_gate.weight", c_.width, c_.ffn, &w.gate));
     HOLDFAST_RETURN_IF_ERROR(Matrix(p + "ffn_up.weight", c_.width, c_.ffn, &w.up));
@@ -90,8 +105,7 @@ class Planner {
     }
     if (!t->known()) {
       return Status::Invalid("model: tensor '" + name + "' is " + GgufTensorTypeName(t->type) +
-                             ", which is not supported; F32, F16, Q4_1, Q5_0, Q8_0, Q4_K and Q6_K "
-                             "are");
+                             ", which is not supported; the types that are:" + SupportedTypes());
     }
     if (t->dims != (outer == 0 ? 1u : 2u) || t->dim[0] != inner ||
         (outer != 0 && t->dim[1] != outer)) {

@@ -1,4 +1,4 @@
-// The tensors of a llama or qwen2 model, taken from a mapped GGUF file into a backend's order.
+// The tensors of a model, taken from a mapped GGUF file into a backend's order.
 //
 // Every tensor that the model needs is found and its shape verified before the first is packed, and
 // a tensor that this architecture has no use for is refused: it would mean other layers than these.
@@ -23,6 +23,8 @@ namespace holdfast {
 // Vectors are empty where the model has none.
 struct LayerWeights {
   std::vector<float> attn_norm, ffn_norm;             // [width]
+  std::vector<float> attn_post_norm, ffn_post_norm;   // [width]
+  std::vector<float> q_norm, k_norm;                  // [head_dim]
   std::unique_ptr<Weight> q, k, v, o;                 // heads * head_dim, or kv_heads * head_dim
   std::vector<float> q_bias, k_bias, v_bias, o_bias;  // [outputs]
   std::unique_ptr<Weight> gate, up, down;             // width -> ffn, ffn -> width

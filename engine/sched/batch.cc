@@ -143,8 +143,14 @@ size_t PickVictim(std::span<const Holder> running) {
   return victim;
 }
 
+int64_t RowLimit::RowsWithin(double ms) const {
+  if (row_ms_ == 0 || ms >= row_ms_ * static_cast<double>(rows_)) return rows_;
+  return std::min(rows_, std::max(kRowsLeast, static_cast<int64_t>(ms / row_ms_)));
+}
+
 void RowLimit::Measured(int64_t rows, double ms) {
   if (rows <= 0 || ms <= 0) return;
+  row_ms_ = ms / static_cast<double>(rows);
   const double fit = static_cast<double>(rows) * step_ms_max_ / ms;
   if (ms > step_ms_max_) {
     rows_ = std::max<int64_t>(1, static_cast<int64_t>(std::min(fit, 1e9)));

@@ -75,6 +75,10 @@ class RowLimit {
   RowLimit(int64_t rows_max, double step_ms_max)
       : rows_max_(rows_max), step_ms_max_(step_ms_max), rows_(rows_max < 64 ? rows_max : 64) {}
   int64_t rows() const { return rows_; }
+  // The limit for a step of `ms`, when steps take for each row what the last one took: kRowsLeast
+  // at least (fewer would read the weights for too little), rows() at most.
+  int64_t RowsWithin(double ms) const;
+  static constexpr int64_t kRowsLeast = 16;
   // A step of `rows` rows took `ms`. Shrinks at once; grows to at most double, and only after a
   // step that used the limit.
   void Measured(int64_t rows, double ms);
@@ -83,6 +87,7 @@ class RowLimit {
   int64_t rows_max_;
   double step_ms_max_;
   int64_t rows_;
+  double row_ms_ = 0;  // of the last step; 0: none yet
 };
 
 }  // namespace holdfast

@@ -77,7 +77,9 @@ Result<std::unique_ptr<Engine>> Engine::Open(const EngineOptions& options) {
       Scheduler::Options{.running_max = options.max_running,
                          .queued_max = options.max_queued,
                          .prefill_rows_max = options.prefill_chunk,
-                         .context_max = impl->context_max});
+                         .context_max = impl->context_max,
+                         .speculation = options.speculate ? Scheduler::Speculation::kMeasured
+                                                          : Scheduler::Speculation::kOff});
   return std::unique_ptr<Engine>(new Engine(std::move(impl)));
 }
 

@@ -43,6 +43,7 @@ bool Pass::is_moot() const {
 
 void Pass::Begin() {
   in_flight_ = true;
+  layers_ = 0;
   ms_ = layer_ms_max_ = 0;
   forward_.Begin(std::move(batch_));
 }
@@ -52,6 +53,7 @@ bool Pass::StepLayer() {
   forward_.StepLayer();
   const double ms =
       std::chrono::duration<double, std::milli>(Sequence::Clock::now() - begin).count();
+  ++layers_;
   ms_ += ms;
   layer_ms_max_ = std::max(layer_ms_max_, ms);
   return forward_.done();
@@ -59,21 +61,37 @@ bool Pass::StepLayer() {
 
 void Pass::Complete(uint64_t step) {
   assert(in_flight_ && forward_.done());
+  std::vector<const Part*> anywhere;
   for (const Part& part : parts_) {
-    Sequence& sequence = *part.sequence;
-    sequence.in_pass = false;
-    if (Status s = CompletePart(part, step); !s.ok()) {
-      sequence.Finish(FinishReason::kError, std::move(s));
+    const GenerateRequest& request = part.sequence->request();
+    if (request.observe_logits || request.constraint) {
+      CompletePart(part, step);
+    } else {
+      anywhere.push_back(&part);
     }
   }
+  backend_.ForEach(static_cast<int64_t>(anywhere.size()), [&](int64_t task) {
+    CompletePart(*anywhere[static_cast<size_t>(task)], step);
+  });
   Clear();
 }
 
-Status Pass::CompletePart(const Part& part, uint64_t step) {
+void Pass::CompletePart(const Part& part, uint64_t step) {
+  part.sequence->in_pass = false;
+  if (Status s = TakeRows(part, step); !s.ok()) {
+    part.sequence->Finish(FinishReason::kError, std::move(s));
+  }
+}
+
+Status Pass::TakeRows(const Part& part, uint64_t step) {
   Sequence& sequence = *part.sequence;
   const auto rows = static_cast<int64_t>(part.index.size());
   for (int64_t r = 0; r < rows; ++r) {
     if (!forward_.failed(part.first_row + r)) continue;
+    if (sequence.drafts() > 0) {
+      sequence.DistrustDrafts();
+      return {};
+    }
     return Status::Corrupt("forward: a value of the rows from token " +
                            std::to_string(part.index[r]) + " on is not finite");
   }
@@ -82,14 +100,19 @@ Status Pass::CompletePart(const Part& part, uint64_t step) {
       observe(part.index[r], forward_.logits(part.first_row + r));
     }
   }
-  sequence.Computed(rows, step);
-  if (sequence.timeline().pending() > 0) return {};
-  sequence.Advance(forward_.logits(part.first_row + rows - 1));
+  // From the last row that is no draft on, indices are consecutive.
+  const int64_t end_row = part.first_row + rows, end_index = part.index.back() + 1;
+  sequence.Computed(rows, step, [&](int64_t index) {
+    return forward_.logits(end_row - (end_index - index));
+  });
   return {};
 }
 
 void Pass::Abandon() {
-  for (const Part& part : parts_) part.sequence->in_pass = false;
+  for (const Part& part : parts_) {
+    part.sequence->in_pass = false;
+    part.sequence->DropDrafts();
+  }
   Clear();
 }
 

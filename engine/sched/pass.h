@@ -16,7 +16,8 @@ namespace holdfast {
 
 class Pass {
  public:
-  explicit Pass(Model& model) : groups_(model.groups().size()), forward_(model) {}
+  explicit Pass(Model& model)
+      : backend_(model.backend()), groups_(model.groups().size()), forward_(model) {}
 
   // Adds the next rows of `sequence`, at most `rows`. kExhausted: the pool has no page for any of
   // them.
@@ -31,8 +32,10 @@ class Pass {
   bool StepLayer();
   double ms() const { return ms_; }                    // in layers so far
   double layer_ms_max() const { return layer_ms_max_; }
+  double layer_ms() const { return layers_ == 0 ? 0 : ms_ / layers_; }  // on average
 
-  // After the last layer: hands each sequence what came of its rows, and is empty again.
+  // After the last layer: hands each sequence what came of its rows, and is empty again. Sequences
+  // that no observer or constraint ties to this thread draw their tokens at once on all threads.
   void Complete(uint64_t step);
   void Abandon();  // in the middle; the rows stay pending
 
@@ -43,15 +46,18 @@ class Pass {
     std::vector<int64_t> index;  // of each row in its timeline
     std::vector<std::byte*> pages;  // [rows][groups]
   };
-  Status CompletePart(const Part& part, uint64_t step);
+  void CompletePart(const Part& part, uint64_t step);
+  Status TakeRows(const Part& part, uint64_t step);
   void Clear();
 
+  Backend& backend_;
   const size_t groups_;
   ForwardPass forward_;
   ForwardBatch batch_;
   std::vector<Part> parts_;
   int64_t rows_ = 0;
   bool in_flight_ = false;
+  int layers_ = 0;  // done
   double ms_ = 0, layer_ms_max_ = 0;
 };
 

@@ -10,6 +10,7 @@ namespace {
 // often.
 constexpr auto kParkedPoll = std::chrono::milliseconds(100);
 constexpr auto kStarvedPoll = std::chrono::milliseconds(10);
+constexpr double kPrefillShare = 0.75;  // of a decode step's time, for prefill after it
 
 int64_t PagesFor(int64_t rows) { return (rows + kPageTokens - 1) / kPageTokens + 1; }
 
@@ -125,8 +126,12 @@ void Scheduler::Reap() {
 // sees it in the counts. True when something was finished.
 bool Scheduler::Settle() {
   uint64_t generated = 0, finished = 0, failed = 0;
+  DraftCounts drafts;
   int waiting = 0;
   const auto count = [&](Sequence& sequence) {
+    const DraftCounts its = sequence.TakeDraftCounts();
+    drafts.drafted += its.drafted;
+    drafts.accepted += its.accepted;
     generated += static_cast<uint64_t>(sequence.TakeGenerated());
     finished += sequence.finished();
     failed += sequence.failed();
@@ -143,6 +148,8 @@ bool Scheduler::Settle() {
     inbox_->stats.generated += generated;
     inbox_->stats.finished += finished;
     inbox_->stats.failed += failed;
+    inbox_->stats.drafted += static_cast<uint64_t>(drafts.drafted);
+    inbox_->stats.accepted += static_cast<uint64_t>(drafts.accepted);
     inbox_->stats.queued -= waiting;
     const auto runs = [](const auto& s) { return !s->finished(); };
     inbox_->stats.running =
@@ -210,24 +217,63 @@ std::vector<Candidate> Scheduler::Runnable(Rows rows, std::vector<Sequence*>* wh
 }
 
 void Scheduler::Fill(Pass& pass, std::span<const Pick> picks, std::span<Sequence* const> who) {
+  for (const Pick& pick : picks) Add(pass, *who[pick.candidate], pick.rows);
+}
+
+bool Scheduler::Add(Pass& pass, Sequence& sequence, int64_t rows) {
+  if (pass.Add(sequence, rows).ok()) return true;
+  sequence.starved = true;
+  sequence.DropDrafts();
+  return false;
+}
+
+// Drafts take neither rows nor pages that somebody needs.
+bool Scheduler::MayDraft() const {
+  if (options_.speculation == Speculation::kOff || Starved() > 0) return false;
+  const PoolStats pool = pool_->stats();
+  return pool.slots_max - pool.leased > 2 * running_.size();
+}
+
+// Fills the decode pass; what its limit leaves goes to drafts, in the order of the picks.
+void Scheduler::FillWithDrafts(std::span<const Pick> picks, std::span<Sequence* const> who) {
+  PassSoFar pass{.rows = 0, .tokens = static_cast<double>(picks.size())};
+  for (const Pick& pick : picks) pass.rows += pick.rows;
+  const bool may_draft = MayDraft();
+  const PassCost* cost = options_.speculation == Speculation::kAlways ? nullptr : &decode_cost_;
   for (const Pick& pick : picks) {
     Sequence& sequence = *who[pick.candidate];
-    if (Status s = pass.Add(sequence, pick.rows); !s.ok()) sequence.starved = true;
+    int64_t drafts = 0;
+    double gain = 0;
+    if (may_draft && pick.rows == sequence.timeline().pending()) {
+      drafts = sequence.Propose(decode_limit_.rows() - pass.rows, pass, cost, &gain);
+    }
+    if (!Add(decode_, sequence, pick.rows + drafts)) continue;
+    pass.rows += drafts;
+    pass.tokens += gain;
   }
 }
 
+// Whether another layer comes before the next decode step.
+bool Scheduler::PrefillHasTime() const {
+  if (!prefill_.in_flight()) return false;
+  return prefill_since_ms_ == 0 ||
+         prefill_since_ms_ + prefill_.layer_ms() <= kPrefillShare * decode_ms_;
+}
+
 bool Scheduler::DecodeStep() {
-  if (prefill_.in_flight() && prefill_since_ms_ < decode_ms_) return false;
+  if (PrefillHasTime()) return false;
   std::vector<Sequence*> who;
   const std::vector<Candidate> candidates = Runnable(Rows::kShort, &who);
-  Fill(decode_, PickShort(candidates, decode_limit_.rows()), who);
-  if (decode_.rows() == 0) return false;
+  FillWithDrafts(PickShort(candidates, decode_limit_.rows()), who);
+  decodes_run_ = decode_.rows() > 0;
+  if (!decodes_run_) return false;
   decode_.Begin();
   while (!decode_.StepLayer()) {
   }
-  decode_ms_ = decode_.ms();
   prefill_since_ms_ = 0;
   decode_limit_.Measured(decode_.rows(), decode_.ms());
+  decode_cost_.Measured(decode_.rows(), decode_.ms());
+  decode_ms_ = decode_cost_.ms(decode_.rows());
   Complete(decode_, Rows::kShort);
   return true;
 }
@@ -236,7 +282,9 @@ bool Scheduler::PrefillStep() {
   if (!prefill_.in_flight()) {
     std::vector<Sequence*> who;
     const std::vector<Candidate> candidates = Runnable(Rows::kLong, &who);
-    Fill(prefill_, PickLong(candidates, prefill_limit_.rows()), who);
+    const int64_t rows = decodes_run_ ? prefill_limit_.RowsWithin(kPrefillShare * decode_ms_)
+                                      : prefill_limit_.rows();
+    Fill(prefill_, PickLong(candidates, rows), who);
     if (prefill_.rows() == 0) return false;
     prefill_.Begin();
   }

@@ -9,6 +9,9 @@ namespace {
 constexpr size_t kStopsMax = 16;
 constexpr size_t kStopBytesMax = 256;
 constexpr int kTopLogprobsMax = 20;
+// After so many passes without a draft a short one is tried in spite of the measurements.
+constexpr int64_t kProbeAfter = 64;
+constexpr int64_t kProbeDrafts = 4;
 
 double Millis(Sequence::Clock::duration d) {
   return std::chrono::duration<double, std::milli>(d).count();
@@ -90,7 +93,62 @@ Candidate Sequence::candidate() const {
 
 bool Sequence::WantsLogits(int64_t index) const {
   if (request_.observe_logits) return true;
-  return request_.max_tokens > 0 && index == timeline().size() - 1;
+  return request_.max_tokens > 0 && index >= said() - 1;
+}
+
+int64_t Sequence::Propose(int64_t most, const PassSoFar& pass, const PassCost* cost,
+                          double* gain) {
+  assert(drafts_ == 0);
+  *gain = 0;
+  const bool may = request_.speculate && request_.chunk == 0 && !request_.observe_logits;
+  if (!may || distrusts_drafts_) return 0;
+  // The pass says one token in any case; what comes after the answer's end is of no use.
+  most = std::min({most, kDraftTokensMax, request_.max_tokens - generated_ - 1,
+                   context_max_ - timeline().size() - 1});
+  if (most <= 0) return 0;
+  draft_index_.Follow(timeline().tokens());
+  const DraftIndex::Match match = draft_index_.Find(timeline().tokens());
+  if (match.length == 0) return 0;
+  const double rate = acceptance_.Rate(match.length);
+  int64_t count = cost == nullptr ? most : DraftLength(pass, rate, most, *cost);
+  if (count == 0) {
+    if (++undrafted_ < kProbeAfter) return 0;
+    count = std::min(most, kProbeDrafts);
+  }
+  timeline().Extend(DraftFrom(timeline().tokens(), match, count));
+  undrafted_ = 0;
+  match_length_ = match.length;
+  drafts_ = count;
+  *gain = DraftGain(rate, count);
+  return count;
+}
+
+void Sequence::DropDrafts() {
+  if (drafts_ == 0) return;
+  timeline().Truncate(said()).IgnoreError();  // not longer than it is
+  drafts_ = 0;
+}
+
+// At the end: without drafts the tokens said last would have no page yet.
+void Sequence::TakeBackDrafts() {
+  DropDrafts();
+  if (verified_ == 0) return;
+  verified_ = 0;
+  const int64_t filled = timeline().filled();
+  const auto tokens = timeline().tokens().subspan(static_cast<size_t>(filled));
+  const std::vector<TokenId> last(tokens.begin(), tokens.end());
+  timeline().Truncate(filled).IgnoreError();  // not longer than it is
+  timeline().Extend(last);
+}
+
+void Sequence::DistrustDrafts() {
+  distrusts_drafts_ = true;
+  DropDrafts();
+}
+
+DraftCounts Sequence::TakeDraftCounts() {
+  const DraftCounts before = std::exchange(draft_counts_taken_, draft_counts_);
+  return {draft_counts_.drafted - before.drafted, draft_counts_.accepted - before.accepted};
 }
 
 bool Sequence::TakeFromPool() {
@@ -106,15 +164,30 @@ void Sequence::Admitted() {
   was_admitted_ = true;
 }
 
-void Sequence::Computed(int64_t rows, uint64_t step) {
-  timeline().Filled(rows);
+void Sequence::Computed(int64_t rows, uint64_t step, const LogitsOf& logits) {
   last_step_ = step;
   starved = false;
-  if (generated_ == 0) prefilled_ += rows;
+  const int64_t certain = std::min(rows, timeline().pending() - drafts_);
+  if (generated_ == 0) prefilled_ += certain;
+  draft_counts_.drafted += rows - certain;
+  // Drafts that the pool had no page for go.
+  const int64_t left_out = std::min(drafts_, timeline().pending() - rows);
+  timeline().Truncate(timeline().size() - left_out).IgnoreError();  // not longer than it is
+  drafts_ -= left_out;
+  timeline().Filled(certain);
+  while (!finished_ && timeline().pending() == drafts_ + verified_) Advance(logits(said() - 1));
+  if (!finished_) FillVerified();
+}
+
+// Rows of said tokens count as filled once the next token is asked for: whoever gets the timeline
+// finds the last token pending, as without drafts.
+void Sequence::FillVerified() {
+  timeline().Filled(std::exchange(verified_, 0));
 }
 
 void Sequence::Advance(std::span<const float> logits) {
-  assert(timeline().pending() == 0 && !finished_);
+  FillVerified();
+  assert(timeline().pending() == drafts_ && !finished_);
   if (generated_ == 0) first_token_ = Clock::now();
   if (request_.max_tokens == 0) return Finish(FinishReason::kLength, {});
   if (Status s = PlanForced(); !s.ok()) return Finish(FinishReason::kError, std::move(s));
@@ -169,18 +242,34 @@ Result<Sample> Sequence::Draw(std::span<const float> logits, TokenId only) {
     HOLDFAST_RETURN_IF_ERROR(request_.constraint->FillMask(std::span(mask_).first(words)));
   }
   return SampleToken(request_.sampling, {.logits = logits,
-                                         .history = timeline().tokens(),
+                                         .history = timeline().tokens().first(said()),
                                          .output_begin = static_cast<size_t>(request_.output_begin),
                                          .mask = mask,
                                          .turn_seed = request_.turn_seed,
-                                         .position = timeline().size(),
+                                         .position = said(),
                                          .top_logprobs = std::max(0, request_.top_logprobs)});
+}
+
+// Appends one token to the timeline, or finds it there as a draft.
+void Sequence::Append(TokenId token) {
+  if (drafts_ > 0) {
+    const bool is_right = timeline().tokens()[said()] == token;
+    acceptance_.Learn(match_length_, is_right, !is_right);
+    if (is_right) {
+      --drafts_;
+      ++verified_;
+      ++draft_counts_.accepted;
+      return;
+    }
+    DropDrafts();
+  }
+  timeline().Extend({&token, 1});
 }
 
 // Appends one token to the timeline and to the answer.
 void Sequence::Say(Sample sample, bool by_grammar) {
   const TokenId token = sample.token;
-  timeline().Extend({&token, 1});
+  Append(token);
   ++generated_;
   std::vector<TokenEvent> certain;
   std::string text = decoder_.Push(token);
@@ -192,7 +281,7 @@ void Sequence::Say(Sample sample, bool by_grammar) {
     Finish(FinishReason::kStopString, {});
   } else if (tokenizer_->IsEndOfGeneration(token) && !may_go_on) {
     Finish(FinishReason::kEnd, {});
-  } else if (generated_ >= request_.max_tokens || timeline().size() >= context_max_) {
+  } else if (generated_ >= request_.max_tokens || said() >= context_max_) {
     Finish(FinishReason::kLength, {});
   }
 }
@@ -203,6 +292,7 @@ void Sequence::Emit(std::vector<TokenEvent> tokens) {
 
 void Sequence::Finish(FinishReason reason, Status status) {
   assert(!finished_);
+  TakeBackDrafts();
   finished_ = true;
   failed_ = reason == FinishReason::kError;
   const bool stopped = stop_filter_.stopped();
@@ -222,6 +312,7 @@ void Sequence::Finish(FinishReason reason, Status status) {
   finish.status = std::move(status);
   finish.prefilled = prefilled_;
   finish.reused = reused_;
+  finish.drafts = draft_counts_;
   finish.queue_ms = Millis(admitted_ - submitted_);
   finish.prefill_ms = Millis(first_token_ - admitted_);
   finish.decode_ms = Millis(now - first_token_);

@@ -2,12 +2,17 @@
 // ends. Knows nothing of batches; the scheduler computes rows and calls Advance with the logits
 // that follow.
 //
+// Drafts (draft.h) stand at the end of its timeline, as pending rows, from Propose to the end of
+// the pass that computes them. Each token that is said takes the place of the next draft: where
+// they are equal its row is there already, else this and all later drafts go and leave no trace.
+// So tokens, logprobs, digests and pages are what they are without drafts.
+//
 //            admitted               rows computed               Advance
 //   waiting ----------> running ------------------> all there ----------> running (a token pending)
 //      ^                   |                            |
 //      +---- preempted ----+                            +--> finished (timeline given back)
 //
-// Used by the model thread alone, except for its construction.
+// Used by the model thread alone, except for its construction and for Computed (Pass::Complete).
 #pragma once
 
 #include <chrono>
@@ -21,6 +26,7 @@
 
 #include "engine/engine.h"
 #include "engine/sched/batch.h"
+#include "engine/sched/draft.h"
 #include "engine/sched/stop_filter.h"
 
 namespace holdfast {
@@ -48,13 +54,24 @@ class Sequence {
   bool Parked();
   Candidate candidate() const;
   bool WantsLogits(int64_t index) const;
+  int64_t drafts() const { return drafts_; }
+  // Adds at most `most` drafts to the pending rows, as many as pay in `pass` (without `cost`: all);
+  // returns how many. `*gain`: tokens that they bring on average.
+  int64_t Propose(int64_t most, const PassSoFar& pass, const PassCost* cost, double* gain);
+  void DropDrafts();
+  // A value in a pass with drafts was not finite: maybe only because of them. Never again.
+  void DistrustDrafts();
+  DraftCounts TakeDraftCounts();
   // Takes what the pool has of the rows to come. True when nothing is left to compute.
   bool TakeFromPool();
 
   void Admitted();
   void Preempted() { timeline().ReleaseKv(); }
-  // The next `rows` of its rows have their KV, computed in pass number `step`.
-  void Computed(int64_t rows, uint64_t step);
+  // The next `rows` of its rows have their KV, drafts too, computed in pass number `step`.
+  // `logits(index)`: of the row of that token, empty where none were wanted. Says what follows once
+  // all rows are there.
+  using LogitsOf = std::function<std::span<const float>(int64_t index)>;
+  void Computed(int64_t rows, uint64_t step, const LogitsOf& logits);
   // All rows are there: says the next token or tokens, or finishes. `logits`: of the last row;
   // empty when max_tokens is 0.
   void Advance(std::span<const float> logits);
@@ -72,6 +89,10 @@ class Sequence {
     TokenId token;
     bool by_grammar;
   };
+  int64_t said() const { return timeline().size() - drafts_; }  // tokens that are no drafts
+  void Append(TokenId token);
+  void FillVerified();
+  void TakeBackDrafts();
   Status PlanForced();
   Result<Sample> Draw(std::span<const float> logits, TokenId only);
   void Say(Sample sample, bool by_grammar);
@@ -89,6 +110,14 @@ class Sequence {
   std::deque<Planned> planned_;  // tokens that come next without a draw
   std::vector<uint32_t> mask_;
   std::vector<Generation::Event> outbox_;
+  DraftIndex draft_index_;
+  Acceptance acceptance_;
+  int64_t match_length_ = 0;  // of the drafts in the pass
+  int64_t drafts_ = 0;        // tokens at the end of the timeline that nobody has said
+  int64_t verified_ = 0;      // said tokens before them, whose rows the pass has computed as drafts
+  int64_t undrafted_ = 0;     // passes since the last draft, when one was possible
+  bool distrusts_drafts_ = false;
+  DraftCounts draft_counts_, draft_counts_taken_;
   int64_t generated_ = 0, counted_ = 0;
   int64_t prefilled_ = 0, reused_ = 0;
   uint64_t last_step_ = 0;

@@ -85,11 +85,12 @@ bool ShapeFits(const LayerGroup& s, uint64_t payload_bytes) {
   for (int n : {s.layers, s.heads, s.k_dim, s.v_dim}) {
     if (n < 0 || n > kMaxCount) return false;
   }
+  if (s.k_type == KvType::kI8 && s.k_dim % 4 != 0) return false;
   if (s.first_layer < 0 || s.first_layer > kMaxCount || s.window < 0) return false;
   // Every product stays below 2^64: a head has at most 2^24 bytes, 2^16 heads and layers follow.
-  const uint64_t head = static_cast<uint64_t>(s.k_dim) * kPageTokens * KvTypeBytes(s.k_type) +
-                        static_cast<uint64_t>(s.v_dim) * kPageTokens * KvTypeBytes(s.v_type);
-  return head * static_cast<uint64_t>(s.heads) * static_cast<uint64_t>(s.layers) == payload_bytes;
+  return uint64_t{s.HeadBytes()} * static_cast<uint64_t>(s.heads) *
+             static_cast<uint64_t>(s.layers) ==
+         payload_bytes;
 }
 
 Status TakeGroup(const std::byte* at, RecordGroup* g) {
@@ -106,7 +107,7 @@ Status TakeGroup(const std::byte* at, RecordGroup* g) {
   }
   const uint8_t kind = Take<uint8_t>(at + 8), k = Take<uint8_t>(at + 9), v = Take<uint8_t>(at + 10);
   if (kind > static_cast<uint8_t>(KvKind::kState)) return Bad("layer group kind");
-  if (k > static_cast<uint8_t>(KvType::kF16) || v > static_cast<uint8_t>(KvType::kF16)) {
+  if (k > static_cast<uint8_t>(KvType::kI8) || v > static_cast<uint8_t>(KvType::kF16)) {
     return Bad("KV type");
   }
   g->shape.kind = static_cast<KvKind>(kind);

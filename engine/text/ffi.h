@@ -66,6 +66,10 @@ int32_t hf_probe_panic(HfSlice text, HfBytes* err);
 int32_t hf_tokenizer_new(HfSlice pre, const HfSlice* tokens, size_t tokens_len,
                          const HfSlice* merges, size_t merges_len, const HfSpecial* specials,
                          size_t specials_len, HfTokenizer** out, HfBytes* err);
+// scores: as many as tokens, or none. space_prefix: 1 when a blank goes before every text.
+int32_t hf_tokenizer_new_spm(const HfSlice* tokens, size_t tokens_len, const float* scores,
+                             size_t scores_len, uint32_t space_prefix, const HfSpecial* specials,
+                             size_t specials_len, HfTokenizer** out, HfBytes* err);
 // `plain`: ascending, disjoint, not empty, inside the text. out: uint32_t ids.
 int32_t hf_tokenizer_encode(const HfTokenizer*, HfSlice text, const HfRange* plain,
                             size_t plain_len, HfBytes* out, HfBytes* err);

@@ -118,7 +118,8 @@ Result<std::unique_ptr<ConstraintFactory>> ConstraintFactory::Create(const Token
   std::vector<std::string> words = vocabulary.texts;
   for (size_t i = 0; i < words.size(); ++i) {
     TokenType type = vocabulary.types[i];
-    bool text = type == TokenType::kNormal || type == TokenType::kUserDefined;
+    bool byte = type == TokenType::kByte && words[i].size() == 1;
+    bool text = type == TokenType::kNormal || type == TokenType::kUserDefined || byte;
     if (!text) words[i].insert(0, 1, '\xff');
   }
   std::vector<uint32_t> ends(vocabulary.ends.begin(), vocabulary.ends.end());

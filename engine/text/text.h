@@ -27,16 +27,18 @@ enum class TokenType : int32_t { kNormal = 1, kUnknown, kControl, kUserDefined, 
 
 // A tokenizer as a model file describes it. The fields carry the names of tokenizer.ggml.*.
 struct TokenizerSpec {
-  std::string model;                // "gpt2" (byte-level BPE); others: kInvalid that names it
+  std::string model;                // "gpt2" (byte-level BPE) or "llama" (SentencePiece's BPE);
+                                    // others: kInvalid that names it
   std::string pre;                  // the pre-tokenizer: "smollm", "qwen2", "llama-bpe", ...
-  std::vector<std::string> tokens;  // by id, as the file spells them (byte-level letters for gpt2)
+  std::vector<std::string> tokens;  // by id, as the file spells them (byte-level letters for gpt2,
+                                    // U+2581 for blanks for llama)
   std::vector<int32_t> types;       // by id, values of TokenType; empty means all kNormal
   std::vector<std::string> merges;  // "left right", best first
-  std::vector<float> scores;        // by id; unused by gpt2
+  std::vector<float> scores;        // by id; the order of llama's merges, unused by gpt2
   TokenId bos = kNoToken, eos = kNoToken, eot = kNoToken, eom = kNoToken;
   TokenId unk = kNoToken, pad = kNoToken;
   std::optional<bool> add_bos;      // bos goes before a text; unset: as `pre` usually has it
-  bool add_space_prefix = false;
+  bool add_space_prefix = false;    // of llama: a blank goes before a text and after specials
 };
 
 // Bytes [begin, end) of a text in which no special token is parsed: they came from a user.

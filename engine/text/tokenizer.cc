@@ -4,6 +4,7 @@
 // same literals mean the same here.
 #include <algorithm>
 #include <array>
+#include <charconv>
 #include <cstring>
 #include <unordered_map>
 
@@ -76,13 +77,42 @@ std::string DecodeLetters(std::string_view spelled, const std::array<int16_t, 51
   return out;
 }
 
+// "<0x0A>" to byte 10; -1 for what is no such spelling.
+int ByteOfSpelling(std::string_view spelled) {
+  unsigned byte = 0;
+  if (spelled.size() != 6 || !spelled.starts_with("<0x") || spelled[5] != '>') return -1;
+  const char* end = spelled.data() + 5;
+  const auto parsed = std::from_chars(end - 2, end, byte, 16);
+  return parsed.ec == std::errc() && parsed.ptr == end ? static_cast<int>(byte) : -1;
+}
+
+// What a token of a "llama" vocabulary stands for.
+std::string DecodePiece(std::string_view spelled, TokenType type) {
+  constexpr std::string_view kBlank = "\xe2\x96\x81";
+  if (type == TokenType::kByte) {
+    const int byte = ByteOfSpelling(spelled);
+    return byte >= 0 ? std::string(1, static_cast<char>(byte)) : std::string(spelled);
+  }
+  std::string out;
+  for (size_t at = 0; at < spelled.size();) {
+    const bool blank = spelled.substr(at).starts_with(kBlank);
+    out += blank ? ' ' : spelled[at];
+    at += blank ? kBlank.size() : 1;
+  }
+  return out;
+}
+
 Status CheckSpec(const TokenizerSpec& spec) {
-  if (spec.model != "gpt2") {
+  if (spec.model != "gpt2" && spec.model != "llama") {
     return Status::Invalid("tokenizer: unknown model '" + spec.model + "'");
   }
   size_t n = spec.tokens.size();
   if (n == 0 || n > kTokensMax) {
     return Status::Invalid("tokenizer: " + std::to_string(n) + " tokens");
+  }
+  if (!spec.scores.empty() && spec.scores.size() != n) {
+    return Status::Invalid("tokenizer: " + std::to_string(spec.scores.size()) + " scores for " +
+                           std::to_string(n) + " tokens");
   }
   if (!spec.types.empty() && spec.types.size() != n) {
     return Status::Invalid("tokenizer: " + std::to_string(spec.types.size()) + " types for " +
@@ -147,9 +177,10 @@ std::vector<TokenId> SettleSpecials(const TokenizerSpec& spec, const IdByText& i
   return ends;
 }
 
-bool DefaultAddBos(std::string_view pre) {
+bool DefaultAddBos(const TokenizerSpec& spec) {
+  if (spec.model == "llama") return true;
   for (std::string_view p : {"llama-bpe", "llama3", "llama-v3", "falcon3", "pixtral", "lfm2"}) {
-    if (pre == p) return true;
+    if (spec.pre == p) return true;
   }
   return false;
 }
@@ -161,7 +192,27 @@ Digest DigestOf(const TokenizerSpec& spec, const std::vector<std::string>& spell
   for (const std::string& token : spelled) hasher.Text(token);
   hasher.Values(std::span<const TokenType>(types)).U64(spec.merges.size());
   for (const std::string& merge : spec.merges) hasher.Text(merge);
+  if (spec.model == "llama") {
+    hasher.Values(std::span<const float>(spec.scores)).U64(spec.add_space_prefix);
+  }
   return hasher.Finish();
+}
+
+Result<TokenizerHandle> NewHandle(const TokenizerSpec& spec,
+                                  const std::vector<std::string>& spelled,
+                                  const std::vector<HfSpecial>& specials) {
+  const std::vector<HfSlice> tokens = AsSlices(spelled), merges = AsSlices(spec.merges);
+  HfTokenizer* handle = nullptr;
+  ForeignBytes err;
+  const int32_t code =
+      spec.model == "llama"
+          ? hf_tokenizer_new_spm(tokens.data(), tokens.size(), spec.scores.data(),
+                                 spec.scores.size(), spec.add_space_prefix, specials.data(),
+                                 specials.size(), &handle, err.out())
+          : hf_tokenizer_new(AsSlice(spec.pre), tokens.data(), tokens.size(), merges.data(),
+                             merges.size(), specials.data(), specials.size(), &handle, err.out());
+  HOLDFAST_RETURN_IF_ERROR(AsStatus(code, err));
+  return TokenizerHandle(handle);
 }
 
 }  // namespace
@@ -185,15 +236,18 @@ Result<std::unique_ptr<Tokenizer>> Tokenizer::Create(const TokenizerSpec& spec) 
   impl->ends = SettleSpecials(spec, ids, &impl->types);
   impl->bos = spec.bos;
   impl->eos = spec.eos;
-  impl->add_bos = spec.bos != kNoToken && spec.add_bos.value_or(DefaultAddBos(spec.pre));
+  impl->add_bos = spec.bos != kNoToken && spec.add_bos.value_or(DefaultAddBos(spec));
   impl->digest = DigestOf(spec, spelled, impl->types);
 
+  const bool is_spm = spec.model == "llama";
   std::vector<HfSpecial> specials;
   const std::array<int16_t, 512> byte_of = ByteOfLetter();
   for (size_t i = 0; i < spelled.size(); ++i) {
     TokenType type = impl->types[i];
     bool literal = IsControl(type) || type == TokenType::kUserDefined;
-    impl->texts.push_back(literal ? spelled[i] : DecodeLetters(spelled[i], byte_of));
+    impl->texts.push_back(literal  ? spelled[i]
+                          : is_spm ? DecodePiece(spelled[i], type)
+                                   : DecodeLetters(spelled[i], byte_of));
     if (!literal) continue;
     specials.push_back({static_cast<uint32_t>(i), IsControl(type), AsSlice(spelled[i])});
   }
@@ -201,14 +255,7 @@ Result<std::unique_ptr<Tokenizer>> Tokenizer::Create(const TokenizerSpec& spec) 
     impl->by_text.emplace_back(impl->texts[i], static_cast<TokenId>(i));
   }
   std::sort(impl->by_text.begin(), impl->by_text.end());
-  std::vector<HfSlice> tokens = AsSlices(spelled), merges = AsSlices(spec.merges);
-  HfTokenizer* handle = nullptr;
-  ForeignBytes err;
-  int32_t code = hf_tokenizer_new(AsSlice(spec.pre), tokens.data(), tokens.size(), merges.data(),
-                                  merges.size(), specials.data(), specials.size(), &handle,
-                                  err.out());
-  HOLDFAST_RETURN_IF_ERROR(AsStatus(code, err));
-  impl->handle.reset(handle);
+  HOLDFAST_ASSIGN_OR_RETURN(impl->handle, NewHandle(spec, spelled, specials));
   return std::unique_ptr<Tokenizer>(new Tokenizer(std::move(impl)));
 }
 

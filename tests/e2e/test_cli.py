@@ -63,7 +63,36 @@ class Cli(unittest.TestCase):
         self.assertEqual([r["name"] for r in report["results"]], ["prefill@64", "decode@0"])
         for r in report["results"]:
             self.assertGreater(r["value"], 0)
+            self.assertAlmostEqual(r["share"], r["value"] / r["limit"], places=6)
+            self.assertLess(r["share"], 1.5)  # it is a limit, but others may disturb its rates
         self.assertEqual(run("bench", "nonsense@1", "--model", SMOL)[0], 1)
+
+    def test_bench_of_the_machine_needs_no_model(self):
+        report = self.json_of("bench", "roofline", "--model", "no-such-model", "--threads", "2")
+        figures = {r["name"]: r["value"] for r in report["results"]}
+        for what in ("dram_read", "l3_read", "l2_read", "int8", "fp32"):
+            for threads in (1, 2):
+                self.assertGreater(figures["roofline.%s@%d" % (what, threads)], 0.1)
+        self.assertEqual(report["machine"]["threads"], 2)
+
+    def test_bench_notes_a_peer_that_fails(self):
+        with tempfile.TemporaryDirectory() as peer:
+            program = os.path.join(peer, "llama-bench")
+            with open(program, "w") as f:
+                f.write("#!/bin/sh\necho broken >&2\nexit 7\n")
+            os.chmod(program, 0o755)
+            report = self.json_of("bench", "prefill@32", "agents2@32", "--model", SMOL, "--reps", "1",
+                                  "--threads", "1", "--peer", "ik_llama=" + peer)
+        prefill, agents = report["results"]
+        self.assertIn("exit 7: broken", prefill["peers"]["ik_llama"]["note"])
+        self.assertIn("llama-batched-bench", agents["peers"]["ik_llama"]["note"])
+        self.assertGreater(agents["value"], 0)
+        self.assertEqual(run("bench", "decode@0", "--peer", "other=/tmp")[0], 1)
+
+    def test_bench_load_starts_a_server_and_ends_it(self):
+        result, = self.json_of("bench", "load", "--model", SMOL, "--reps", "1")["results"]
+        self.assertEqual(result["unit"], "s")
+        self.assertGreater(result["value"], result["limit"])
 
     def test_pull_fetches_nothing_twice_and_doctor_is_content(self):
         pulled = self.json_of("pull", SMOL)

@@ -1,7 +1,7 @@
 // Attention on the CPU: NUMERICS.md sections 5 and 6, equal to reference::Attend by memcmp at every
-// level, for F16 and F32 KV, k_dim and v_dim that are multiples of 16, any number of query heads
-// per KV head, windows, runs that start and end anywhere, and any mix of sequences and rows in a
-// call.
+// level, for F16 and F32 KV and INT8 K (by integer products), k_dim and v_dim that are multiples of
+// 16, any number of query heads per KV head, windows, runs that start and end anywhere, and any mix
+// of sequences and rows in a call.
 //
 // Work is cut into tasks of (sequence, KV head, block of rows, stretch of splits). Query heads that
 // share a KV head and rows of one block go through the tiles together, so that a number of K or V

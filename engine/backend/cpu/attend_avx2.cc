@@ -30,6 +30,21 @@ struct Avx2 : LanesAvx2 {
     const __m256i set = _mm256_and_si256(_mm256_set1_epi32(static_cast<int>(bits)), lane);
     return _mm256_blendv_ps(other, x, _mm256_castsi256_ps(_mm256_cmpeq_epi32(set, lane)));
   }
+  using I = __m256i;
+  static constexpr int kCodeCols = 1, kCodeOffset = 0;
+  static I SetI(int32_t x) { return _mm256_set1_epi32(x); }
+  static I LoadCodes(const void* p) {
+    return _mm256_loadu_si256(static_cast<const __m256i*>(p));
+  }
+  // |k| * (q with k's sign): two products of at most 127 * 127 can't saturate 16 bits.
+  static I Dot(I acc, I k, const float* q) {
+    int32_t four;
+    __builtin_memcpy(&four, q, 4);
+    const I pairs = _mm256_maddubs_epi16(_mm256_abs_epi8(k),
+                                         _mm256_sign_epi8(_mm256_set1_epi32(four), k));
+    return _mm256_add_epi32(acc, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
+  }
+  static F ToFloat(I x) { return _mm256_cvtepi32_ps(x); }
   static float ReduceMax(F x) {
     __m128 m = _mm_max_ps(_mm256_castps256_ps128(x), _mm256_extractf128_ps(x, 1));
     m = _mm_max_ps(m, _mm_movehl_ps(m, m));

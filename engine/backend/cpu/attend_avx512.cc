@@ -31,6 +31,18 @@ struct Avx512 : LanesAvx512 {
   static F Keep(F x, F other, uint64_t bits) {
     return _mm512_mask_blend_ps(static_cast<__mmask16>(bits), other, x);
   }
+  using I = __m512i;
+  static constexpr int kCodeCols = 2, kCodeOffset = 128;  // vpdpbusd wants K unsigned
+  static I SetI(int32_t x) { return _mm512_set1_epi32(x); }
+  static I LoadCodes(const void* p) {
+    return _mm512_xor_si512(_mm512_loadu_si512(p), _mm512_set1_epi8(static_cast<char>(0x80)));
+  }
+  static I Dot(I acc, I k, const float* q) {
+    int32_t four;
+    __builtin_memcpy(&four, q, 4);
+    return _mm512_dpbusd_epi32(acc, k, _mm512_set1_epi32(four));
+  }
+  static F ToFloat(I x) { return _mm512_cvtepi32_ps(x); }
   static float ReduceMax(F x) { return _mm512_reduce_max_ps(x); }
   static void Fetch(const void* p) { _mm_prefetch(static_cast<const char*>(p), _MM_HINT_T1); }
 };

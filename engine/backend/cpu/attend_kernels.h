@@ -10,6 +10,9 @@
 //   Keep(x, other, bits)  lane j is x where bit j of `bits` is set, else `other`
 //   ReduceMax(x)   the greatest lane, when no lane is NaN
 //   Fetch(p)       asks for the cache line of p
+//   for INT8 K: I, kWidth int32; kCodeCols, vectors of it per row that stay in registers;
+//   kCodeOffset, LoadCodes(p), the codes of kWidth tokens x 4 dims, plus kCodeOffset;
+//   Dot(acc, k, q), acc + their exact products with the 4 codes at q; SetI(x); ToFloat(I)
 //
 // All work is one product, `c[r][:] += a[r][n] * b[n][:]` for n ascending, with a tile of c in
 // registers: lanes of c are tokens when scoring (a = turned queries, b = K) and dims when mixing (a
@@ -24,10 +27,12 @@
 #include <utility>
 
 #include "engine/backend/cpu/attend_tile.h"
+#include "engine/backend/cpu/quantize_head.h"
 
 namespace holdfast {
 namespace attend {
 
+constexpr int kMaxCodes = 512;  // numbers of a head (kMaxHeadDim)
 constexpr int kHalf = kPageTokens;  // K is scored page by page, so a tile is two halves
 static_assert(kAttendTile == 2 * kHalf);
 
@@ -163,17 +168,46 @@ void TurnRow(const AttendBlock& block, const float* angle, const float* q, float
   for (int d = 2 * half; d < block.k_dim; ++d) *put(d) = q[d] * block.scale;
 }
 
+// Floats from row to row of turned queries. Beside INT8 K a row is its codes, then a QueryScale.
+static inline int64_t RowFloats(const AttendBlock& block) {
+  return block.k_type == KvType::kI8 ? block.k_dim / 4 + 4 : kAttendTile;
+}
+
+struct QueryScale {
+  float scale;
+  int32_t sum;  // of the codes
+};
+
+// `angle` null: zeros.
+template <class V>
+void TurnCodes(const AttendBlock& block, const float* angle, const float* q, float* out) {
+  float turned[kMaxCodes] = {};
+  if (angle != nullptr) TurnRow<V>(block, angle, q, turned, kAttendTile);
+  int8_t codes[kMaxCodes];
+  QueryScale end = {};
+  QuantizeHead(block.k_dim, turned, codes, &end.scale);
+  for (int d = 0; d < block.k_dim; ++d) end.sum += codes[d];
+  __builtin_memcpy(out, codes, block.k_dim);
+  __builtin_memcpy(out + block.k_dim / 4, &end, sizeof(end));
+}
+
 // Rows [from, to) for a run with `shift`, as [chunk][to - from][64]. A row that the table does not
 // reach sees nothing of the run; it gets zeros, so that its scores, which nobody reads, cost no
 // more.
 template <class V>
 void TurnRows(const AttendBlock& block, int shift, int from, int to, float* out) {
   const int64_t chunk_stride = int64_t{to - from} * kAttendTile;
-  for (int x = from; x < to; ++x, out += kAttendTile) {
+  const bool codes = block.k_type == KvType::kI8;
+  for (int x = from; x < to; ++x, out += RowFloats(block)) {
     const int n = x / block.group;
     const int64_t at = int64_t{block.position[n]} - shift;
     const float* q = block.q + block.row[n] * block.q_stride + (x % block.group) * block.k_dim;
-    if (at >= 0 && at < block.table_rows) {
+    const bool reached = at >= 0 && at < block.table_rows;
+    if (codes) {
+      TurnCodes<V>(block, reached ? block.table + at * block.rope_dim : nullptr, q, out);
+      continue;
+    }
+    if (reached) {
       TurnRow<V>(block, block.table + at * block.rope_dim, q, out, chunk_stride);
       continue;
     }
@@ -279,12 +313,13 @@ void ViewHalf(AttendBlock& block, const KvTile& tile, const KvTile* next, int h,
   if (view.last == view.first) return;
   const KvPiece& piece = tile.piece[view.first];
   const bool in_place = view.last - view.first == 1 && piece.lane == begin && piece.slot == 0;
-  if (!in_place && !Gathers<V>(block)) {
+  const bool gathers = block.k_type != KvType::kI8 && Gathers<V>(block);
+  if (!in_place && !gathers) {
     out.apart = true;
     return;
   }
   if (view.one_shift) view.turned = Turned<V>(block, piece.shift);
-  if (in_place && (block.k_type == KvType::kF32 || !Gathers<V>(block))) {
+  if (in_place && (block.k_type == KvType::kF32 || !gathers)) {
     view.k = piece.k;
     view.type = block.k_type;
     view.ahead = AheadOf(tile, next, view.first);
@@ -369,8 +404,81 @@ struct ScoreArgs {
   int64_t chunk_stride;
 };
 
+// INT8 K: C vectors of tokens for R rows; `s` is where the first of them goes.
+template <class V, int R, int C>
+void CodeProduct(const AttendBlock& block, const ScoreArgs& args, float* s) {
+  constexpr int L = V::kWidth;
+  const std::byte* k = static_cast<const std::byte*>(args.k);
+  const int64_t stride = RowFloats(block), dims = block.k_dim / 4;
+  const float* scale = reinterpret_cast<const float*>(k + block.k_dim * kHalf);
+  typename V::I acc[R][C];
+#pragma GCC unroll 16
+  for (int r = 0; r < R; ++r) {
+    QueryScale end;
+    __builtin_memcpy(&end, args.turned + r * stride + dims, sizeof(end));
+#pragma GCC unroll 4
+    for (int c = 0; c < C; ++c) acc[r][c] = V::SetI(-V::kCodeOffset * end.sum);
+  }
+  const float* q = args.turned;
+  for (int64_t n = 0; n < dims; ++n, ++q, k += 4 * kHalf) {
+    typename V::I x[C];
+#pragma GCC unroll 4
+    for (int c = 0; c < C; ++c) x[c] = V::LoadCodes(k + c * 4 * L);
+#pragma GCC unroll 2
+    for (int at = 0; at < C * 4 * L; at += 64) V::Fetch(k + args.ahead + at);
+#pragma GCC unroll 16
+    for (int r = 0; r < R; ++r) {
+#pragma GCC unroll 4
+      for (int c = 0; c < C; ++c) acc[r][c] = V::Dot(acc[r][c], x[c], q + r * stride);
+    }
+  }
+#pragma GCC unroll 16
+  for (int r = 0; r < R; ++r) {
+    QueryScale end;
+    __builtin_memcpy(&end, args.turned + r * stride + dims, sizeof(end));
+#pragma GCC unroll 4
+    for (int c = 0; c < C; ++c) {
+      const typename V::F d = V::Mul(V::Set(end.scale), V::Load(scale + c * L));
+      V::Store(s + r * kAttendTile + c * L, V::Mul(V::ToFloat(acc[r][c]), d));
+    }
+  }
+}
+
+using CodeProductFn = void (*)(const AttendBlock&, const ScoreArgs&, float*);
+
+template <class V, int C>
+struct CodeProducts {
+  template <int... R>
+  static CodeProductFn Pick(int rows, std::integer_sequence<int, R...>) {
+    static constexpr CodeProductFn kFns[] = {CodeProduct<V, R + 1, C>...};
+    return kFns[rows - 1];
+  }
+  static CodeProductFn ForRows(int rows) {
+    return Pick(rows, std::make_integer_sequence<int, V::kMaxRows>());
+  }
+};
+
+// What is 4 bytes per token: codes of 4 dims, and a scale. So one step over columns serves both.
+template <class V>
+void ScoreCodes(const AttendBlock& block, ScoreArgs args, int rows, float* s) {
+  constexpr int kWide = V::kCodeCols * V::kWidth;
+  const auto step = [&](CodeProductFn fn, int columns) {
+    fn(block, args, s);
+    args.k = static_cast<const std::byte*>(args.k) + columns * 4;
+    args.columns -= columns;
+    s += columns;
+  };
+  const CodeProductFn wide = CodeProducts<V, V::kCodeCols>::ForRows(rows);
+  while (args.columns >= kWide) step(wide, kWide);
+  while (args.columns > 0) step(CodeProducts<V, 1>::ForRows(rows), V::kWidth);
+}
+
 template <class V>
 void ScoreColumns(const AttendBlock& block, const ScoreArgs& args, int rows, float* s) {
+  if (args.type == KvType::kI8) {
+    ScoreCodes<V>(block, args, rows, s);
+    return;
+  }
   const int64_t row_bytes = kHalf * static_cast<int64_t>(KvTypeBytes(args.type));
   const float* turned = args.turned;
   for (int d = 0; d < block.k_dim; d += kAttendTile) {
@@ -410,13 +518,14 @@ void ScoreSeam(const AttendBlock& block, const TileView& view, int h, const RowS
 // Scores the slots of each piece where they lie and moves them to the piece's lanes.
 template <class V>
 void ScoreApart(AttendBlock& block, const TileView& view, const RowSpan& span, float* s) {
-  const int64_t k_bytes = static_cast<int64_t>(KvTypeBytes(block.k_type));
+  const bool codes = block.k_type == KvType::kI8;
+  const int64_t k_bytes = codes ? 4 : static_cast<int64_t>(KvTypeBytes(block.k_type));
   alignas(64) float part[V::kMaxRows * kAttendTile];
   for (int p = 0; p < view.tile->pieces; ++p) {
     const KvPiece& piece = view.tile->piece[p];
     if (piece.lane >= span.last || piece.lane + piece.count <= span.first) continue;
     const int begin = piece.slot / 16 * 16, end = (piece.slot + piece.count + 15) / 16 * 16;
-    const float* turned = Turned<V>(block, piece.shift) + span.from * kAttendTile;
+    const float* turned = Turned<V>(block, piece.shift) + span.from * RowFloats(block);
     ScoreColumns<V>(block, {piece.k + begin * k_bytes, block.k_type, end - begin,
                             AheadOf(*view.tile, view.next, p), turned,
                             int64_t{block.rows()} * kAttendTile},
@@ -442,7 +551,7 @@ void Score(AttendBlock& block, const TileView& view, const RowSpan& span, float*
     if (span.first >= (h + 1) * kHalf || span.last <= h * kHalf) continue;
     if (half.one_shift) {
       ScoreColumns<V>(block, {half.k, half.type, kHalf, half.ahead,
-                              half.turned + span.from * kAttendTile,
+                              half.turned + span.from * RowFloats(block),
                               int64_t{block.rows()} * kAttendTile},
                       span.rows, s + h * kHalf);
     } else {

@@ -21,7 +21,7 @@ inline constexpr int kTurnedSlots = 4;    // shifts whose turned queries a block
 inline constexpr int kMaxBlockRows = 16;  // no kernel takes more query rows at once
 
 struct KvPiece {
-  const std::byte* k = nullptr;  // K of the layer and head in this page: [k_dim][kPageTokens]
+  const std::byte* k = nullptr;  // K of the layer and head in this page (layout.h)
   const std::byte* v = nullptr;  // V likewise: [kPageTokens][v_dim]
   int slot = 0;                  // first token in the page
   int lane = 0;                  // its lane in the tile
@@ -64,7 +64,8 @@ struct AttendBlock {
   int64_t table_rows = 0;
 
   // Scratch of the thread. `turned` are queries turned for a shift, times scale: [chunk of 64 dims]
-  // [rows][64]. Slots below `turned_used` are filled; `turned_next` is the one to give up next.
+  // [rows][64]; beside INT8 K codes, see RowFloats. Slots below `turned_used` are filled;
+  // `turned_next` is the one to give up next.
   float* turned[kTurnedSlots] = {};
   int turned_shift[kTurnedSlots] = {};
   int turned_used = 0, turned_next = 0;

@@ -69,6 +69,10 @@ class CpuBackend : public Backend {
 
   std::string_view name() const override { return level_.name; }
 
+  void ForEach(int64_t tasks, const std::function<void(int64_t)>& fn) override {
+    pool_.Run(tasks, [&](int64_t task, int) { fn(task); });
+  }
+
   Result<std::unique_ptr<Weight>> Pack(const WeightSource& source) override {
     return PackCpuWeight(source);
   }
@@ -108,6 +112,24 @@ class CpuBackend : public Backend {
   void SwiGlu(const SwiGluArgs& a) override {
     ForRows(a.rows * a.cols, 4, [&](int64_t begin, int64_t end) {
       kernels_.swiglu(end - begin, a.gate + begin, a.up + begin, a.h + begin);
+    });
+  }
+
+  void GeGlu(const GeGluArgs& a) override {
+    ForRows(a.rows * a.cols, 4, [&](int64_t begin, int64_t end) {
+      kernels_.geglu(end - begin, a.gate + begin, a.up + begin, a.h + begin);
+    });
+  }
+
+  void Scale(int64_t count, float factor, float* x) override {
+    ForRows(count, 1, [&](int64_t begin, int64_t end) {
+      kernels_.scale(end - begin, factor, x + begin);
+    });
+  }
+
+  void SoftCap(int64_t count, float cap, float* x) override {
+    ForRows(count, 4, [&](int64_t begin, int64_t end) {
+      kernels_.soft_cap(end - begin, cap, x + begin);
     });
   }
 
@@ -161,7 +183,7 @@ class CpuBackend : public Backend {
           .turn = a.rope->Row(a.position[r]),
           .k = a.k + (r * g.heads + h) * g.k_dim,
           .v = a.v + (r * g.heads + h) * g.v_dim,
-          .k_out = k_page + a.slot[r] * KvTypeBytes(g.k_type),
+          .k_out = k_page + g.KOffset(0, a.slot[r]),
           .v_out = v_page + a.slot[r] * g.v_dim * KvTypeBytes(g.v_type),
       };
       if (!kernels_.store_head(head)) a.row_failed[r] = 1;

@@ -18,7 +18,7 @@ struct StoreHeadArgs {
   const float* turn;
   const float* k;  // [k_dim], not yet turned
   const float* v;  // [v_dim]
-  std::byte* k_out;  // element d of the token's K is at index d * kPageTokens
+  std::byte* k_out;  // number 0 of the token's K (layout.h)
   std::byte* v_out;  // the token's V, contiguous
 };
 
@@ -28,7 +28,10 @@ struct ElementwiseKernels {
   bool (*quantize_row)(int64_t cols, const float* x, int8_t* q, float* scale, int32_t* sum_lo,
                        int32_t* sum_hi);
   void (*swiglu)(int64_t n, const float* gate, const float* up, float* h);
+  void (*geglu)(int64_t n, const float* gate, const float* up, float* h);
   void (*add)(int64_t n, const float* x, float* y);
+  void (*scale)(int64_t n, float factor, float* x);
+  void (*soft_cap)(int64_t n, float cap, float* x);
   bool (*finite)(int64_t n, const float* x);
   bool (*store_head)(const StoreHeadArgs& args);  // false: a stored number is not finite
 };

@@ -7,6 +7,7 @@
 #include <cstring>
 
 #include "engine/backend/cpu/elementwise.h"
+#include "engine/backend/cpu/quantize_head.h"
 #include "engine/backend/exact_math.h"
 #include "engine/backend/half.h"
 
@@ -57,6 +58,46 @@ void SwiGluRow(int64_t n, const float* gate, const float* up, float* h) {
     L::Store(h + i, L::Mul(silu, L::Load(up + i)));
   }
   for (; i < n; ++i) h[i] = (gate[i] / (1.0f + ExpF(-gate[i]))) * up[i];
+}
+
+template <typename L>
+void GeGluRow(int64_t n, const float* gate, const float* up, float* h) {
+  const typename L::F one = L::Set(1.0f), a = L::Set(gelu_f::kA), b = L::Set(gelu_f::kB);
+  int64_t i = 0;
+  for (; i + L::kWidth <= n; i += L::kWidth) {
+    const typename L::F g = L::Load(gate + i);
+    const typename L::F t = L::Mul(g, L::Fma(L::Mul(g, g), b, a));
+    const typename L::F gelu = L::Div(g, L::Add(one, L::Exp(t)));
+    L::Store(h + i, L::Mul(gelu, L::Load(up + i)));
+  }
+  for (; i < n; ++i) {
+    const float g = gate[i], t = g * std::fma(g * g, gelu_f::kB, gelu_f::kA);
+    h[i] = (g / (1.0f + ExpF(t))) * up[i];
+  }
+}
+
+template <typename L>
+void ScaleRow(int64_t n, float factor, float* x) {
+  int64_t i = 0;
+  for (; i + L::kWidth <= n; i += L::kWidth) {
+    L::Store(x + i, L::Mul(L::Load(x + i), L::Set(factor)));
+  }
+  for (; i < n; ++i) x[i] = x[i] * factor;
+}
+
+template <typename L>
+void SoftCapRow(int64_t n, float cap, float* x) {
+  const typename L::F one = L::Set(1.0f), two = L::Set(2.0f);
+  int64_t i = 0;
+  for (; i + L::kWidth <= n; i += L::kWidth) {
+    const typename L::F t = L::Div(L::Load(x + i), L::Set(cap));
+    const typename L::F part = L::Div(two, L::Add(one, L::Exp(L::Add(t, t))));
+    L::Store(x + i, L::Mul(L::Sub(one, part), L::Set(cap)));
+  }
+  for (; i < n; ++i) {
+    const float t = x[i] / cap;
+    x[i] = (1.0f - 2.0f / (1.0f + ExpF(t + t))) * cap;
+  }
 }
 
 template <typename L>
@@ -141,12 +182,22 @@ bool StoreV(KvType type, int n, const float* v, std::byte* out) {
   return FiniteRow<L>(n, v);
 }
 
+static inline bool StoreCodes(int n, const float* k, std::byte* out) {
+  int8_t codes[kMaxHeadDim];
+  float scale;
+  const bool finite = QuantizeHead(n, k, codes, &scale);
+  for (int d = 0; d < n; d += 4) std::memcpy(out + d * kPageTokens, codes + d, 4);
+  std::memcpy(out + n * kPageTokens, &scale, 4);
+  return finite;
+}
+
 template <typename L>
 bool StoreHead(const StoreHeadArgs& args) {
   float k[kMaxHeadDim];
   uint16_t half[kMaxHeadDim];
   bool finite = StoreV<L>(args.v_type, args.v_dim, args.v, args.v_out);
   TurnHead<L>(args.k_dim, args.rope_dim, args.turn, args.k, k);
+  if (args.k_type == KvType::kI8) return StoreCodes(args.k_dim, k, args.k_out) && finite;
   if (args.k_type == KvType::kF32) {
     for (int d = 0; d < args.k_dim; ++d) {
       std::memcpy(args.k_out + int64_t{4} * d * kPageTokens, k + d, 4);
@@ -162,8 +213,8 @@ bool StoreHead(const StoreHeadArgs& args) {
 
 template <typename L, auto QuantizeGroup>
 constexpr ElementwiseKernels MakeElementwise() {
-  return {NormRow<L>, QuantizeRow<L, QuantizeGroup>, SwiGluRow<L>, AddRow<L>, FiniteRow<L>,
-          StoreHead<L>};
+  return {NormRow<L>, QuantizeRow<L, QuantizeGroup>, SwiGluRow<L>, GeGluRow<L>, AddRow<L>,
+          ScaleRow<L>, SoftCapRow<L>, FiniteRow<L>, StoreHead<L>};
 }
 
 }  // namespace holdfast

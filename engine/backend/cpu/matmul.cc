@@ -35,14 +35,13 @@ int64_t CeilDiv(int64_t a, int64_t b) { return (a + b - 1) / b; }
 class RowTerms {
  public:
   RowTerms(ThreadPool& pool, WeightType type, const QuantizedRows& x, int64_t rows)
-      : type_(type), x_(x), rows_(rows), groups_(x.cols / kQuantGroup),
-        offset_(type == WeightType::kQ8_0 ? 128 : type == WeightType::kQ5_0 ? 16 : 32) {
+      : format_(FormatOf(type)), x_(x), rows_(rows), groups_(x.cols / kQuantGroup) {
     da_.resize(rows * groups_);
-    if (HasMin()) {
+    if (format_.has_min()) {
       dsum_.resize(da_.size());
     } else {
       start_[0].resize(da_.size());
-      if (type == WeightType::kQ6_K) start_[1].resize(da_.size());
+      if (format_.two_scales()) start_[1].resize(da_.size());
     }
     const int64_t blocks = CeilDiv(groups_, kTermGroups);
     const int64_t per_task = std::max<int64_t>(1, kTermsPerTask / (kTermGroups * rows));
@@ -60,8 +59,6 @@ class RowTerms {
   }
 
  private:
-  bool HasMin() const { return type_ == WeightType::kQ4_1 || type_ == WeightType::kQ4_K; }
-
   // Reads cache lines of the rows and writes as many runs of the terms.
   void FillBlock(int64_t begin) {
     const int64_t end = std::min(begin + kTermGroups, groups_);
@@ -70,22 +67,21 @@ class RowTerms {
         const int64_t from = r * groups_ + g, to = g * rows_ + r;
         const int32_t lo = x_.sum_lo[from], hi = x_.sum_hi[from];
         da_[to] = x_.scale[from];
-        if (HasMin()) {
+        if (format_.has_min()) {
           dsum_[to] = x_.scale[from] * static_cast<float>(lo + hi);
-        } else if (type_ == WeightType::kQ6_K) {
-          start_[0][to] = -offset_ * lo;
-          start_[1][to] = -offset_ * hi;
+        } else if (format_.two_scales()) {
+          start_[0][to] = -format_.offset * lo;
+          start_[1][to] = -format_.offset * hi;
         } else {
-          start_[0][to] = -offset_ * (lo + hi);
+          start_[0][to] = -format_.offset * (lo + hi);
         }
       }
     }
   }
 
-  const WeightType type_;
+  const Format format_;
   const QuantizedRows& x_;
   const int64_t rows_, groups_;
-  const int32_t offset_;  // of the type's codes
   std::vector<float> da_, dsum_;
   std::vector<int32_t> start_[2];
 };
@@ -132,6 +128,16 @@ struct PanelWalk {
   }
 };
 
+void Unpack(const MatMulKernels& kernels, const PackedView& w, Panel* panel) {
+  const int64_t tile = panel->first_output / kTileOutputs;
+  const int64_t first = panel->part * (NeedsQuantized(w.type) ? kPartGroups : kPartElements);
+  for (int t = 0; t < kPanelTiles; ++t) {
+    const int64_t from = tile + t < w.tiles ? tile + t : tile;  // a last odd tile stands twice
+    kernels.unpack(w.type, w.codes + from * w.tile_bytes, w.scales + from * w.tile_bytes, first, t,
+                   panel);
+  }
+}
+
 void RunPanels(ThreadPool& pool, const MatMulKernels& kernels, const MatMulCall& call,
                int64_t rows) {
   const bool quantized = NeedsQuantized(call.w.type);
@@ -151,7 +157,7 @@ void RunPanels(ThreadPool& pool, const MatMulKernels& kernels, const MatMulCall&
     for (int64_t part = 0; part < walk.parts(); ++part) {
       for (int64_t p = first; p < walk.end; ++p) {
         walk.Place(part, p, &panel);
-        kernels.unpack(call.w, &panel);
+        Unpack(kernels, call.w, &panel);
         ForRows(begin, end, kernels.panel_rows,
                 [&](int64_t row, int n) { kernels.panel(call, panel, row, n); });
       }

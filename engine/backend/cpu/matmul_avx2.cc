@@ -18,11 +18,10 @@ constexpr int kPanelRows = 4;
 constexpr int kHalf = 8;  // outputs of a vector
 
 using W = WeightType;
-constexpr bool HasMin(W t) { return t == W::kQ4_1 || t == W::kQ4_K; }
 
-// Steps whose pair sums fit into 16 bits together: 2 * 127 * (largest code) * steps <= 32767.
-constexpr int StepsIn16Bits(W t) {
-  return HasMin(t) ? 8 : t == W::kQ5_0 ? 4 : t == W::kQ6_K ? 2 : 1;
+// Steps whose pair sums fit into 16 bits together.
+constexpr int StepsIn16Bits(const Format& f) {
+  return IsWide(f) ? 1 : ProductsIn16Bits(f.most) / 2;
 }
 
 __m256i LoadHalfPlane(const uint8_t* p) {
@@ -35,21 +34,36 @@ __m256i Broadcast4(const int8_t* p) {
   return _mm256_set1_epi32(v);
 }
 
+// A table's values as vpshufb takes them: unsigned, but signed where they are wide.
+template <Values kValues>
+__m256i Table(const Format& f) {
+  const int8_t* values = kValues == Values::kIq4 ? kIq4Values : kMxfp4Values;
+  const __m128i table = _mm_loadu_si128(reinterpret_cast<const __m128i*>(values));
+  const int offset = IsWide(f) ? 0 : f.offset;
+  return _mm256_broadcastsi128_si256(
+      _mm_add_epi8(table, _mm_set1_epi8(static_cast<char>(offset))));
+}
+
 // The codes of 8 outputs of a group; p is their half of the group's first plane. Unsigned, but
-// signed for Q8_0.
+// signed where they are wide.
 template <W kType>
 struct Group {
+  static constexpr Format kFormat = FormatOf(kType);
+
   explicit Group(const uint8_t* p) : at(p) {}
 
   __m256i Step(int s) const {
-    if constexpr (kType == W::kQ8_0) {
+    if constexpr (kFormat.codes == Codes::kBytes) {
       return _mm256_xor_si256(LoadHalfPlane(at + 64 * s), _mm256_set1_epi8(-128));
     }
     const __m256i plane = LoadHalfPlane(at + s % 4 * 64);
     const __m256i low =
         _mm256_and_si256(s < 4 ? plane : _mm256_srli_epi16(plane, 4), _mm256_set1_epi8(15));
-    if constexpr (kType == W::kQ5_0) return Join(low, LoadHalfPlane(at + 256), 4 - s, 0x10);
-    if constexpr (kType == W::kQ6_K) {
+    if constexpr (kFormat.values != Values::kCode) {
+      return _mm256_shuffle_epi8(Table<kFormat.values>(kFormat), low);
+    }
+    if constexpr (kFormat.high_bits == 1) return Join(low, LoadHalfPlane(at + 256), 4 - s, 0x10);
+    if constexpr (kFormat.high_bits == 2) {
       return Join(low, LoadHalfPlane(at + 256 + s / 4 * 64), 4 - s % 4 * 2, 0x30);
     }
     return low;
@@ -69,6 +83,10 @@ struct Group {
 __m256 LoadF16(const uint8_t* p) {
   return _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
 }
+__m256 LoadBF16(const uint8_t* p) {
+  const __m128i bits = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
+  return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(bits), 16));
+}
 __m256 LoadBytes(const uint8_t* p) {
   return _mm256_cvtepi32_ps(
       _mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p))));
@@ -78,51 +96,74 @@ __m256 LoadSigned(const uint8_t* p) {
       _mm256_cvtepi8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p))));
 }
 
-// Scales of group g for the half's 8 outputs: [0] dw; [1] -min; Q6_K: [1], [2] its scales.
+// 2^(e - 128) as a product of two powers: e may be too small for the bits of one.
+__m256 LoadExponents(const uint8_t* p) {
+  const __m256i e = _mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p)));
+  const __m256i half = _mm256_srli_epi32(e, 1), bias = _mm256_set1_epi32(127 - 64);
+  const auto power = [bias](__m256i n) {
+    return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_add_epi32(n, bias), 23));
+  };
+  return _mm256_mul_ps(power(half), power(_mm256_sub_epi32(e, half)));
+}
+
+// Scales of group g for the half's 8 outputs: [0] dw; [1] -min, or: [1], [2] the two scales.
 template <W kType>
 void LoadScales(const uint8_t* scales, int64_t g, int half, __m256* out) {
   constexpr TileShape kShape = TileShapeOf(kType);
+  constexpr Scales kScales = FormatOf(kType).scales;
   const uint8_t* record = scales + g / kShape.scale_groups * kShape.scale_bytes;
   const uint8_t* halves = record + half * kHalf * 2;
-  const uint8_t* bytes = record + half * kHalf + g % 8 * 32;
+  if constexpr (kScales == Scales::kExponent) {
+    out[0] = LoadExponents(record + half * kHalf);
+    return;
+  }
   out[0] = LoadF16(halves);
-  if constexpr (kType == W::kQ4_1) out[1] = LoadF16(halves + 32);
-  if constexpr (kType == W::kQ4_K) {
-    const __m256 min = _mm256_mul_ps(LoadF16(halves + 32), LoadBytes(bytes + 64 + 16));
-    out[0] = _mm256_mul_ps(out[0], LoadBytes(bytes + 64));
+  if constexpr (kScales == Scales::kHalfMin) out[1] = LoadF16(halves + 32);
+  if constexpr (kScales == Scales::kByte) {
+    out[0] = _mm256_mul_ps(out[0], LoadSigned(record + 32 + half * kHalf + g % 8 * 16));
+  }
+  const uint8_t* bytes = record + 32 + half * kHalf + g % 8 * 32;
+  if constexpr (kScales == Scales::kByteMin) {
+    const __m256 min = _mm256_mul_ps(LoadF16(halves + 32), LoadBytes(bytes + 32 + 16));
+    out[0] = _mm256_mul_ps(out[0], LoadBytes(bytes + 32));
     out[1] = _mm256_sub_ps(_mm256_setzero_ps(), min);
   }
-  if constexpr (kType == W::kQ6_K) {
-    out[1] = LoadSigned(bytes + 32);
-    out[2] = LoadSigned(bytes + 32 + 16);
+  if constexpr (kScales == Scales::kTwoBytes) {
+    out[1] = LoadSigned(bytes);
+    out[2] = LoadSigned(bytes + 16);
   }
 }
 
 // Pair sums of a step, 16 bits.
 template <W kType>
 __m256i Pairs(__m256i w, __m256i magnitude, __m256i x) {
-  if constexpr (kType == W::kQ8_0) return _mm256_maddubs_epi16(magnitude, _mm256_sign_epi8(x, w));
+  if constexpr (IsWide(FormatOf(kType))) {
+    return _mm256_maddubs_epi16(magnitude, _mm256_sign_epi8(x, w));
+  }
   return _mm256_maddubs_epi16(w, x);
 }
 
-// acc after one group: its sum s (Q6_K: s over elements 0..15, s1 over the rest).
+// acc after one group: its sum s (with two scales: s over elements 0..15, s1 over the rest).
 template <W kType>
 __m256 AddGroup(__m256 acc, __m256i s, __m256i s1, const __m256* scale,
                 const MatMulCall& c, int64_t at) {
   __m256 sum = _mm256_cvtepi32_ps(s);
-  if constexpr (kType == W::kQ6_K) {
+  if constexpr (FormatOf(kType).two_scales()) {
     // Every step is exact: |result| < 2^24. Adding +0 keeps it from being -0, as float(S) is not.
     sum = _mm256_fmadd_ps(sum, scale[1], _mm256_setzero_ps());
     sum = _mm256_fmadd_ps(_mm256_cvtepi32_ps(s1), scale[2], sum);
   }
   acc = _mm256_fmadd_ps(sum, _mm256_mul_ps(scale[0], _mm256_set1_ps(c.da[at])), acc);
-  if constexpr (HasMin(kType)) acc = _mm256_fmadd_ps(scale[1], _mm256_set1_ps(c.dsum[at]), acc);
+  if constexpr (FormatOf(kType).has_min()) {
+    acc = _mm256_fmadd_ps(scale[1], _mm256_set1_ps(c.dsum[at]), acc);
+  }
   return acc;
 }
 
 template <W kType>
 __m256i StartSum(const MatMulCall& c, int64_t at) {
-  if constexpr (HasMin(kType) || kType == W::kQ8_0) return _mm256_setzero_si256();
+  constexpr Format kFormat = FormatOf(kType);
+  if constexpr (kFormat.has_min() || IsWide(kFormat)) return _mm256_setzero_si256();
   return _mm256_set1_epi32(c.start[0][at]);
 }
 
@@ -146,7 +187,8 @@ template <W kType, int kRows, typename Code>
 inline __attribute__((always_inline)) void SumGroup(const Code& code, const int8_t* q,
                                                     int64_t q_stride, __m256i (*s)[kRows],
                                                     __m256i (*s1)[kRows]) {
-  constexpr int kSteps = StepsIn16Bits(kType);
+  constexpr Format kFormat = FormatOf(kType);
+  constexpr int kSteps = StepsIn16Bits(kFormat);
   const __m256i ones = _mm256_set1_epi16(1);
 #pragma GCC unroll 8
   for (int begin = 0; begin < 8; begin += kSteps) {
@@ -156,7 +198,7 @@ inline __attribute__((always_inline)) void SumGroup(const Code& code, const int8
       __m256i w[2], magnitude[2];
       for (int h = 0; h < 2; ++h) {
         w[h] = code(h, step);
-        magnitude[h] = kType == W::kQ8_0 ? _mm256_abs_epi8(w[h]) : w[h];
+        magnitude[h] = IsWide(kFormat) ? _mm256_abs_epi8(w[h]) : w[h];
       }
 #pragma GCC unroll 4
       for (int r = 0; r < kRows; ++r) {
@@ -172,7 +214,7 @@ inline __attribute__((always_inline)) void SumGroup(const Code& code, const int8
     for (int h = 0; h < 2; ++h) {
 #pragma GCC unroll 4
       for (int r = 0; r < kRows; ++r) {
-        __m256i& sum = kType == W::kQ6_K && begin >= 4 ? s1[h][r] : s[h][r];
+        __m256i& sum = kFormat.two_scales() && begin >= 4 ? s1[h][r] : s[h][r];
         sum = _mm256_add_epi32(sum, _mm256_madd_epi16(pairs[h][r], ones));
       }
     }
@@ -200,7 +242,9 @@ void FewQuantized(const MatMulCall& c, int64_t row, int64_t tile) {
       for (int r = 0; r < kRows; ++r) {
         const int64_t at = g * c.rows + row + r;
         s[0][r] = s[1][r] = StartSum<kType>(c, at);
-        if constexpr (kType == W::kQ6_K) s1[0][r] = s1[1][r] = _mm256_set1_epi32(c.start[1][at]);
+        if constexpr (FormatOf(kType).two_scales()) {
+          s1[0][r] = s1[1][r] = _mm256_set1_epi32(c.start[1][at]);
+        }
       }
       SumGroup<kType, kRows>(
           [codes](int half, int step) { return Group<kType>(codes + 32 * half).Step(step); },
@@ -234,9 +278,9 @@ void FewQuantized(const MatMulCall& c, int64_t row, int64_t tile) {
 }
 
 __m256 LoadWeights(const uint8_t* codes, int64_t i, int half, W type) {
-  return type == W::kF16
-             ? LoadF16(codes + 32 * i + 16 * half)
-             : _mm256_loadu_ps(reinterpret_cast<const float*>(codes + 64 * i + 32 * half));
+  if (type == W::kF16) return LoadF16(codes + 32 * i + 16 * half);
+  if (type == W::kBF16) return LoadBF16(codes + 32 * i + 16 * half);
+  return _mm256_loadu_ps(reinterpret_cast<const float*>(codes + 64 * i + 32 * half));
 }
 
 template <W kType, int kRows>
@@ -304,20 +348,13 @@ void FewOfType(const MatMulCall& c, int64_t rows, int64_t tile, int64_t tiles) {
 }
 
 void Few(const MatMulCall& c, int64_t rows, int64_t tile, int64_t tiles) {
-  switch (c.w.type) {
-    case W::kQ4_1: return FewOfType<W::kQ4_1>(c, rows, tile, tiles);
-    case W::kQ5_0: return FewOfType<W::kQ5_0>(c, rows, tile, tiles);
-    case W::kQ8_0: return FewOfType<W::kQ8_0>(c, rows, tile, tiles);
-    case W::kQ4_K: return FewOfType<W::kQ4_K>(c, rows, tile, tiles);
-    case W::kQ6_K: return FewOfType<W::kQ6_K>(c, rows, tile, tiles);
-    case W::kF16: return FewOfType<W::kF16>(c, rows, tile, tiles);
-    case W::kF32: return FewOfType<W::kF32>(c, rows, tile, tiles);
-  }
+  ForType(c.w.type, [&](auto type) { FewOfType<type>(c, rows, tile, tiles); });
 }
 
 template <W kType>
 void UnpackTile(const uint8_t* codes, const uint8_t* scales, int64_t first, int t, Panel* p) {
   constexpr TileShape kShape = TileShapeOf(kType);
+  constexpr Format kFormat = FormatOf(kType);
   for (int u = 0; u < p->units; ++u) {
     for (int h = 0; h < 2; ++h) {
       const int column = t * kTileOutputs + h * kHalf;
@@ -331,10 +368,10 @@ void UnpackTile(const uint8_t* codes, const uint8_t* scales, int64_t first, int 
         __m256 scale[3];
         LoadScales<kType>(scales, first + u, h, scale);
         _mm256_store_ps(p->scale[u][0] + column, scale[0]);
-        if constexpr (HasMin(kType) || kType == W::kQ6_K) {
+        if constexpr (kFormat.has_min() || kFormat.two_scales()) {
           _mm256_store_ps(p->scale[u][1] + column, scale[1]);
         }
-        if constexpr (kType == W::kQ6_K) _mm256_store_ps(p->scale[u][2] + column, scale[2]);
+        if constexpr (kFormat.two_scales()) _mm256_store_ps(p->scale[u][2] + column, scale[2]);
       } else {
         _mm256_store_ps(p->codes.f[u] + column, LoadWeights(codes, first + u, h, kType));
       }
@@ -342,23 +379,9 @@ void UnpackTile(const uint8_t* codes, const uint8_t* scales, int64_t first, int 
   }
 }
 
-void Unpack(const PackedView& w, Panel* p) {
-  const int64_t tile = p->first_output / kTileOutputs;
-  const int64_t first = p->part * (NeedsQuantized(w.type) ? kPartGroups : kPartElements);
-  for (int t = 0; t < kPanelTiles; ++t) {
-    const int64_t from = tile + t < w.tiles ? tile + t : tile;  // a last odd tile stands twice
-    const uint8_t* codes = w.codes + from * w.tile_bytes;
-    const uint8_t* scales = w.scales + from * w.tile_bytes;
-    switch (w.type) {
-      case W::kQ4_1: UnpackTile<W::kQ4_1>(codes, scales, first, t, p); break;
-      case W::kQ5_0: UnpackTile<W::kQ5_0>(codes, scales, first, t, p); break;
-      case W::kQ8_0: UnpackTile<W::kQ8_0>(codes, scales, first, t, p); break;
-      case W::kQ4_K: UnpackTile<W::kQ4_K>(codes, scales, first, t, p); break;
-      case W::kQ6_K: UnpackTile<W::kQ6_K>(codes, scales, first, t, p); break;
-      case W::kF16: UnpackTile<W::kF16>(codes, scales, first, t, p); break;
-      case W::kF32: UnpackTile<W::kF32>(codes, scales, first, t, p); break;
-    }
-  }
+void Unpack(WeightType type, const uint8_t* codes, const uint8_t* scales, int64_t first, int t,
+            Panel* p) {
+  ForType(type, [&](auto constant) { UnpackTile<constant>(codes, scales, first, t, p); });
 }
 
 // Adds a part's chains for one tile of the panel to y, and the bias after the last part.
@@ -395,7 +418,7 @@ void PanelQuantized(const MatMulCall& c, const Panel& p, int64_t row, int t) {
 #pragma GCC unroll 4
     for (int r = 0; r < kRows; ++r) {
       s[0][r] = s[1][r] = StartSum<kType>(c, at + r);
-      if constexpr (kType == W::kQ6_K) {
+      if constexpr (FormatOf(kType).two_scales()) {
         s1[0][r] = s1[1][r] = _mm256_set1_epi32(c.start[1][at + r]);
       }
     }
@@ -441,15 +464,13 @@ void PanelFloat(const MatMulCall& c, const Panel& p, int64_t row, int t) {
 template <int kRows>
 void PanelOfRows(const MatMulCall& c, const Panel& p, int64_t row) {
   for (int t = 0; t < kPanelTiles; ++t) {
-    switch (c.w.type) {
-      case W::kQ4_1:
-      case W::kQ4_K: PanelQuantized<W::kQ4_1, kRows>(c, p, row, t); break;
-      case W::kQ5_0: PanelQuantized<W::kQ5_0, kRows>(c, p, row, t); break;
-      case W::kQ8_0: PanelQuantized<W::kQ8_0, kRows>(c, p, row, t); break;
-      case W::kQ6_K: PanelQuantized<W::kQ6_K, kRows>(c, p, row, t); break;
-      case W::kF16:
-      case W::kF32: PanelFloat<kRows>(c, p, row, t); break;
-    }
+    ForType(c.w.type, [&](auto type) {
+      if constexpr (NeedsQuantized(type)) {
+        PanelQuantized<PanelType(type), kRows>(c, p, row, t);
+      } else {
+        PanelFloat<kRows>(c, p, row, t);
+      }
+    });
   }
 }
 

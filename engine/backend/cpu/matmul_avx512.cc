@@ -25,7 +25,6 @@ constexpr float kMagic = 12582912.0f;
 constexpr int32_t kMagicBits = 0x4b400000;
 
 using W = WeightType;
-constexpr bool HasMin(W t) { return t == W::kQ4_1 || t == W::kQ4_K; }
 
 __m512i LoadPlane(const uint8_t* p) { return _mm512_loadu_si512(p); }
 
@@ -35,28 +34,40 @@ __m512i Broadcast4(const int8_t* p) {
   return _mm512_set1_epi32(v);
 }
 
+// A table's values as vpshufb takes them, unsigned.
+template <Values kValues>
+__m512i Table(const Format& f) {
+  const int8_t* values = kValues == Values::kIq4 ? kIq4Values : kMxfp4Values;
+  const __m128i table = _mm_loadu_si128(reinterpret_cast<const __m128i*>(values));
+  return _mm512_broadcast_i32x4(
+      _mm_add_epi8(table, _mm_set1_epi8(static_cast<char>(f.offset))));
+}
+
 // The codes of one group, read when made; Step(s) gives those of step s, unsigned.
 template <W kType>
 struct Group {
+  static constexpr Format kFormat = FormatOf(kType);
+
   explicit Group(const uint8_t* p) {
-    if constexpr (kType == W::kQ8_0) {
+    if constexpr (kFormat.codes == Codes::kBytes) {
       at = p;
     } else {
       for (int i = 0; i < 4; ++i) nibbles[i] = LoadPlane(p + 64 * i);
-      if constexpr (kType == W::kQ5_0) high[0] = LoadPlane(p + 256);
-      if constexpr (kType == W::kQ6_K) {
-        high[0] = LoadPlane(p + 256);
-        high[1] = LoadPlane(p + 320);
-      }
+      for (int i = 0; i < kFormat.high_bits; ++i) high[i] = LoadPlane(p + 256 + 64 * i);
     }
   }
 
   __m512i Step(int s) const {
-    if constexpr (kType == W::kQ8_0) return LoadPlane(at + 64 * s);
+    if constexpr (kFormat.codes == Codes::kBytes) return LoadPlane(at + 64 * s);
     const __m512i nibble = s < 4 ? nibbles[s] : _mm512_srli_epi16(nibbles[s - 4], 4);
     const __m512i low = _mm512_and_si512(nibble, _mm512_set1_epi8(15));
-    if constexpr (kType == W::kQ5_0) return Join(low, Shift(high[0], 4 - s), 0x10);
-    if constexpr (kType == W::kQ6_K) return Join(low, Shift(high[s / 4], 4 - s % 4 * 2), 0x30);
+    if constexpr (kFormat.values != Values::kCode) {
+      return _mm512_shuffle_epi8(Table<kFormat.values>(kFormat), low);
+    }
+    if constexpr (kFormat.high_bits == 1) return Join(low, Shift(high[0], 4 - s), 0x10);
+    if constexpr (kFormat.high_bits == 2) {
+      return Join(low, Shift(high[s / 4], 4 - s % 4 * 2), 0x30);
+    }
     return low;
   }
 
@@ -77,6 +88,10 @@ struct Group {
 __m512 LoadHalf(const uint8_t* p) {
   return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
 }
+__m512 LoadBF16(const uint8_t* p) {
+  const __m256i bits = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
+  return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(bits), 16));
+}
 __m512 LoadBytes(const uint8_t* p) {
   return _mm512_cvtepi32_ps(
       _mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))));
@@ -86,21 +101,40 @@ __m512 LoadSigned(const uint8_t* p) {
       _mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))));
 }
 
-// Scales of group g of a tile: [0] dw; [1] -min; Q6_K: [1], [2] its scales, [3] +0 - [1] * kMagic.
+// 2^(e - 128) as a product of two powers: e may be too small for the bits of one.
+__m512 LoadExponents(const uint8_t* p) {
+  const __m512i e = _mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
+  const __m512i half = _mm512_srli_epi32(e, 1), bias = _mm512_set1_epi32(127 - 64);
+  const auto power = [bias](__m512i n) {
+    return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_add_epi32(n, bias), 23));
+  };
+  return _mm512_mul_ps(power(half), power(_mm512_sub_epi32(e, half)));
+}
+
+// Scales of group g of a tile: [0] dw; [1] -min, or: [1], [2] the two scales, and
+// [3] +0 - [1] * kMagic.
 template <W kType>
 void LoadScales(const uint8_t* scales, int64_t g, __m512* out) {
   constexpr TileShape kShape = TileShapeOf(kType);
+  constexpr Scales kScales = FormatOf(kType).scales;
   const uint8_t* record = scales + g / kShape.scale_groups * kShape.scale_bytes;
   const __m512 zero = _mm512_setzero_ps();
+  if constexpr (kScales == Scales::kExponent) {
+    out[0] = LoadExponents(record);
+    return;
+  }
   out[0] = LoadHalf(record);
-  if constexpr (kType == W::kQ4_1) out[1] = LoadHalf(record + 32);
-  if constexpr (kType == W::kQ4_K) {
+  if constexpr (kScales == Scales::kHalfMin) out[1] = LoadHalf(record + 32);
+  if constexpr (kScales == Scales::kByte) {
+    out[0] = _mm512_mul_ps(out[0], LoadSigned(record + 32 + g % 8 * 16));
+  }
+  if constexpr (kScales == Scales::kByteMin) {
     const uint8_t* bytes = record + 64 + g % 8 * 32;
     const __m512 min = _mm512_mul_ps(LoadHalf(record + 32), LoadBytes(bytes + 16));
     out[0] = _mm512_mul_ps(out[0], LoadBytes(bytes));
     out[1] = _mm512_sub_ps(zero, min);
   }
-  if constexpr (kType == W::kQ6_K) {
+  if constexpr (kScales == Scales::kTwoBytes) {
     const uint8_t* bytes = record + 32 + g % 8 * 32;
     out[1] = LoadSigned(bytes);
     out[2] = LoadSigned(bytes + 16);
@@ -108,12 +142,13 @@ void LoadScales(const uint8_t* scales, int64_t g, __m512* out) {
   }
 }
 
-// acc after one group: its sum s (Q6_K: s over elements 0..15, with kMagicBits, s1 over the rest).
+// acc after one group: its sum s (with two scales: s over elements 0..15, with kMagicBits, s1 over
+// the rest).
 template <W kType>
 __m512 AddGroup(__m512 acc, __m512i s, __m512i s1, const __m512* scale,
                 const MatMulCall& c, int64_t at) {
   __m512 sum;
-  if constexpr (kType == W::kQ6_K) {
+  if constexpr (FormatOf(kType).two_scales()) {
     // (magic + lo) * sc0 - magic * sc0 = lo * sc0; every step is exact: |result| < 2^24. It is
     // never -0, which float(S) isn't either.
     const __m512 low = _mm512_fmadd_ps(_mm512_castsi512_ps(s), scale[1], scale[3]);
@@ -122,14 +157,17 @@ __m512 AddGroup(__m512 acc, __m512i s, __m512i s1, const __m512* scale,
     sum = _mm512_cvtepi32_ps(s);
   }
   acc = _mm512_fmadd_ps(sum, _mm512_mul_ps(scale[0], _mm512_set1_ps(c.da[at])), acc);
-  if constexpr (HasMin(kType)) acc = _mm512_fmadd_ps(scale[1], _mm512_set1_ps(c.dsum[at]), acc);
+  if constexpr (FormatOf(kType).has_min()) {
+    acc = _mm512_fmadd_ps(scale[1], _mm512_set1_ps(c.dsum[at]), acc);
+  }
   return acc;
 }
 
 template <W kType>
 __m512i StartSum(const MatMulCall& c, int64_t at) {
-  if constexpr (HasMin(kType)) return _mm512_setzero_si512();
-  const int32_t magic = kType == W::kQ6_K ? kMagicBits : 0;
+  constexpr Format kFormat = FormatOf(kType);
+  if constexpr (kFormat.has_min()) return _mm512_setzero_si512();
+  const int32_t magic = kFormat.two_scales() ? kMagicBits : 0;
   return _mm512_set1_epi32(c.start[0][at] + magic);
 }
 
@@ -201,7 +239,7 @@ void FewQuantized(const MatMulCall& c, const Pass& pass, int64_t tile) {
         for (int r = 0; r < kRows; ++r) {
           const int64_t at = g * c.rows + row + r;
           s[r] = StartSum<kType>(c, at);
-          if constexpr (kType == W::kQ6_K) s1[r] = _mm512_set1_epi32(c.start[1][at]);
+          if constexpr (FormatOf(kType).two_scales()) s1[r] = _mm512_set1_epi32(c.start[1][at]);
         }
 #pragma GCC unroll 8
         for (int step = 0; step < 8; ++step) {
@@ -209,7 +247,7 @@ void FewQuantized(const MatMulCall& c, const Pass& pass, int64_t tile) {
 #pragma GCC unroll 8
           for (int r = 0; r < kRows; ++r) {
             const __m512i x = Broadcast4(q + r * q_stride + g * kQuantGroup + 4 * step);
-            __m512i& sum = kType == W::kQ6_K && step >= 4 ? s1[r] : s[r];
+            __m512i& sum = FormatOf(kType).two_scales() && step >= 4 ? s1[r] : s[r];
             sum = _mm512_dpbusd_epi32(sum, w, x);
           }
         }
@@ -240,7 +278,9 @@ void FewQuantized(const MatMulCall& c, const Pass& pass, int64_t tile) {
 }
 
 __m512 LoadWeights(const uint8_t* codes, int64_t i, W type) {
-  return type == W::kF16 ? LoadHalf(codes + 32 * i) : _mm512_loadu_ps(codes + 64 * i);
+  if (type == W::kF16) return LoadHalf(codes + 32 * i);
+  if (type == W::kBF16) return LoadBF16(codes + 32 * i);
+  return _mm512_loadu_ps(codes + 64 * i);
 }
 
 template <W kType, int kRows, int kTiles>
@@ -337,20 +377,13 @@ void FewOfType(const MatMulCall& c, int64_t rows, int64_t tile, int64_t tiles) {
 }
 
 void Few(const MatMulCall& c, int64_t rows, int64_t tile, int64_t tiles) {
-  switch (c.w.type) {
-    case W::kQ4_1: return FewOfType<W::kQ4_1>(c, rows, tile, tiles);
-    case W::kQ5_0: return FewOfType<W::kQ5_0>(c, rows, tile, tiles);
-    case W::kQ8_0: return FewOfType<W::kQ8_0>(c, rows, tile, tiles);
-    case W::kQ4_K: return FewOfType<W::kQ4_K>(c, rows, tile, tiles);
-    case W::kQ6_K: return FewOfType<W::kQ6_K>(c, rows, tile, tiles);
-    case W::kF16: return FewOfType<W::kF16>(c, rows, tile, tiles);
-    case W::kF32: return FewOfType<W::kF32>(c, rows, tile, tiles);
-  }
+  ForType(c.w.type, [&](auto type) { FewOfType<type>(c, rows, tile, tiles); });
 }
 
 template <W kType>
 void UnpackTile(const uint8_t* codes, const uint8_t* scales, int64_t first, int t, Panel* p) {
   constexpr TileShape kShape = TileShapeOf(kType);
+  constexpr Format kFormat = FormatOf(kType);
   for (int u = 0; u < p->units; ++u) {
     if constexpr (NeedsQuantized(kType)) {
       const Group<kType> group(codes + (first + u) * kShape.code_bytes);
@@ -359,8 +392,8 @@ void UnpackTile(const uint8_t* codes, const uint8_t* scales, int64_t first, int 
       __m512 scale[4];
       LoadScales<kType>(scales, first + u, scale);
       _mm512_store_ps(p->scale[u][0] + t * 16, scale[0]);
-      if constexpr (HasMin(kType)) _mm512_store_ps(p->scale[u][1] + t * 16, scale[1]);
-      if constexpr (kType == W::kQ6_K) {
+      if constexpr (kFormat.has_min()) _mm512_store_ps(p->scale[u][1] + t * 16, scale[1]);
+      if constexpr (kFormat.two_scales()) {
         for (int i = 1; i < 4; ++i) _mm512_store_ps(p->scale[u][i] + t * 16, scale[i]);
       }
     } else {
@@ -369,23 +402,9 @@ void UnpackTile(const uint8_t* codes, const uint8_t* scales, int64_t first, int 
   }
 }
 
-void Unpack(const PackedView& w, Panel* p) {
-  const int64_t tile = p->first_output / kTileOutputs;
-  const int64_t first = p->part * (NeedsQuantized(w.type) ? kPartGroups : kPartElements);
-  for (int t = 0; t < kPanelTiles; ++t) {
-    const int64_t from = tile + t < w.tiles ? tile + t : tile;  // a last odd tile stands twice
-    const uint8_t* codes = w.codes + from * w.tile_bytes;
-    const uint8_t* scales = w.scales + from * w.tile_bytes;
-    switch (w.type) {
-      case W::kQ4_1: UnpackTile<W::kQ4_1>(codes, scales, first, t, p); break;
-      case W::kQ5_0: UnpackTile<W::kQ5_0>(codes, scales, first, t, p); break;
-      case W::kQ8_0: UnpackTile<W::kQ8_0>(codes, scales, first, t, p); break;
-      case W::kQ4_K: UnpackTile<W::kQ4_K>(codes, scales, first, t, p); break;
-      case W::kQ6_K: UnpackTile<W::kQ6_K>(codes, scales, first, t, p); break;
-      case W::kF16: UnpackTile<W::kF16>(codes, scales, first, t, p); break;
-      case W::kF32: UnpackTile<W::kF32>(codes, scales, first, t, p); break;
-    }
-  }
+void Unpack(WeightType type, const uint8_t* codes, const uint8_t* scales, int64_t first, int t,
+            Panel* p) {
+  ForType(type, [&](auto constant) { UnpackTile<constant>(codes, scales, first, t, p); });
 }
 
 // Adds a part's chains to y, and the bias after the last.
@@ -410,15 +429,9 @@ template <int kRows>
   }
 }
 
-// What a type's integer sums need beside codes and activations.
-enum class Terms { kOffset, kMin, kTwoScales };
-constexpr W TypeOf(Terms t) {
-  return t == Terms::kOffset ? W::kQ8_0 : t == Terms::kMin ? W::kQ4_1 : W::kQ6_K;
-}
-
-template <Terms kTerms, int kRows>
+template <W kType, int kRows>
 void PanelRows(const MatMulCall& c, const Panel& p, int64_t row) {
-  constexpr W kType = TypeOf(kTerms);
+  constexpr Format kFormat = FormatOf(kType);
   const int64_t q_stride = c.groups * kQuantGroup;
   const int64_t first = p.part * kPartGroups;
   const int8_t* q = c.q + row * q_stride + first * kQuantGroup;
@@ -437,11 +450,11 @@ void PanelRows(const MatMulCall& c, const Panel& p, int64_t row) {
     for (int step = 0; step < 8; ++step) {
       const __m512i w0 = _mm512_load_si512(p.codes.q[g][step][0]);
       const __m512i w1 = _mm512_load_si512(p.codes.q[g][step][1]);
-      if constexpr (kTerms == Terms::kTwoScales) {
+      if constexpr (kFormat.two_scales()) {
         if (step == 4) {
           for (int r = 0; r < kRows; ++r) {
             for (int t = 0; t < kPanelTiles; ++t) {
-              const __m512 low = _mm512_fmadd_ps(_mm512_castsi512_ps(s[r][t]), 
+              const __m512 low = _mm512_fmadd_ps(_mm512_castsi512_ps(s[r][t]),
                   _mm512_load_ps(p.scale[g][1] + 16 * t), _mm512_load_ps(p.scale[g][3] + 16 * t));
               s1[r][t] = _mm512_castps_si512(low);
               s[r][t] = _mm512_set1_epi32(c.start[1][at + r]);
@@ -462,13 +475,13 @@ void PanelRows(const MatMulCall& c, const Panel& p, int64_t row) {
 #pragma GCC unroll 2
       for (int t = 0; t < kPanelTiles; ++t) {
         __m512 sum = _mm512_cvtepi32_ps(s[r][t]);
-        if constexpr (kTerms == Terms::kTwoScales) {
+        if constexpr (kFormat.two_scales()) {
           sum = _mm512_fmadd_ps(sum, _mm512_load_ps(p.scale[g][2] + 16 * t),
                                 _mm512_castsi512_ps(s1[r][t]));
         }
         const __m512 d = _mm512_mul_ps(da, _mm512_load_ps(p.scale[g][0] + 16 * t));
         acc[r][t] = _mm512_fmadd_ps(sum, d, acc[r][t]);
-        if constexpr (kTerms == Terms::kMin) {
+        if constexpr (kFormat.has_min()) {
           acc[r][t] = _mm512_fmadd_ps(_mm512_load_ps(p.scale[g][1] + 16 * t),
                                       _mm512_set1_ps(c.dsum[at + r]), acc[r][t]);
         }
@@ -499,17 +512,21 @@ void PanelRowsFloat(const MatMulCall& c, const Panel& p, int64_t row) {
   StorePart<kRows>(c, p, row, acc);
 }
 
+// Sums are 32 bits wide from the start, so that the width of the codes does not matter either.
+constexpr W PanelTypeHere(W type) {
+  const Format f = FormatOf(type);
+  return f.two_scales() ? W::kQ6_K : f.has_min() ? W::kQ4_1 : W::kQ8_0;
+}
+
 template <int kRows>
 void PanelOfRows(const MatMulCall& c, const Panel& p, int64_t row) {
-  switch (c.w.type) {
-    case W::kQ5_0:
-    case W::kQ8_0: return PanelRows<Terms::kOffset, kRows>(c, p, row);
-    case W::kQ4_1:
-    case W::kQ4_K: return PanelRows<Terms::kMin, kRows>(c, p, row);
-    case W::kQ6_K: return PanelRows<Terms::kTwoScales, kRows>(c, p, row);
-    case W::kF16:
-    case W::kF32: return PanelRowsFloat<kRows>(c, p, row);
-  }
+  ForType(c.w.type, [&](auto type) {
+    if constexpr (NeedsQuantized(type)) {
+      PanelRows<PanelTypeHere(type), kRows>(c, p, row);
+    } else {
+      PanelRowsFloat<kRows>(c, p, row);
+    }
+  });
 }
 
 void RunPanel(const MatMulCall& c, const Panel& p, int64_t row, int rows) {

@@ -29,10 +29,10 @@ struct MatMulCall {
   // Terms of a group of a row, [groups][rows]: neighbouring rows are one pointer for a kernel.
   int64_t rows = 0;
   const float* da = nullptr;  // scale of the activations
-  // What the group's integer sum starts from, so that codes may be unsigned: -offset * sum q, for
-  // Q6_K apart for elements 0..15 and 16..31. Null for types without an offset.
+  // What the group's integer sum starts from, so that codes may be unsigned: -offset * sum q, with
+  // two scales apart for elements 0..15 and 16..31. Null for formats with a minimum.
   const int32_t* start[2] = {};
-  const float* dsum = nullptr;  // da * float(sum q), types with a minimum; else null
+  const float* dsum = nullptr;  // da * float(sum q), formats with a minimum; else null
   const float* x = nullptr;     // [rows][inputs], float types
   const float* bias = nullptr;
   float* y = nullptr;
@@ -47,22 +47,44 @@ struct alignas(64) Panel {
   int units = 0;       // groups, or elements of a float type
   bool last = false;   // of the product's parts: the bias is added here
   union Codes {
-    uint8_t q[kPartGroups][8][kPanelTiles][64];  // [group][step]: planes; AVX2: Q8_0 signed
+    uint8_t q[kPartGroups][8][kPanelTiles][64];  // [group][step]: planes; AVX2: wide ones signed
     int16_t w[kPartGroups * kQuantGroup][kPanelOutputs];  // portable, without the offset
     float f[kPartElements][kPanelOutputs];                // float types
   };
   alignas(64) Codes codes;
-  // [0] dw; [1] -min; Q6_K: [1], [2] its two scales as fp32, [3] what the level needs beside.
+  // [0] dw; [1] -min, or: [1], [2] the two scales as fp32, [3] what the level needs beside.
   alignas(64) float scale[kPartGroups][4][kPanelOutputs];
 };
+
+// Codes that fill a byte: their products with activations fill 16 bits.
+constexpr bool IsWide(const Format& f) { return f.most > 127; }
+
+// How many products with activations, of |code| <= most, may be added in 16 bits: a power of two.
+constexpr int ProductsIn16Bits(int most) {
+  int products = 16;
+  while (127 * most * products > 32767) products /= 2;
+  return products;
+}
+
+// The type that stands for all whose panels kernels treat alike: by then bits are joined, tables
+// looked up and scales made fp32.
+constexpr WeightType PanelType(WeightType type) {
+  const Format f = FormatOf(type);
+  if (!NeedsQuantized(type)) return WeightType::kF32;
+  if (f.two_scales()) return WeightType::kQ6_K;
+  if (f.has_min()) return f.most > 15 ? WeightType::kQ5_1 : WeightType::kQ4_1;
+  return IsWide(f) ? WeightType::kQ8_0 : f.most > 15 ? WeightType::kQ5_0 : WeightType::kQ4_0;
+}
 
 struct MatMulKernels {
   int few_rows;    // products of more rows go by panels
   int panel_rows;  // of one call of panel
   // `rows` <= few_rows from 0 on times tiles [tile, tile + tiles): whole products.
   void (*few)(const MatMulCall& call, int64_t rows, int64_t tile, int64_t tiles);
-  // Fills codes and scale of panel; first_output, part, units are set.
-  void (*unpack)(const PackedView& w, Panel* panel);
+  // Fills codes and scale of the panel's tile t from those of a weight's tile, units from `first`
+  // on; the panel's units are set.
+  void (*unpack)(WeightType type, const uint8_t* codes, const uint8_t* scales, int64_t first, int t,
+                 Panel* panel);
   // Rows [row, row + rows), rows <= panel_rows: y = part 0, or y + this part.
   void (*panel)(const MatMulCall& call, const Panel& panel, int64_t row, int rows);
 };

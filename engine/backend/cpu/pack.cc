@@ -64,10 +64,9 @@ void PackQ8_0(const uint8_t* b, const Lane& to) {
   for (int s = 0; s < 8; ++s) to.Word(0, 0, s, Load32(b + 2 + 4 * s) ^ 0x80808080u);
 }
 
-void PackQ4_1(const uint8_t* b, const Lane& to) {
-  to.Half(0, b);
-  to.Half(1, b + 2);
-  for (int p = 0; p < 4; ++p) to.Word(0, 0, p, Load32(b + 4 + 4 * p));
+// 16 bytes, element j in the low nibble of byte j and element j + 16 in the high one: as packed.
+void PackNibbles(const uint8_t* b, int group, int code_bytes, const Lane& to) {
+  for (int p = 0; p < 4; ++p) to.Word(group, code_bytes, p, Load32(b + 4 * p));
 }
 
 // Bits 0, 4, 8 .. 28 of v, side by side.
@@ -78,17 +77,38 @@ uint32_t GatherEveryFourth(uint32_t v) {
   return (v | v >> 12) & 0xffu;
 }
 
-void PackQ5_0(const uint8_t* b, const Lane& to) {
-  to.Half(0, b);
-  const uint32_t high = Load32(b + 2);
-  for (int p = 0; p < 4; ++p) to.Word(0, 0, p, Load32(b + 6 + 4 * p));
-  uint32_t plane = 0;
-  for (int k = 0; k < 4; ++k) plane |= GatherEveryFourth(high >> k) << 8 * k;
-  to.Word(0, 0, 4, plane);
+// The types whose block is one group: scales, fifth bits where there are any, nibbles.
+template <Format kFormat>
+void PackGroup(const uint8_t* b, const Lane& to) {
+  if constexpr (kFormat.scales == Scales::kExponent) {
+    to.Byte(0, 0, *b++);
+  } else {
+    for (int i = 0; i < (kFormat.has_min() ? 2 : 1); ++i, b += 2) to.Half(i, b);
+  }
+  if constexpr (kFormat.high_bits == 1) {
+    const uint32_t high = Load32(b);
+    uint32_t plane = 0;
+    for (int k = 0; k < 4; ++k) plane |= GatherEveryFourth(high >> k) << 8 * k;
+    to.Word(0, 0, 4, plane);
+    b += 4;
+  }
+  PackNibbles(b, 0, 0, to);
 }
 
-void PackQ4_K(const uint8_t* b, const Lane& to) {
-  constexpr int kCodes = TileShapeOf(WeightType::kQ4_K).code_bytes;
+void PackIQ4_XS(const uint8_t* b, const Lane& to) {
+  constexpr int kCodes = TileShapeOf(WeightType::kIQ4_XS).code_bytes;
+  to.Half(0, b);
+  for (int j = 0; j < 8; ++j) {
+    const int high = (b[2] | b[3] << 8) >> 2 * j & 3, low = b[4 + j / 2] >> j % 2 * 4 & 15;
+    to.Byte(1, j, static_cast<uint8_t>((low | high << 4) - 32));
+    PackNibbles(b + 8 + 16 * j, j, kCodes, to);
+  }
+}
+
+// Q4_K; Q5_K, which has 32 bytes of fifth bits before the nibbles.
+template <WeightType kType>
+void PackWithMins(const uint8_t* b, const Lane& to) {
+  constexpr int kCodes = TileShapeOf(kType).code_bytes;
   constexpr uint32_t kLow = 0x0f0f0f0fu;
   to.Half(0, b);
   to.Half(1, b + 2);
@@ -99,8 +119,19 @@ void PackQ4_K(const uint8_t* b, const Lane& to) {
     to.Byte(2, 2 * (j + 4), static_cast<uint8_t>((s[j + 8] & 15) | (s[j] >> 6) << 4));
     to.Byte(2, 2 * (j + 4) + 1, static_cast<uint8_t>(s[j + 8] >> 4 | (s[j + 4] >> 6) << 4));
   }
+  b += 16;
+  if constexpr (FormatOf(kType).high_bits == 1) {
+    for (int group = 0; group < 8; ++group) {
+      uint32_t plane = 0;
+      for (int step = 0; step < 8; ++step) {
+        plane |= (Load32(b + 4 * step) >> group & 0x01010101u) << step;
+      }
+      to.Word(group, kCodes, 4, plane);
+    }
+    b += 32;
+  }
   for (int pair = 0; pair < 4; ++pair) {
-    const uint8_t* q = b + 16 + 32 * pair;
+    const uint8_t* q = b + 32 * pair;
     for (int p = 0; p < 4; ++p) {
       const uint32_t first = Load32(q + 4 * p), second = Load32(q + 16 + 4 * p);
       to.Word(2 * pair, kCodes, p, (first & kLow) | (second & kLow) << 4);
@@ -145,8 +176,19 @@ void PackFloatTile(const WeightSource& s, int64_t first, int lanes, uint8_t* cod
   }
 }
 
+template <WeightType kType>
+void PackBlock(const uint8_t* b, const Lane& to) {
+  constexpr Format kFormat = FormatOf(kType);
+  switch (kFormat.scales) {
+    case Scales::kByte: return PackIQ4_XS(b, to);
+    case Scales::kByteMin: return PackWithMins<kType>(b, to);
+    case Scales::kTwoBytes: return PackQ6_K(b, to);
+    default: return kFormat.codes == Codes::kBytes ? PackQ8_0(b, to) : PackGroup<kFormat>(b, to);
+  }
+}
+
 // A record at a time, all lanes of it: the reads are 16 streams, the writes one.
-template <WeightType kType, void (*kPackBlock)(const uint8_t*, const Lane&)>
+template <WeightType kType>
 void PackQuantizedTile(const WeightSource& s, int64_t first, int lanes, uint8_t* codes,
                        uint8_t* scales) {
   constexpr TileShape kShape = TileShapeOf(kType);
@@ -158,102 +200,89 @@ void PackQuantizedTile(const WeightSource& s, int64_t first, int lanes, uint8_t*
     uint8_t* record = codes + i * kShape.scale_groups * kShape.code_bytes;
     uint8_t* record_scales = scales + i * kShape.scale_bytes;
     for (int lane = 0; lane < lanes; ++lane) {
-      kPackBlock(rows + lane * row_bytes + i * block.bytes,
-                 Lane{record + 4 * lane, record_scales, lane});
+      PackBlock<kType>(rows + lane * row_bytes + i * block.bytes,
+                       Lane{record + 4 * lane, record_scales, lane});
     }
   }
 }
 
 void PackTile(const WeightSource& s, int64_t first, int lanes, uint8_t* codes, uint8_t* scales) {
-  switch (s.type) {
-    case WeightType::kF32: return PackFloatTile<uint32_t>(s, first, lanes, codes);
-    case WeightType::kF16: return PackFloatTile<uint16_t>(s, first, lanes, codes);
-    case WeightType::kQ8_0:
-      return PackQuantizedTile<WeightType::kQ8_0, PackQ8_0>(s, first, lanes, codes, scales);
-    case WeightType::kQ5_0:
-      return PackQuantizedTile<WeightType::kQ5_0, PackQ5_0>(s, first, lanes, codes, scales);
-    case WeightType::kQ4_1:
-      return PackQuantizedTile<WeightType::kQ4_1, PackQ4_1>(s, first, lanes, codes, scales);
-    case WeightType::kQ4_K:
-      return PackQuantizedTile<WeightType::kQ4_K, PackQ4_K>(s, first, lanes, codes, scales);
-    case WeightType::kQ6_K:
-      return PackQuantizedTile<WeightType::kQ6_K, PackQ6_K>(s, first, lanes, codes, scales);
-  }
+  ForType(s.type, [&](auto type) {
+    if constexpr (NeedsQuantized(type)) {
+      PackQuantizedTile<type>(s, first, lanes, codes, scales);
+    } else if constexpr (type == WeightType::kF32) {
+      PackFloatTile<uint32_t>(s, first, lanes, codes);
+    } else {
+      PackFloatTile<uint16_t>(s, first, lanes, codes);
+    }
+  });
 }
 
 // What Embed needs of one output, read back from its tile.
 class RowReader {
  public:
   RowReader(const PackedView& w, int64_t output)
-      : type_(w.type), shape_(TileShapeOf(w.type)), lane_(static_cast<int>(output % kTileOutputs)),
+      : format_(FormatOf(w.type)), shape_(TileShapeOf(w.type)),
+        lane_(static_cast<int>(output % kTileOutputs)),
         codes_(w.codes + output / kTileOutputs * w.tile_bytes),
         scales_(w.scales + output / kTileOutputs * w.tile_bytes) {}
 
   float FloatElement(int64_t i) const {
-    if (type_ == WeightType::kF16) return Half(codes_ + i * shape_.code_bytes, 0);
+    const uint8_t* element = codes_ + i * shape_.code_bytes;
+    if (format_.codes == Codes::kF16) return HalfToFloat(Bits16(element, 0));
+    if (format_.codes == Codes::kBF16) return Bf16ToFloat(Bits16(element, 0));
     float value;
-    std::memcpy(&value, codes_ + i * shape_.code_bytes + lane_ * 4, 4);
+    std::memcpy(&value, element + lane_ * 4, 4);
     return value;
   }
 
   void Group(int64_t g, float* out) const {
     const uint8_t* record = scales_ + g / shape_.scale_groups * shape_.scale_bytes;
-    const int in_record = static_cast<int>(g % shape_.scale_groups);
-    uint8_t code[32];
-    Codes(g, code);
-    const float d = Half(record, 0);
-    switch (type_) {
-      case WeightType::kQ4_1: return Affine(code, d, Half(record, 1), out);
-      case WeightType::kQ4_K: {
-        const uint8_t* bytes = record + 64 + in_record * 32 + lane_;
-        const float dmin = Half(record, 1);
-        return Affine(code, d * static_cast<float>(bytes[0]),
-                      -(dmin * static_cast<float>(bytes[16])), out);
+    // Bytes of the group, after so many halves.
+    const auto byte = [&](int halves, int per_group, int index) {
+      const int at = static_cast<int>(g % shape_.scale_groups) * per_group + index;
+      return record[halves * 32 + at * 16 + lane_];
+    };
+    const auto signed_byte = [&](int per_group, int index) {
+      return static_cast<float>(static_cast<int8_t>(byte(1, per_group, index)));
+    };
+    if (format_.scales == Scales::kExponent) return Scaled(g, HalfOfE8M0(byte(0, 1, 0)), out);
+    const float d = HalfToFloat(Bits16(record, 0));
+    switch (format_.scales) {
+      case Scales::kHalfMin: return Affine(g, d, HalfToFloat(Bits16(record, 1)), out);
+      case Scales::kByteMin: {
+        const float min = HalfToFloat(Bits16(record, 1)) * static_cast<float>(byte(2, 2, 1));
+        return Affine(g, d * static_cast<float>(byte(2, 2, 0)), -min, out);
       }
-      case WeightType::kQ6_K: {
-        const uint8_t* bytes = record + 32 + in_record * 32 + lane_;
+      case Scales::kByte: return Scaled(g, d * signed_byte(1, 0), out);
+      case Scales::kTwoBytes:
         for (int i = 0; i < 32; ++i) {
-          const auto sc = static_cast<float>(static_cast<int8_t>(bytes[i / 16 * 16]));
-          out[i] = static_cast<float>(code[i] - 32) * (d * sc);
+          out[i] = static_cast<float>(Weight(g, i)) * (d * signed_byte(2, i / 16));
         }
         return;
-      }
-      default: {
-        const int offset = type_ == WeightType::kQ8_0 ? 128 : 16;
-        for (int i = 0; i < 32; ++i) out[i] = static_cast<float>(code[i] - offset) * d;
-      }
+      default: return Scaled(g, d, out);
     }
   }
 
  private:
-  float Half(const uint8_t* halves, int index) const {
-    uint16_t h;
-    std::memcpy(&h, halves + index * 32 + lane_ * 2, 2);
-    return HalfToFloat(h);
+  uint16_t Bits16(const uint8_t* halves, int index) const {
+    uint16_t bits;
+    std::memcpy(&bits, halves + index * 32 + lane_ * 2, 2);
+    return bits;
   }
 
-  static void Affine(const uint8_t* code, float d, float m, float* out) {
-    for (int i = 0; i < 32; ++i) out[i] = __builtin_fmaf(static_cast<float>(code[i]), d, m);
+  void Scaled(int64_t g, float d, float* out) const {
+    for (int i = 0; i < 32; ++i) out[i] = static_cast<float>(Weight(g, i)) * d;
+  }
+  void Affine(int64_t g, float d, float m, float* out) const {
+    for (int i = 0; i < 32; ++i) out[i] = __builtin_fmaf(static_cast<float>(Weight(g, i)), d, m);
   }
 
-  void Codes(int64_t g, uint8_t* code) const {
-    const uint8_t* planes = codes_ + g * shape_.code_bytes + lane_ * 4;
-    for (int i = 0; i < 32; ++i) {
-      const int step = i / 4, byte = i % 4;
-      if (type_ == WeightType::kQ8_0) {
-        code[i] = planes[step * 64 + byte];
-        continue;
-      }
-      int c = planes[step % 4 * 64 + byte] >> step / 4 * 4 & 15;
-      if (type_ == WeightType::kQ5_0) c |= (planes[256 + byte] >> step & 1) << 4;
-      if (type_ == WeightType::kQ6_K) {
-        c |= (planes[256 + step / 4 * 64 + byte] >> step % 4 * 2 & 3) << 4;
-      }
-      code[i] = static_cast<uint8_t>(c);
-    }
+  int Weight(int64_t g, int i) const {
+    return WeightOf(format_, codes_ + g * shape_.code_bytes + lane_ * 4, i);
   }
 
-  WeightType type_;
+  Format format_;
   TileShape shape_;
   int lane_;
   const uint8_t* codes_;

@@ -7,29 +7,95 @@
 //
 //   codes of a group, in planes of 64 bytes = [16 outputs][4 elements], the shape of vpdpbusd.
 //   Step s is elements 4 s .. 4 s + 3 of the group, s in 0..7:
-//     Q8_0              8 planes: byte w + 128 of step s in plane s
-//     Q4_1, Q4_K        4 planes: plane p has step p in its low and step p + 4 in its high nibbles
-//     Q5_0              the same, then 1 plane with bit 4 of step s in bit s
-//     Q6_K              the same, then 2 planes: bits 4, 5 of step 4 h + i at 2 i of plane h
+//     Codes::kBytes     8 planes: byte w + 128 of step s in plane s
+//     Codes::kNibbles   4 planes: plane p has step p in its low and step p + 4 in its high nibbles;
+//       1 high bit      then 1 plane with bit 4 of step s in bit s
+//       2 high bits     then 2 planes: bits 4, 5 of step 4 h + i at 2 i of plane h
 //   scales, f16 and bytes as in the file, [16] each:
-//     Q8_0, Q5_0        d                               per group
-//     Q4_1              d, m                            per group
-//     Q4_K              d, dmin, then 8 x (sc, mn)      per 8 groups
-//     Q6_K              d, then 8 x (sc[0], sc[1])      per 8 groups
-//   F16, F32            [inputs][16], no scales
+//     Scales::kHalf     d                               per group
+//     kHalfMin          d, m                            per group
+//     kExponent         e                               per group
+//     kByte             d, then 8 x sc                  per 8 groups
+//     kByteMin          d, dmin, then 8 x (sc, mn)      per 8 groups
+//     kTwoBytes         d, then 8 x (sc[0], sc[1])      per 8 groups
+//   float types         [inputs][16], no scales
 //
-// So the packed bytes are the file's, but for Q4_K (+2.8 %: its 6-bit scales become bytes).
+// So the packed bytes are the file's, but where 6-bit scales become bytes (Q4_K: +2.8 %).
+// FormatOf says what a type is made of: kernels know parts of formats, and types not at all.
 #pragma once
 
 #include <cstddef>
 #include <cstdint>
 #include <memory>
+#include <type_traits>
 
 #include "engine/backend/backend.h"
+#include "engine/backend/code_tables.h"
 
 namespace holdfast {
 
 inline constexpr int kTileOutputs = 16;
+
+enum class Codes : uint8_t { kF32, kF16, kBF16, kBytes, kNibbles };
+enum class Scales : uint8_t { kNone, kHalf, kHalfMin, kExponent, kByte, kByteMin, kTwoBytes };
+enum class Values : uint8_t { kCode, kIq4, kMxfp4 };  // w + offset is the code, or a table's
+
+// What a type is made of. Packed codes are unsigned: w + offset, 0..most.
+struct Format {
+  Codes codes = Codes::kF32;
+  int high_bits = 0;  // beside the nibble
+  Values values = Values::kCode;
+  int offset = 0;
+  int most = 0;
+  Scales scales = Scales::kNone;
+
+  constexpr bool has_min() const {
+    return scales == Scales::kHalfMin || scales == Scales::kByteMin;
+  }
+  constexpr bool two_scales() const { return scales == Scales::kTwoBytes; }
+};
+constexpr Format FormatOf(WeightType type) {
+  switch (type) {
+    case WeightType::kF32: return {Codes::kF32};
+    case WeightType::kF16: return {Codes::kF16};
+    case WeightType::kBF16: return {Codes::kBF16};
+    case WeightType::kQ8_0: return {Codes::kBytes, 0, Values::kCode, 128, 255, Scales::kHalf};
+    case WeightType::kQ4_0: return {Codes::kNibbles, 0, Values::kCode, 8, 15, Scales::kHalf};
+    case WeightType::kQ4_1: return {Codes::kNibbles, 0, Values::kCode, 0, 15, Scales::kHalfMin};
+    case WeightType::kQ4_K: return {Codes::kNibbles, 0, Values::kCode, 0, 15, Scales::kByteMin};
+    case WeightType::kQ5_0: return {Codes::kNibbles, 1, Values::kCode, 16, 31, Scales::kHalf};
+    case WeightType::kQ5_1: return {Codes::kNibbles, 1, Values::kCode, 0, 31, Scales::kHalfMin};
+    case WeightType::kQ5_K: return {Codes::kNibbles, 1, Values::kCode, 0, 31, Scales::kByteMin};
+    case WeightType::kQ6_K: return {Codes::kNibbles, 2, Values::kCode, 32, 63, Scales::kTwoBytes};
+    case WeightType::kIQ4_NL: return {Codes::kNibbles, 0, Values::kIq4, 128, 241, Scales::kHalf};
+    case WeightType::kIQ4_XS: return {Codes::kNibbles, 0, Values::kIq4, 128, 241, Scales::kByte};
+    case WeightType::kMXFP4: return {Codes::kNibbles, 0, Values::kMxfp4, 12, 24, Scales::kExponent};
+  }
+  return {};
+}
+
+// fn(constant), where `type` is the constant's value: for templates over the type. Inlined, since
+// kernels of several instruction sets use it.
+template <typename F>
+[[gnu::always_inline]] static inline void ForType(WeightType type, const F& fn) {
+  using W = WeightType;
+  switch (type) {
+    case W::kF32: return fn(std::integral_constant<W, W::kF32>());
+    case W::kF16: return fn(std::integral_constant<W, W::kF16>());
+    case W::kBF16: return fn(std::integral_constant<W, W::kBF16>());
+    case W::kQ8_0: return fn(std::integral_constant<W, W::kQ8_0>());
+    case W::kQ4_0: return fn(std::integral_constant<W, W::kQ4_0>());
+    case W::kQ4_1: return fn(std::integral_constant<W, W::kQ4_1>());
+    case W::kQ4_K: return fn(std::integral_constant<W, W::kQ4_K>());
+    case W::kQ5_0: return fn(std::integral_constant<W, W::kQ5_0>());
+    case W::kQ5_1: return fn(std::integral_constant<W, W::kQ5_1>());
+    case W::kQ5_K: return fn(std::integral_constant<W, W::kQ5_K>());
+    case W::kQ6_K: return fn(std::integral_constant<W, W::kQ6_K>());
+    case W::kIQ4_NL: return fn(std::integral_constant<W, W::kIQ4_NL>());
+    case W::kIQ4_XS: return fn(std::integral_constant<W, W::kIQ4_XS>());
+    case W::kMXFP4: return fn(std::integral_constant<W, W::kMXFP4>());
+  }
+}
 
 // Bytes of a tile's codes and scales.
 struct TileShape {
@@ -38,16 +104,36 @@ struct TileShape {
   int scale_bytes = 0;   // per record
 };
 constexpr TileShape TileShapeOf(WeightType type) {
-  switch (type) {
-    case WeightType::kQ8_0: return {512, 1, 32};
-    case WeightType::kQ5_0: return {256 + 64, 1, 32};
-    case WeightType::kQ4_1: return {256, 1, 64};
-    case WeightType::kQ4_K: return {256, 8, 64 + 256};
-    case WeightType::kQ6_K: return {256 + 128, 8, 32 + 256};
-    case WeightType::kF16: return {32, 1, 0};
-    case WeightType::kF32: return {64, 1, 0};
+  const Format f = FormatOf(type);
+  const int code_bytes = f.codes == Codes::kF32     ? 4 * kTileOutputs
+                         : f.codes == Codes::kBytes ? 32 * kTileOutputs
+                         : f.codes == Codes::kNibbles
+                             ? (16 + 4 * f.high_bits) * kTileOutputs
+                             : 2 * kTileOutputs;
+  switch (f.scales) {
+    case Scales::kNone: return {code_bytes, 1, 0};
+    case Scales::kHalf: return {code_bytes, 1, 2 * kTileOutputs};
+    case Scales::kHalfMin: return {code_bytes, 1, 4 * kTileOutputs};
+    case Scales::kExponent: return {code_bytes, 1, kTileOutputs};
+    case Scales::kByte: return {code_bytes, 8, (2 + 8) * kTileOutputs};
+    case Scales::kByteMin: return {code_bytes, 8, (4 + 16) * kTileOutputs};
+    case Scales::kTwoBytes: return {code_bytes, 8, (2 + 16) * kTileOutputs};
   }
   return {};
+}
+
+// w of element i of a group; `planes` is the first byte of the output's lane.
+[[gnu::always_inline, maybe_unused]] static inline int WeightOf(const Format& f,
+                                                                const uint8_t* planes, int i) {
+  const int step = i / 4;
+  const uint8_t* at = planes + i % 4;
+  if (f.codes == Codes::kBytes) return at[64 * step] - f.offset;
+  int code = at[step % 4 * 64] >> step / 4 * 4 & 15;
+  if (f.values == Values::kIq4) return kIq4Values[code];
+  if (f.values == Values::kMxfp4) return kMxfp4Values[code];
+  if (f.high_bits == 1) code += (at[256] >> step & 1) * 16;
+  if (f.high_bits == 2) code += (at[256 + step / 4 * 64] >> step % 4 * 2 & 3) * 16;
+  return code - f.offset;
 }
 
 // A packed weight as kernels see it: a plain struct, since they are compiled for instruction sets

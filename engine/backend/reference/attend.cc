@@ -44,6 +44,21 @@ bool Put(KvType type, std::byte* array, int64_t index, float value) {
   return (half & 0x7fff) < 0x7c00;
 }
 
+// Section 3's rule over one group of any size: codes, and the scale; NaN when not finite.
+float QuantizeHead(const std::vector<float>& x, std::vector<int8_t>* codes) {
+  codes->assign(x.size(), 0);
+  uint32_t bits = 0;
+  for (float value : x) bits = std::max(bits, std::bit_cast<uint32_t>(value) & 0x7fffffff);
+  if (bits >= 0x7f800000) return std::numeric_limits<float>::quiet_NaN();
+  const float amax = std::bit_cast<float>(bits);
+  if (amax < 0x1.0p-100f) return 0.0f;
+  const float id = 127.0f / amax;
+  for (size_t d = 0; d < x.size(); ++d) {
+    (*codes)[d] = static_cast<int8_t>(std::clamp(std::nearbyint(x[d] * id), -127.0f, 127.0f));
+  }
+  return amax / 127.0f;
+}
+
 float Get(KvType type, const std::byte* array, int64_t index) {
   if (type == KvType::kF32) {
     float value;
@@ -76,6 +91,16 @@ struct Row {
   std::vector<int> slot = {};            // [position + 1]
 };
 
+float ScoreCodes(const LayerGroup& group, const std::byte* k, int slot,
+                 const std::vector<int8_t>& codes, float dq) {
+  int32_t sum = 0;
+  for (int d = 0; d < group.k_dim; ++d) {
+    sum += codes[d] * static_cast<int8_t>(k[group.KOffset(d, slot)]);
+  }
+  const float dk = Get(KvType::kF32, k + group.KScaleOffset(slot), 0);
+  return static_cast<float>(sum) * (dq * dk);
+}
+
 void ScoreAll(Row& row) {
   const LayerGroup& group = *row.args.group;
   const size_t k_at = group.HeadOffset(row.args.layer, row.kv_head);
@@ -84,10 +109,16 @@ void ScoreAll(Row& row) {
     if (i > row.position) break;
     std::vector<float> q = Turn(*row.args.rope, row.position - run.shift, row.q, group.k_dim);
     for (float& value : q) value = value * row.args.scale;
+    std::vector<int8_t> codes;
+    const float dq = group.k_type == KvType::kI8 ? QuantizeHead(q, &codes) : 0.0f;
     for (int n = 0; n < run.count && i <= row.position; ++n, ++i) {
       row.slot[i] = run.first + n;
       row.v[i] = run.page + k_at + group.KBytes();
       if (i < row.first_visible) continue;
+      if (group.k_type == KvType::kI8) {
+        row.score[i] = ScoreCodes(group, run.page + k_at, row.slot[i], codes, dq);
+        continue;
+      }
       float s = 0;
       for (int d = 0; d < group.k_dim; ++d) {
         const float k = Get(group.k_type, run.page + k_at, int64_t{d} * kPageTokens + row.slot[i]);
@@ -150,6 +181,19 @@ void AttendRow(Row& row, float* out) {
 
 }  // namespace
 
+namespace {
+
+bool PutCodes(const LayerGroup& group, std::byte* k_out, int slot, const std::vector<float>& k) {
+  std::vector<int8_t> codes;
+  const float scale = QuantizeHead(k, &codes);
+  for (int d = 0; d < group.k_dim; ++d) {
+    k_out[group.KOffset(d, slot)] = static_cast<std::byte>(codes[d]);
+  }
+  return Put(KvType::kF32, k_out + group.KScaleOffset(slot), 0, scale);
+}
+
+}  // namespace
+
 void StoreKv(const StoreKvArgs& args) {
   const LayerGroup& group = *args.group;
   for (int64_t r = 0; r < args.rows; ++r) {
@@ -162,7 +206,10 @@ void StoreKv(const StoreKvArgs& args) {
           Turn(*args.rope, args.position[r], args.k + (r * group.heads + h) * group.k_dim,
                group.k_dim);
       const float* v = args.v + (r * group.heads + h) * group.v_dim;
-      for (int d = 0; d < group.k_dim; ++d) {
+      if (group.k_type == KvType::kI8) {
+        finite &= PutCodes(group, k_out, slot, k);
+      }
+      for (int d = 0; d < group.k_dim && group.k_type != KvType::kI8; ++d) {
         finite &= Put(group.k_type, k_out, int64_t{d} * kPageTokens + slot, k[d]);
       }
       for (int d = 0; d < group.v_dim; ++d) {

@@ -3,6 +3,7 @@
 #include <cassert>
 #include <cstring>
 
+#include "engine/backend/code_tables.h"
 #include "engine/backend/half.h"
 
 namespace holdfast {
@@ -18,6 +19,27 @@ void ReadNibbles(const uint8_t* p, int8_t* w) {
   }
 }
 
+// 4 bytes: bit j is the fifth of element j.
+void AddFifthBits(const uint8_t* p, int8_t* w) {
+  for (int j = 0; j < 32; ++j) w[j] = static_cast<int8_t>(w[j] + (p[j / 8] >> j % 8 & 1) * 16);
+}
+
+void TakeOff(int offset, int8_t* w) {
+  for (int j = 0; j < 32; ++j) w[j] = static_cast<int8_t>(w[j] - offset);
+}
+
+void LookUp(const int8_t* values, int8_t* w) {
+  for (int j = 0; j < 32; ++j) w[j] = values[w[j]];
+}
+
+WeightGroup ReadQ4_0(const uint8_t* b) {
+  WeightGroup g;
+  g.d = ReadHalf(b);
+  ReadNibbles(b + 2, g.w);
+  TakeOff(8, g.w);
+  return g;
+}
+
 WeightGroup ReadQ4_1(const uint8_t* b) {
   WeightGroup g;
   g.d = ReadHalf(b);
@@ -29,9 +51,34 @@ WeightGroup ReadQ4_1(const uint8_t* b) {
 WeightGroup ReadQ5_0(const uint8_t* b) {
   WeightGroup g;
   g.d = ReadHalf(b);
-  const uint32_t high = b[2] | b[3] << 8 | b[4] << 16 | static_cast<uint32_t>(b[5]) << 24;
   ReadNibbles(b + 6, g.w);
-  for (int j = 0; j < 32; ++j) g.w[j] = static_cast<int8_t>(g.w[j] + (high >> j & 1) * 16 - 16);
+  AddFifthBits(b + 2, g.w);
+  TakeOff(16, g.w);
+  return g;
+}
+
+WeightGroup ReadQ5_1(const uint8_t* b) {
+  WeightGroup g;
+  g.d = ReadHalf(b);
+  g.min = -ReadHalf(b + 2);
+  ReadNibbles(b + 8, g.w);
+  AddFifthBits(b + 4, g.w);
+  return g;
+}
+
+WeightGroup ReadIq4Nl(const uint8_t* b) {
+  WeightGroup g;
+  g.d = ReadHalf(b);
+  ReadNibbles(b + 2, g.w);
+  LookUp(kIq4Values, g.w);
+  return g;
+}
+
+WeightGroup ReadMxfp4(const uint8_t* b) {
+  WeightGroup g;
+  g.d = HalfOfE8M0(b[0]);
+  ReadNibbles(b + 1, g.w);
+  LookUp(kMxfp4Values, g.w);
   return g;
 }
 
@@ -46,7 +93,7 @@ WeightGroup ReadQ8_0(const uint8_t* b) {
 // the high ones the odd group after it. Scales 0..3 (mins 0..3) are the low 6 bits of bytes 0..3
 // (4..7); those of groups 4..7 have their low 4 bits in bytes 8..11 (scale low, min high nibble)
 // and their high 2 bits on top of bytes 0..3 (4..7).
-WeightGroup ReadQ4_K(const uint8_t* b, int j) {
+WeightGroup ReadQ4_K(const uint8_t* b, int j, const uint8_t* nibbles) {
   const uint8_t* s = b + 4;
   int sc, mn;
   if (j < 4) {
@@ -59,8 +106,27 @@ WeightGroup ReadQ4_K(const uint8_t* b, int j) {
   WeightGroup g;
   g.d = ReadHalf(b) * static_cast<float>(sc);
   g.min = ReadHalf(b + 2) * static_cast<float>(mn);
-  const uint8_t* q = b + 16 + j / 2 * 32;
+  const uint8_t* q = nibbles + j / 2 * 32;
   for (int i = 0; i < 32; ++i) g.w[i] = static_cast<int8_t>(j % 2 == 0 ? q[i] & 15 : q[i] >> 4);
+  return g;
+}
+
+// As Q4_K, with 32 bytes between scales and nibbles: the fifth bit of element i of group j is bit j
+// of byte i.
+WeightGroup ReadQ5_K(const uint8_t* b, int j) {
+  WeightGroup g = ReadQ4_K(b, j, b + 16 + 32);
+  for (int i = 0; i < 32; ++i) g.w[i] = static_cast<int8_t>(g.w[i] + (b[16 + i] >> j & 1) * 16);
+  return g;
+}
+
+// d, 16 bits with the upper two bits of each group's scale, 4 bytes with its lower four, then 16
+// bytes of nibbles for each group. The scale is the six bits less 32.
+WeightGroup ReadIq4Xs(const uint8_t* b, int j) {
+  const int high = (b[2] | b[3] << 8) >> 2 * j & 3, low = b[4 + j / 2] >> j % 2 * 4 & 15;
+  WeightGroup g;
+  g.d = ReadHalf(b) * static_cast<float>((low | high << 4) - 32);
+  ReadNibbles(b + 8 + 16 * j, g.w);
+  LookUp(kIq4Values, g.w);
   return g;
 }
 
@@ -89,13 +155,20 @@ WeightGroup ReadWeightGroup(WeightType type, const std::byte* row, int64_t group
       reinterpret_cast<const uint8_t*>(row) + group / per_block * shape.bytes;
   const int in_block = static_cast<int>(group % per_block);
   switch (type) {
+    case WeightType::kQ4_0: return ReadQ4_0(b);
     case WeightType::kQ4_1: return ReadQ4_1(b);
     case WeightType::kQ5_0: return ReadQ5_0(b);
+    case WeightType::kQ5_1: return ReadQ5_1(b);
     case WeightType::kQ8_0: return ReadQ8_0(b);
-    case WeightType::kQ4_K: return ReadQ4_K(b, in_block);
+    case WeightType::kQ4_K: return ReadQ4_K(b, in_block, b + 16);
+    case WeightType::kQ5_K: return ReadQ5_K(b, in_block);
     case WeightType::kQ6_K: return ReadQ6_K(b, in_block);
+    case WeightType::kIQ4_NL: return ReadIq4Nl(b);
+    case WeightType::kIQ4_XS: return ReadIq4Xs(b, in_block);
+    case WeightType::kMXFP4: return ReadMxfp4(b);
     case WeightType::kF32:
-    case WeightType::kF16: break;
+    case WeightType::kF16:
+    case WeightType::kBF16: break;
   }
   assert(false && "a float type has no groups");
   return {};

@@ -10,9 +10,9 @@ namespace holdfast {
 
 // The integers and scales of 32 consecutive elements of a row. What a type lacks is neutral.
 struct WeightGroup {
-  int8_t w[32];     // with the type's offset taken off (Q5_0: q - 16, Q6_K: q - 32)
+  int8_t w[32];     // w of the table: the type's offset is taken off
   float d = 0;      // dw of the table
-  float min = 0;    // min of the table; Q4_1: -m
+  float min = 0;    // min of the table; Q4_1, Q5_1: -m
   int8_t sc[2] = {1, 1};  // Q6_K: scales of elements 0..15 and 16..31
 };
 

@@ -41,7 +41,12 @@ float FloatElement(WeightType type, const std::byte* row, int64_t i) {
   }
   uint16_t half;
   std::memcpy(&half, row + 2 * i, 2);
-  return HalfToFloat(half);
+  return type == WeightType::kBF16 ? Bf16ToFloat(half) : HalfToFloat(half);
+}
+
+bool HasMin(WeightType type) {
+  return type == WeightType::kQ4_1 || type == WeightType::kQ5_1 || type == WeightType::kQ4_K ||
+         type == WeightType::kQ5_K;
 }
 
 float DotFloat(WeightType type, const std::byte* w, const float* x, int64_t n) {
@@ -65,7 +70,7 @@ float AddGroup(const WeightGroup& w, WeightType type, const QuantizedRows& x, in
   for (int i = 16; i < 32; ++i) high += w.w[i] * q[i];
   const int32_t s = w.sc[0] * low + w.sc[1] * high;
   acc = std::fma(static_cast<float>(s), w.d * x.scale[at], acc);
-  if (type == WeightType::kQ4_1 || type == WeightType::kQ4_K) {
+  if (HasMin(type)) {
     const float sum = static_cast<float>(x.sum_lo[at] + x.sum_hi[at]);
     acc = std::fma(-w.min, x.scale[at] * sum, acc);
   }
@@ -87,12 +92,8 @@ float DotQuantized(WeightType type, const std::byte* w, const QuantizedRows& x, 
 
 float EmbedElement(WeightType type, const WeightGroup& g, int i) {
   const float w = static_cast<float>(g.w[i]);
-  switch (type) {
-    case WeightType::kQ4_1:
-    case WeightType::kQ4_K: return std::fma(w, g.d, -g.min);
-    case WeightType::kQ6_K: return w * (g.d * static_cast<float>(g.sc[i / 16]));
-    default: return w * g.d;
-  }
+  if (HasMin(type)) return std::fma(w, g.d, -g.min);
+  return type == WeightType::kQ6_K ? w * (g.d * static_cast<float>(g.sc[i / 16])) : w * g.d;
 }
 
 // False when the group holds a number that is not finite.
@@ -209,6 +210,25 @@ void SwiGlu(const SwiGluArgs& args) {
   }
 }
 
+void GeGlu(const GeGluArgs& args) {
+  for (int64_t i = 0; i < args.rows * args.cols; ++i) {
+    const float g = args.gate[i];
+    const float t = g * std::fma(g * g, gelu_f::kB, gelu_f::kA);
+    args.h[i] = (g / (1.0f + ExpF(t))) * args.up[i];
+  }
+}
+
+void Scale(int64_t count, float factor, float* x) {
+  for (int64_t i = 0; i < count; ++i) x[i] = x[i] * factor;
+}
+
+void SoftCap(int64_t count, float cap, float* x) {
+  for (int64_t i = 0; i < count; ++i) {
+    const float t = x[i] / cap;
+    x[i] = (1.0f - 2.0f / (1.0f + ExpF(t + t))) * cap;
+  }
+}
+
 void Add(int64_t count, const float* x, float* y) {
   for (int64_t i = 0; i < count; ++i) y[i] = y[i] + x[i];
 }
@@ -238,7 +258,14 @@ class ReferenceBackend : public Backend {
   void Quantize(const QuantizeArgs& args) override { reference::Quantize(args); }
   void MatMul(const MatMulArgs& args) override { reference::MatMul(args); }
   void SwiGlu(const SwiGluArgs& args) override { reference::SwiGlu(args); }
+  void GeGlu(const GeGluArgs& args) override { reference::GeGlu(args); }
   void Add(int64_t count, const float* x, float* y) override { reference::Add(count, x, y); }
+  void Scale(int64_t count, float factor, float* x) override {
+    reference::Scale(count, factor, x);
+  }
+  void SoftCap(int64_t count, float cap, float* x) override {
+    reference::SoftCap(count, cap, x);
+  }
   void StoreKv(const StoreKvArgs& args) override { reference::StoreKv(args); }
   void Attend(const AttendArgs& args) override { reference::Attend(args); }
   void CheckFinite(int64_t rows, int64_t cols, const float* x, uint8_t* row_failed) override {

@@ -165,7 +165,10 @@ class Scene {
 
   void Put(KvType type, std::byte* array, int64_t index, float value) {
     const uint16_t half = FloatToHalf(value);
-    if (type == KvType::kF32) {
+    if (type == KvType::kI8) {
+      const float code = std::isfinite(value) ? std::fmod(value * 40.0f, 128.0f) : -128.0f;
+      array[index] = static_cast<std::byte>(static_cast<int8_t>(code));
+    } else if (type == KvType::kF32) {
       std::memcpy(array + 4 * index, &value, 4);
     } else {
       std::memcpy(array + 2 * index, &half, 2);
@@ -180,10 +183,17 @@ class Scene {
     for (int head = 0; head < group_.heads; ++head) {
       std::byte* k = page.data() + group_.HeadOffset(1, head);
       std::byte* v = k + group_.KBytes();
-      for (int64_t i = 0; i < int64_t{kPageTokens} * group_.k_dim; ++i) {
-        const int slot = static_cast<int>(i % kPageTokens);
+      for (int64_t i = 0; i < int64_t{kPageTokens} * (group_.k_dim + 1); ++i) {
+        const int slot = static_cast<int>(i % kPageTokens), d = static_cast<int>(i / kPageTokens);
         const bool used = slot >= run.first && slot < run.first + run.count;
-        Put(group_.k_type, k, i, used ? normal(random_) : kGarbage[i / 7 % 5]);
+        const float value = used || d == group_.k_dim ? normal(random_) : kGarbage[i / 7 % 5];
+        if (d < group_.k_dim) {
+          const size_t at = group_.KOffset(d, slot) / KvTypeBytes(group_.k_type);
+          Put(group_.k_type, k, static_cast<int64_t>(at), value);
+        } else if (group_.k_type == KvType::kI8) {
+          Put(KvType::kF32, k + group_.KScaleOffset(slot), 0,
+              used ? value * 0.02f : kGarbage[slot % 5]);
+        }
       }
       for (int64_t i = 0; i < int64_t{kPageTokens} * group_.v_dim; ++i) {
         const int slot = static_cast<int>(i / group_.v_dim);
@@ -228,12 +238,12 @@ TEST_CASE("attend: rows of a prompt see their past alone") {
 }
 
 TEST_CASE("attend: dims, dtypes and query heads per KV head") {
-  for (KvType k_type : {KvType::kF16, KvType::kF32}) {
+  for (KvType k_type : {KvType::kF16, KvType::kF32, KvType::kI8}) {
     for (int dim : {16, 48, 64, 80, 112, 128, 144}) {
       for (int per_kv_head : {1, 3, 6, 7}) {
         Shape shape;
         shape.k_type = k_type;
-        shape.v_type = dim % 32 == 0 ? k_type : KvType::kF16;
+        shape.v_type = dim % 32 == 0 ? VTypeBeside(k_type) : KvType::kF16;
         shape.k_dim = dim;
         shape.v_dim = per_kv_head == 6 ? 32 : dim;
         shape.kv_heads = 2;
@@ -252,7 +262,7 @@ TEST_CASE("attend: runs cut and shifted anyhow") {
   for (uint32_t seed = 0; seed < 40; ++seed) {
     CAPTURE(seed);
     Shape shape;
-    shape.k_type = seed % 3 == 0 ? KvType::kF32 : KvType::kF16;
+    shape.k_type = std::array{KvType::kF32, KvType::kF16, KvType::kI8}[seed % 3];
     shape.v_type = seed % 4 == 0 ? KvType::kF32 : KvType::kF16;
     shape.k_dim = seed % 5 == 0 ? 128 : 64;
     shape.per_kv_head = std::array{1, 3, 6, 7}[seed % 4];
@@ -279,6 +289,41 @@ TEST_CASE("attend: windows, positions in any order, several sequences") {
     }
     scene.ShuffleRows();
     scene.Check();
+  }
+}
+
+TEST_CASE("store: INT8 K by hand") {
+  LayerGroup group;
+  group.layers = group.heads = 1;
+  group.k_dim = group.v_dim = 4;
+  group.k_type = KvType::kI8;
+  RopeTable rope(4, 10000.0, {});
+  rope.Reserve(1);  // position 0 turns nothing
+  const float k[] = {1.0f, -2.0f, 0.5f, 4.0f}, v[] = {0, 0, 0, 0};
+  std::vector<std::byte> payload(group.PayloadBytes(), std::byte{0x55});
+  std::byte* const page = payload.data();
+  const int32_t position = 0, slot = 5;
+  uint8_t failed = 0;
+  reference::StoreKv({.group = &group, .layer = 0, .rope = &rope, .rows = 1, .k = k, .v = v,
+                      .position = &position, .page = &page, .slot = &slot, .row_failed = &failed});
+  CHECK(failed == 0);
+  CHECK(group.KBytes() == 4 * 32 + 4 * 32);
+  constexpr int8_t kCodes[] = {32, -64, 16, 127};  // 31.75, -63.5 (a tie, to even), 15.875, 127
+  CHECK(std::memcmp(page + 5 * 4, kCodes, 4) == 0);
+  const float scale = 4.0f / 127.0f;
+  CHECK(std::memcmp(page + 4 * 32 + 5 * 4, &scale, 4) == 0);
+  CHECK(page[4 * 4] == std::byte{0x55});
+}
+
+TEST_CASE("attend: INT8 K under many rows, windows and threads") {
+  for (int window : {0, 70}) {
+    Shape shape;
+    shape.k_type = KvType::kI8;
+    shape.per_kv_head = 7;
+    shape.kv_heads = 2;
+    shape.window = window;
+    Scene(shape, 21).Sequence(700, Cut::kWhole, Range(620, 700)).Check({1, 3});
+    Scene(shape, 22).Sequence(600, Cut::kMisaligned, Range(560, 600)).Check({3});
   }
 }
 
@@ -310,11 +355,13 @@ TEST_CASE("attend: the cut among threads shows nowhere") {
 TEST_CASE("attend: queries that are huge or not finite") {
   for (float special : {NAN, INFINITY, -INFINITY, 3e38f, -3e38f, 1e19f, -0.0f, 1e-40f}) {
     CAPTURE(special);
-    Scene scene({}, 9);
-    scene.Sequence(300, Cut::kWhole, {299, 130, 5}).Sequence(70, Cut::kMisaligned, {69});
-    std::vector<float>& q = scene.Query();
-    for (size_t i = 0; i < q.size(); i += 37) q[i] = special;
-    scene.Check();
+    for (KvType k_type : {KvType::kF16, KvType::kI8}) {
+      Scene scene({.k_type = k_type}, 9);
+      scene.Sequence(300, Cut::kWhole, {299, 130, 5}).Sequence(70, Cut::kMisaligned, {69});
+      std::vector<float>& q = scene.Query();
+      for (size_t i = 0; i < q.size(); i += 37) q[i] = special;
+      scene.Check();
+    }
   }
 }
 

@@ -32,7 +32,7 @@ void CheckPackRefusals(Backend& backend) {
       {WeightType::kQ8_0, 0, 32, data},      {WeightType::kQ8_0, 1, 0, data},
       {WeightType::kQ8_0, 1, 33, data},      {WeightType::kQ4_K, 1, 128, data},
       {WeightType::kQ6_K, 1, 32, data},      {WeightType::kF16, -1, 4, data},
-      {WeightType::kF32, 1, 4, nullptr},     {static_cast<WeightType>(2), 1, 32, data},
+      {WeightType::kF32, 1, 4, nullptr},     {static_cast<WeightType>(5), 1, 32, data},
       {static_cast<WeightType>(99), 1, 32, data},
   };
   for (const WeightSource& source : bad) {
@@ -257,6 +257,22 @@ void CheckElementwise(Backend& backend) {
       CAPTURE(n);
       CHECK_SAME(got, want);
       CHECK_SAME(in_place, want);
+      in_place = a;
+      reference::GeGlu({rows, cols, a.data(), b.data(), want.data()});
+      backend.GeGlu({rows, cols, a.data(), b.data(), got.data()});
+      backend.GeGlu({rows, cols, in_place.data(), b.data(), in_place.data()});
+      CHECK_SAME(got, want);
+      CHECK_SAME(in_place, want);
+      for (float factor : {25.298221f, 0.37f}) {
+        got = want = a;
+        reference::Scale(n, factor, want.data());
+        backend.Scale(n, factor, got.data());
+        CHECK_SAME(got, want);
+        got = want = a;
+        reference::SoftCap(n, factor, want.data());
+        backend.SoftCap(n, factor, got.data());
+        CHECK_SAME(got, want);
+      }
       std::vector<float> got_sum = b, want_sum = b;
       reference::Add(n, a.data(), want_sum.data());
       backend.Add(n, a.data(), got_sum.data());
@@ -337,13 +353,16 @@ void CheckStoreCase(Backend& backend, const LayerGroup& group, int rope_dim, Num
 }
 
 void CheckStoreKv(Backend& backend) {
-  constexpr KvType kF32 = KvType::kF32, kF16 = KvType::kF16;
+  constexpr KvType kF32 = KvType::kF32, kF16 = KvType::kF16, kI8 = KvType::kI8;
   for (Numbers numbers : kAll) {
     CheckStoreCase(backend, MakeGroup(1, 16, 16, kF16, kF16, 0), 16, numbers);
     CheckStoreCase(backend, MakeGroup(3, 64, 64, kF16, kF16, 0), 64, numbers);
     CheckStoreCase(backend, MakeGroup(2, 128, 64, kF32, kF32, 0), 128, numbers);
     CheckStoreCase(backend, MakeGroup(2, 80, 40, kF32, kF16, 0), 80, numbers);
     CheckStoreCase(backend, MakeGroup(2, 64, 48, kF16, kF32, 0), 32, numbers);
+    CheckStoreCase(backend, MakeGroup(3, 64, 64, kI8, kF16, 0), 64, numbers);
+    CheckStoreCase(backend, MakeGroup(2, 128, 40, kI8, kF32, 0), 96, numbers);
+    CheckStoreCase(backend, MakeGroup(1, 20, 7, kI8, kF16, 0), 6, numbers);
     CheckStoreCase(backend, MakeGroup(1, 22, 7, kF16, kF16, 0), 6, numbers);
   }
 }
@@ -422,14 +441,16 @@ void CheckAttend(Backend& backend) {
   constexpr int kDims[][2] = {{64, 64}, {128, 128}, {16, 32}, {48, 16}, {32, 64}};
   constexpr int kWindows[] = {0, 0, 1, 40, 64, 300};
   constexpr KvType kKv[][2] = {{KvType::kF16, KvType::kF16}, {KvType::kF32, KvType::kF32},
-                               {KvType::kF16, KvType::kF32}, {KvType::kF32, KvType::kF16}};
+                               {KvType::kF16, KvType::kF32}, {KvType::kF32, KvType::kF16},
+                               {KvType::kI8, KvType::kF16},  {KvType::kI8, KvType::kF32}};
   constexpr Cut kCuts[] = {Cut::kAligned, Cut::kMisaligned, Cut::kShifted};
   constexpr int64_t kLengths[] = {1, 2, 31, 32, 33, 63, 64, 65, 255, 256, 257, 300, 520};
   constexpr int64_t kRows[] = {1, 1, 2, 3, 4, 5, 8, 15, 16, 17, 33, 70};
   for (int n = 0; n < 160; ++n) {
     const auto& heads = kHeads[random.Below(5)];
     const auto& dims = kDims[random.Below(5)];
-    const auto& types = kKv[random.Below(8) % (n % 2 == 0 ? 1 : 4)];
+    const auto& types = kKv[n % 4 == 1 ? 4 + random.OneIn(3)
+                                                      : random.Below(8) % (n % 2 == 0 ? 1 : 4)];
     AttendCase c;
     c.group = MakeGroup(heads[0], dims[0], dims[1], types[0], types[1], kWindows[random.Below(6)]);
     c.q_heads = heads[1];
@@ -447,7 +468,8 @@ void CheckLongAttend(Backend& backend) {
   Random random(10);
   for (Cut cut : {Cut::kAligned, Cut::kShifted}) {
     AttendCase c;
-    c.group = MakeGroup(2, 64, 64, KvType::kF16, KvType::kF16, 0);
+    const KvType k_type = cut == Cut::kAligned ? KvType::kF16 : KvType::kI8;
+    c.group = MakeGroup(2, 64, 64, k_type, KvType::kF16, 0);
     c.q_heads = 14;
     c.cut = cut;
     c.lengths = {4099};
@@ -465,7 +487,7 @@ constexpr ContractPart kParts[] = {
     {"matmul", CheckMatMul},
     {"matmul of many rows", CheckMatMulOfManyRows},
     {"matmul without bias", CheckNoBias},
-    {"swiglu and add", CheckElementwise},
+    {"swiglu, geglu, add, scale and soft cap", CheckElementwise},
     {"check finite", CheckCheckFinite},
     {"store kv", CheckStoreKv},
     {"attend", CheckAttend},

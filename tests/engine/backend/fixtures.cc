@@ -15,10 +15,6 @@ namespace holdfast {
 namespace testing {
 namespace {
 
-constexpr WeightType kTypes[] = {WeightType::kF32,  WeightType::kF16,  WeightType::kQ4_1,
-                                 WeightType::kQ5_0, WeightType::kQ8_0, WeightType::kQ4_K,
-                                 WeightType::kQ6_K};
-
 uint16_t RandomScale(Random& random, Numbers numbers) {
   if (numbers == Numbers::kExtreme) {
     const uint16_t bits = static_cast<uint16_t>(random.Next());
@@ -34,16 +30,24 @@ void PutHalf(std::byte* at, uint16_t half) { std::memcpy(at, &half, 2); }
 std::vector<int> ScaleOffsets(WeightType type) {
   switch (type) {
     case WeightType::kQ4_1:
-    case WeightType::kQ4_K: return {0, 2};
+    case WeightType::kQ5_1:
+    case WeightType::kQ4_K:
+    case WeightType::kQ5_K: return {0, 2};
+    case WeightType::kQ4_0:
     case WeightType::kQ5_0:
-    case WeightType::kQ8_0: return {0};
+    case WeightType::kQ8_0:
+    case WeightType::kIQ4_NL:
+    case WeightType::kIQ4_XS: return {0};
     case WeightType::kQ6_K: return {208};
     default: return {};
   }
 }
 
 void PutKv(KvType type, std::byte* array, int64_t index, float value) {
-  if (type == KvType::kF32) {
+  if (type == KvType::kI8) {  // any byte, -128 too where the number is not finite
+    const float code = std::isfinite(value) ? std::fmod(value * 31.0f, 128.0f) : -128.0f;
+    array[index] = static_cast<std::byte>(static_cast<int8_t>(code));
+  } else if (type == KvType::kF32) {
     std::memcpy(array + 4 * index, &value, 4);
   } else {
     PutHalf(array + 2 * index, FloatToHalf(value));
@@ -113,12 +117,15 @@ TestMatrix::TestMatrix(Random& random, WeightType t, int64_t n_outputs, int64_t 
       PutHalf(block, numbers == Numbers::kExtreme
                          ? RandomScale(random, numbers)
                          : FloatToHalf(RandomFloat(random, Numbers::kPlain)));
+    } else if (type == WeightType::kBF16) {
+      PutHalf(block, static_cast<uint16_t>(
+                         std::bit_cast<uint32_t>(RandomFloat(random, numbers)) >> 16));
+    } else if (type == WeightType::kMXFP4 && numbers != Numbers::kExtreme) {
+      block[0] = static_cast<std::byte>(random.OneIn(17) ? 0 : 110 + random.Below(20));
     }
     for (int at : ScaleOffsets(type)) PutHalf(block + at, RandomScale(random, numbers));
   }
 }
-
-std::span<const WeightType> AllWeightTypes() { return kTypes; }
 
 QuantizedRows QuantizeRows(const std::vector<float>& x, int64_t rows, int64_t cols) {
   QuantizedRows out;
@@ -144,7 +151,11 @@ void TestPages::FillSlot(Random& random, int page_index, int slot, Numbers numbe
       std::byte* k = page(page_index) + group_.HeadOffset(layer, head);
       std::byte* v = k + group_.KBytes();
       for (int d = 0; d < group_.k_dim; ++d) {
-        PutKv(group_.k_type, k, int64_t{d} * kPageTokens + slot, RandomFloat(random, numbers));
+        const size_t at = group_.KOffset(d, slot) / KvTypeBytes(group_.k_type);
+        PutKv(group_.k_type, k, static_cast<int64_t>(at), RandomFloat(random, numbers));
+      }
+      if (group_.k_type == KvType::kI8) {
+        PutKv(KvType::kF32, k + group_.KScaleOffset(slot), 0, RandomFloat(random, numbers));
       }
       for (int d = 0; d < group_.v_dim; ++d) {
         PutKv(group_.v_type, v, int64_t{slot} * group_.v_dim + d, RandomFloat(random, numbers));

@@ -45,7 +45,6 @@ struct TestMatrix {
   int64_t outputs, inputs;
   std::vector<std::byte> bytes;
 };
-std::span<const WeightType> AllWeightTypes();
 
 // reference::Quantize; no row of `x` may fail.
 QuantizedRows QuantizeRows(const std::vector<float>& x, int64_t rows, int64_t cols);

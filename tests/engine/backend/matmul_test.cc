@@ -109,10 +109,20 @@ void FillHalf(TestMatrix* m, int at, uint16_t half) {
   FillBlocks(m, at + 1, 1, static_cast<uint8_t>(half >> 8));
 }
 
+// d of every block; of an exponent, some byte.
+void FillScale(TestMatrix* m, uint16_t half) {
+  if (m->type == WeightType::kMXFP4) return FillBlocks(m, 0, 1, static_cast<uint8_t>(half >> 7));
+  FillHalf(m, m->type == WeightType::kQ6_K ? 208 : 0, half);
+}
+bool HasMin(WeightType type) {
+  return type == WeightType::kQ4_1 || type == WeightType::kQ5_1 || type == WeightType::kQ4_K ||
+         type == WeightType::kQ5_K;
+}
+
 TEST_CASE("products of any shape equal the reference's") {
   Random random(1);
   ThreadPool one(1), three(3);
-  for (WeightType type : testing::AllWeightTypes()) {
+  for (WeightType type : AllWeightTypes()) {
     for (int64_t outputs : {1, 15, 16, 17, 33, 100}) {
       for (int64_t length : {1, 32, 96, 480, 512, 992, 1024, 1056, 2080}) {
         const int64_t inputs = InputsFor(type, NeedsQuantized(type) ? length : length + 1);
@@ -130,7 +140,7 @@ TEST_CASE("products of any shape equal the reference's") {
 TEST_CASE("1 to 70 rows, each computed alone") {
   Random random(2);
   ThreadPool pool(2);
-  for (WeightType type : testing::AllWeightTypes()) {
+  for (WeightType type : AllWeightTypes()) {
     const int64_t inputs = InputsFor(type, 1100);
     const TestMatrix m(random, type, 49, inputs);
     const Product product(m, RandomFloats(random, 70 * inputs, Numbers::kWide), 70);
@@ -142,7 +152,7 @@ TEST_CASE("shapes of models") {
   Random random(3);
   ThreadPool pool(2);
   constexpr int64_t kShapes[][2] = {{576, 576}, {1536, 576}, {192, 576}, {896, 4864}, {4864, 896}};
-  for (WeightType type : testing::AllWeightTypes()) {
+  for (WeightType type : AllWeightTypes()) {
     for (const auto& shape : kShapes) {
       const int64_t inputs = InputsFor(type, shape[1]);
       const TestMatrix m(random, type, shape[0], inputs);
@@ -155,7 +165,7 @@ TEST_CASE("shapes of models") {
 TEST_CASE("more rows than one pass takes") {
   Random random(4);
   ThreadPool pool(3);
-  for (WeightType type : testing::AllWeightTypes()) {
+  for (WeightType type : AllWeightTypes()) {
     const int64_t inputs = InputsFor(type, 300);
     const TestMatrix m(random, type, 37, inputs);
     const Product product(m, RandomFloats(random, 900 * inputs, Numbers::kPlain), 900,
@@ -169,20 +179,20 @@ TEST_CASE("more rows than one pass takes") {
 TEST_CASE("extreme codes meet extreme activations") {
   Random random(5);
   ThreadPool pool(1);
-  for (WeightType type : testing::AllWeightTypes()) {
+  for (WeightType type : AllWeightTypes()) {
     if (!NeedsQuantized(type)) continue;
     const BlockShape block = WeightBlock(type);
     const int64_t inputs = 1280;
-    for (uint8_t codes : {0x00, 0xff, 0x80, 0x7f}) {
+    for (uint8_t codes : {0x00, 0xff, 0x80, 0x7f, 0x77}) {
       for (uint8_t scales : {0x00, 0x80, 0x7f, 0xff}) {
-        if (scales > 0 && type != WeightType::kQ6_K && type != WeightType::kQ4_K) continue;
+        const bool six_bits = type == WeightType::kQ4_K || type == WeightType::kQ5_K;
+        if (scales > 0 && type != WeightType::kQ6_K && !six_bits) continue;
         TestMatrix m(random, type, 20, inputs);
         FillBlocks(&m, 0, block.bytes, codes);
         if (type == WeightType::kQ6_K) FillBlocks(&m, 192, 16, scales);
-        if (type == WeightType::kQ4_K) FillBlocks(&m, 4, 12, scales);
-        const int first_half = type == WeightType::kQ6_K ? 208 : 0;
-        FillHalf(&m, first_half, FloatToHalf(0.01f));
-        if (type == WeightType::kQ4_1 || type == WeightType::kQ4_K) FillHalf(&m, 2, 0xbc00);
+        if (six_bits) FillBlocks(&m, 4, 12, scales);
+        FillScale(&m, FloatToHalf(0.01f));
+        if (HasMin(type)) FillHalf(&m, 2, 0xbc00);
         std::vector<float> x(10 * inputs);
         for (int64_t i = 0; i < 10 * inputs; ++i) {
           const int64_t r = i / inputs;
@@ -201,13 +211,13 @@ TEST_CASE("extreme scales") {
   // Largest, smallest normal, denormals, both zeros, infinity, NaN; positive and negative.
   constexpr uint16_t kHalves[] = {0x7bff, 0xfbff, 0x0400, 0x0001, 0x83ff, 0x0000,
                                   0x8000, 0x7c00, 0xfc00, 0x7e00};
-  for (WeightType type : testing::AllWeightTypes()) {
+  for (WeightType type : AllWeightTypes()) {
     if (!NeedsQuantized(type)) continue;
     for (uint16_t half : kHalves) {
       for (Numbers numbers : {Numbers::kPlain, Numbers::kExtreme}) {
         const int64_t inputs = InputsFor(type, 1088);
         TestMatrix m(random, type, 18, inputs);
-        FillHalf(&m, type == WeightType::kQ6_K ? 208 : 0, half);
+        FillScale(&m, half);
         const Product product(m, RandomFloats(random, 10 * inputs, numbers), 10);
         for (int64_t rows : {1, 3, 10}) product.Check(rows, pool);
       }
@@ -221,7 +231,7 @@ TEST_CASE("extreme scales") {
 TEST_CASE("float weights carry NaN and infinity to their own outputs alone") {
   Random random(7);
   ThreadPool pool(2);
-  for (WeightType type : {WeightType::kF32, WeightType::kF16}) {
+  for (WeightType type : {WeightType::kF32, WeightType::kF16, WeightType::kBF16}) {
     const TestMatrix m(random, type, 35, 1030, Numbers::kExtreme);
     std::vector<float> x = RandomFloats(random, 14 * m.inputs, Numbers::kWide);
     for (int i = 0; i < 6; ++i) {
@@ -234,7 +244,7 @@ TEST_CASE("float weights carry NaN and infinity to their own outputs alone") {
 
 TEST_CASE("embedding rows equal the reference's") {
   Random random(8);
-  for (WeightType type : testing::AllWeightTypes()) {
+  for (WeightType type : AllWeightTypes()) {
     for (Numbers numbers : {Numbers::kPlain, Numbers::kExtreme}) {
       const TestMatrix m(random, type, 35, InputsFor(type, 544), numbers);
       const auto packed = PackCpuWeight(m.Source());
@@ -252,7 +262,7 @@ TEST_CASE("embedding rows equal the reference's") {
 
 TEST_CASE("packed weights take no more memory than the file's, but 4 %") {
   Random random(9);
-  for (WeightType type : testing::AllWeightTypes()) {
+  for (WeightType type : AllWeightTypes()) {
     const TestMatrix m(random, type, 256, InputsFor(type, 896));
     const auto packed = PackCpuWeight(m.Source());
     REQUIRE(packed.ok());
@@ -268,7 +278,7 @@ TEST_CASE("what is not a matrix is refused") {
   CHECK(PackCpuWeight({WeightType::kQ4_K, 1, 128, data}).status().code() == Code::kInvalid);
   CHECK(PackCpuWeight({WeightType::kF32, 0, 4, data}).status().code() == Code::kInvalid);
   CHECK(PackCpuWeight({WeightType::kF32, 1, 4, nullptr}).status().code() == Code::kInvalid);
-  CHECK(PackCpuWeight({static_cast<WeightType>(2), 1, 32, data}).status().code() == Code::kInvalid);
+  CHECK(PackCpuWeight({static_cast<WeightType>(5), 1, 32, data}).status().code() == Code::kInvalid);
   // A shape whose size has no memory is an error, not an end.
   const WeightSource huge = {WeightType::kQ8_0, int64_t{1} << 40, 1024, data};
   CHECK(PackCpuWeight(huge).status().code() == Code::kExhausted);

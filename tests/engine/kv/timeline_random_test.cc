@@ -37,6 +37,7 @@ class World {
       case 4: return Below(4) == 0 ? Release(m) : Extend(m);
       case 5: return Below(3) == 0 ? Destroy() : Extend(m);
       case 6: return Below(6) == 0 ? pool_.DropCached() : Extend(m);
+      case 7: return Draft(m);
       default: return Compute(m);
     }
   }
@@ -95,6 +96,27 @@ class World {
     const int64_t before = m.timeline.filled();
     if (m.timeline.pending() == 0) return;
     if (!ToyCompute(m.timeline, 1 + static_cast<int64_t>(Below(50)))) ++exhausted_;
+    Recompute(m, before);
+  }
+
+  // As speculation does: guesses behind the pending rows, computed with them, of which the first
+  // few are right. The oracle hears of those only.
+  void Draft(Modelled& m) {
+    const int64_t before = m.timeline.filled(), certain = m.timeline.pending();
+    if (certain == 0 || certain > 20 || m.tokens.size() > 160) return;
+    const std::vector<TokenId> guess(1 + Below(40), static_cast<TokenId>(Below(2)));
+    m.timeline.Extend(guess);
+    const int64_t rows = ToyPass(m.timeline, certain + static_cast<int64_t>(guess.size()));
+    const int64_t computed = std::max<int64_t>(0, rows - certain);
+    const size_t right = Below(static_cast<size_t>(computed) + 1);
+    m.timeline.Filled(std::min(rows, certain));
+    for (size_t i = 0; i < right; ++i) m.timeline.Filled(1);
+    const size_t length = m.tokens.size() + right;
+    REQUIRE(m.timeline.Truncate(static_cast<int64_t>(length)).ok());
+    m.tokens.insert(m.tokens.end(), guess.begin(), guess.begin() + static_cast<int64_t>(right));
+    m.values.resize(length);
+    m.own.resize(length, true);
+    m.approximate.resize(length, false);
     Recompute(m, before);
   }
 
@@ -202,7 +224,7 @@ class World {
 TEST_CASE("random timelines equal the oracle and leak nothing") {
   uint64_t hits = 0, evictions = 0;
   int exhausted = 0;
-  for (uint32_t seed = 0; seed < 60; ++seed) {
+  for (uint32_t seed = 0; seed < 90; ++seed) {
     CAPTURE(seed);
     World world(seed);
     for (int i = 0; i < 400; ++i) {

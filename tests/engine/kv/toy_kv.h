@@ -58,16 +58,23 @@ inline uint32_t ToyValue(TokenId token, const std::vector<uint32_t>& before) {
   return h;
 }
 
-// What a forward pass does: computes at most `max` pending rows. False when the pool had no page.
-inline bool ToyCompute(Timeline& timeline, int64_t max) {
+// What a forward pass does: computes at most `max` pending rows and returns how many; 0 when the
+// pool had no page.
+inline int64_t ToyPass(Timeline& timeline, int64_t max) {
   auto rows = timeline.NextRows(max);
-  if (!rows.ok()) return false;
+  if (!rows.ok()) return 0;
   for (const Timeline::Row& row : *rows) {
     const uint32_t value = ToyValue(row.token, ToyValues(timeline, row.index));
     ToyWrite(row.page->payload(0), row.slot, value);
     ToyWrite(row.page->payload(1), row.slot, value);
   }
-  timeline.Filled(static_cast<int64_t>(rows->size()));
+  return static_cast<int64_t>(rows->size());
+}
+
+inline bool ToyCompute(Timeline& timeline, int64_t max) {
+  const int64_t rows = ToyPass(timeline, max);
+  if (rows == 0) return false;
+  timeline.Filled(rows);
   return true;
 }
 

@@ -20,10 +20,6 @@ namespace {
 
 using Logits = std::vector<std::vector<float>>;  // one row per token
 
-constexpr WeightType kTypes[] = {WeightType::kF32,  WeightType::kF16,  WeightType::kQ4_1,
-                                 WeightType::kQ5_0, WeightType::kQ8_0, WeightType::kQ4_K,
-                                 WeightType::kQ6_K};
-
 TinyModelSpec SpecFor(WeightType type) {
   TinyModelSpec spec;
   spec.type = type;
@@ -123,7 +119,15 @@ TEST_CASE("logits are those of a plain forward pass in double precision") {
   qwen2.head = TinyHead::kSeparate;
   scaled.rope_freqs.assign(16, 1.0f);
   scaled.rope_freqs[3] = 4.0f;
-  for (TinyModelSpec spec : {llama, qwen2, scaled}) {
+  TinyModelSpec mistral, qwen3, gemma, capped, global;
+  mistral.architecture = "mistral3";
+  qwen3.architecture = "qwen3";
+  gemma.architecture = capped.architecture = global.architecture = "gemma3";
+  gemma.layers = capped.layers = 4;  // local, local, global, local
+  capped.logit_cap = 2;
+  global.window = 0;
+  for (TinyModelSpec spec : {llama, qwen2, scaled, mistral, qwen3, gemma, capped, global}) {
+    CAPTURE(spec.architecture);
     spec.type = WeightType::kF32;
     Fixture f(spec, "", KvType::kF32);
     const auto tokens = SomeTokens(20, 1);
@@ -139,8 +143,52 @@ TEST_CASE("logits are those of a plain forward pass in double precision") {
   }
 }
 
+TinyModelSpec GemmaSpec() {
+  TinyModelSpec spec;
+  spec.architecture = "gemma3";
+  spec.layers = 4;
+  spec.window = 40;  // not a multiple of a page
+  return spec;
+}
+
+TEST_CASE("layers with a window are a group of their own, chunks change no bit of them") {
+  Fixture f(GemmaSpec(), "");
+  const std::vector<LayerGroup>& groups = f.model().groups();
+  REQUIRE(groups.size() == 2);
+  CHECK(groups[0] == LayerGroup{.layers = 3, .heads = 1, .k_dim = 32, .v_dim = 32, .window = 40});
+  CHECK(groups[1] ==
+        LayerGroup{.first_layer = 2, .layers = 1, .heads = 1, .k_dim = 32, .v_dim = 32});
+  CHECK(f.model().place(2).group == 1);
+  CHECK(f.model().place(3).group == 0);
+  CHECK(f.model().place(3).layer == 2);
+  const auto tokens = SomeTokens(150, 1);
+  const Logits whole = Compute(f.model(), tokens, 150);
+  for (int chunk : {1, 7, 64}) CHECK(SameBits(whole, Compute(f.model(), tokens, chunk)));
+}
+
+TEST_CASE("nothing depends on pages that lie before the window") {
+  Fixture f(GemmaSpec(), "");
+  const auto tokens = SomeTokens(150, 3);
+  const Logits want = Compute(f.model(), tokens, 150);
+  ForwardPass pass(f.model());
+  Sequence s(f.model(), tokens);
+  while (s.done < 149) Advance(pass, {&s}, 149);
+  const LayerGroup& local = f.model().groups()[0];
+  // The last row sees 110 .. 149: pages 0 to 2 of the local layers hold nothing for it.
+  for (int page = 0; page < 3; ++page) {
+    std::memset(s.kv.PageOf(page * kPageTokens)[0], 0xff, local.PayloadBytes());
+  }
+  Advance(pass, {&s}, 1);
+  CHECK(SameBits({want.back()}, {s.logits.back()}));
+  // A page in the window is looked at.
+  std::memset(s.kv.PageOf(4 * kPageTokens)[0], 0xff, local.PayloadBytes());
+  s.done = 149;
+  Advance(pass, {&s}, 1);
+  CHECK(s.logits.back().empty());
+}
+
 TEST_CASE("chunks, neighbours and pauses change no bit") {
-  for (WeightType type : kTypes) {
+  for (WeightType type : AllWeightTypes()) {
     CAPTURE(WeightTypeName(type));
     Fixture f(SpecFor(type), "");
     const auto tokens = SomeTokens(75, 1);
@@ -195,7 +243,7 @@ TEST_CASE("a pass that pauses between layers gives the same") {
 }
 
 TEST_CASE("every instruction set gives the same bits") {
-  for (WeightType type : kTypes) {
+  for (WeightType type : AllWeightTypes()) {
     CAPTURE(WeightTypeName(type));
     TinyModelSpec spec = SpecFor(type);
     spec.layers = 1;
@@ -215,16 +263,19 @@ TEST_CASE("every instruction set gives the same bits") {
   }
 }
 
-TEST_CASE("the variants of the two architectures are equal on all instruction sets") {
+TEST_CASE("the variants of the architectures are equal on all instruction sets") {
   TinyModelSpec biased, separate, scaled, wide_heads, old_kv;
   biased.architecture = "qwen2";
   separate.head = TinyHead::kSeparate;
   scaled.rope_freqs = std::vector<float>(16, 1.0f);
   scaled.rope_freqs[15] = 8.0f;
   wide_heads.head_dim = 64;  // one head
+  TinyModelSpec normed = biased;
+  normed.architecture = "qwen3";
   const auto tokens = SomeTokens(40, 4);
   Logits before;
-  for (const TinyModelSpec& spec : {biased, separate, scaled, wide_heads, old_kv}) {
+  for (const TinyModelSpec& spec : {biased, separate, scaled, wide_heads, normed, GemmaSpec(),
+                                    old_kv}) {
     Fixture reference(spec, "reference"), best(spec, "");
     const Logits want = Compute(reference.model(), tokens, 40);
     CHECK(SameBits(want, Compute(best.model(), tokens, 9)));
@@ -255,13 +306,12 @@ TEST_CASE("a bad row ends its own sequence and touches no other") {
   }
 }
 
-TEST_CASE("rows can be turned for another home and read back by a shift") {
-  Fixture f(SpecFor(WeightType::kQ8_0), "");
+// The largest difference of a logit when all rows are stored 100 positions further on and read with
+// shift -100: the same distances, so the same logits up to the rounding of K.
+double WorstWhenMoved(Model& model) {
   const auto tokens = SomeTokens(30, 8);
-  const Logits plain = Compute(f.model(), tokens, 30);
-  // All rows stored 100 positions further on and read with shift -100: the same distances, so the
-  // same logits up to the rounding of K.
-  SequenceKv kv(f.model());
+  const Logits plain = Compute(model, tokens, 30);
+  SequenceKv kv(model);
   kv.Reserve(30);
   ForwardBatch batch;
   for (int i = 0; i < 30; ++i) {
@@ -269,8 +319,10 @@ TEST_CASE("rows can be turned for another home and read back by a shift") {
                           .slot = SequenceKv::SlotOf(i), .logits = true});
   }
   batch.sequences.push_back({kv.Runs(30)});
-  for (auto& run : batch.sequences[0].runs[0]) run.shift = -100;
-  ForwardPass pass(f.model());
+  for (auto& runs : batch.sequences[0].runs) {
+    for (KvRun& run : runs) run.shift = -100;
+  }
+  ForwardPass pass(model);
   pass.Begin(batch);
   pass.Run();
   double worst = 0;
@@ -279,8 +331,18 @@ TEST_CASE("rows can be turned for another home and read back by a shift") {
       worst = std::max<double>(worst, std::abs(pass.logits(i)[t] - plain[i][t]));
     }
   }
+  return worst;
+}
+
+TEST_CASE("rows can be turned for another home and read back by a shift") {
+  Fixture f(SpecFor(WeightType::kQ8_0), "");
+  const double worst = WorstWhenMoved(f.model());
   CHECK(worst > 0);
   CHECK(worst < 0.5);
+  TinyModelSpec gemma = GemmaSpec();  // two groups with rotations of their own
+  gemma.type = WeightType::kF32;
+  Fixture exact(gemma, "", KvType::kF32);
+  CHECK(WorstWhenMoved(exact.model()) < 1e-3);
 }
 
 TEST_CASE("an empty batch is done at once") {

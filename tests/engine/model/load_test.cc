@@ -110,6 +110,7 @@ TEST_CASE("the fingerprint depends on what decides KV, and on nothing else") {
   CHECK(changed([](TinyModelSpec& s) { s.rope_freqs.assign(16, 2.0f); }));
   CHECK(changed([](TinyModelSpec& s) { s.vocab = 330; }));
   CHECK(fp != loader.Fingerprint(base, KvType::kF32));
+  CHECK(fp != loader.Fingerprint(base, KvType::kI8));
   CHECK_FALSE(changed([](TinyModelSpec& s) { s.context_length = 4096; }));
   const auto renamed = loader.LoadBytes(Patched(base, "tiny llama", "TINY LLAMA"));
   REQUIRE(renamed.ok());
@@ -160,7 +161,8 @@ TEST_CASE("files that are no model of ours are refused by name") {
   Loader loader;
   const TinyModelSpec spec;
   CHECK(Contains(loader.Error(Patched(spec, "llama", "bloom")),
-                 "invalid: model: architecture 'bloom' is not supported; llama and qwen2 are"));
+                 "invalid: model: architecture 'bloom' is not supported; "
+                 "llama, mistral3, qwen2, qwen3, gemma3 are"));
   CHECK(Contains(loader.Error(Patched(spec, "blk.1.attn_k.weight", "blk.1.attn_X.weight")),
                  "tensor 'blk.1.attn_k.weight' is missing"));
   CHECK(Contains(loader.Error(Patched(spec, "llama.block_count", "llama.block_cOUnt")),
@@ -185,8 +187,8 @@ TEST_CASE("files that are no model of ours are refused by name") {
                  "outside 0..319"));
   const std::string type = GgufBytes(uint64_t{64}) + GgufBytes(uint64_t{320});
   CHECK(Contains(loader.Error(Patched(spec, type + GgufBytes(uint32_t{8}),
-                                      type + GgufBytes(uint32_t{30}))),
-                 "invalid: model: tensor 'token_embd.weight' is BF16, which is not supported"));
+                                      type + GgufBytes(uint32_t{10}))),
+                 "invalid: model: tensor 'token_embd.weight' is Q2_K, which is not supported; the types that are: F32 F16 Q4_0 "));
   CHECK(Contains(loader.Error(Patched(spec, "tokenizer.ggml.tokens", "tokenizer.ggml.tOkens")),
                  "'tokenizer.ggml.tokens' is missing"));
 }
@@ -197,10 +199,46 @@ TEST_CASE("keys that mean other layers are refused") {
   w.Text("general.architecture", "llama");
   w.U32("llama.expert_count", 8);
   CHECK(Contains(loader.Error(w.Finish()), "key 'llama.expert_count' is not supported"));
+  for (const char* key : {"attention.sliding_window", "final_logit_softcapping",
+                          "attention.temperature_scale", "attn_logit_softcapping"}) {
+    GgufWriter other;
+    other.Text("general.architecture", "qwen3");
+    other.F32(std::string("qwen3.") + key, 4.0f);
+    CHECK(Contains(loader.Error(other.Finish()), std::string("key 'qwen3.") + key + "' is not"));
+  }
+  GgufWriter capped;
+  capped.Text("general.architecture", "gemma3");
+  capped.F32("gemma3.attn_logit_softcapping", 50.0f);
+  CHECK(Contains(loader.Error(capped.Finish()), "'gemma3.attn_logit_softcapping' is not supported"));
   GgufWriter scaled;
   scaled.Text("general.architecture", "llama");
   scaled.F32("llama.attention.scale", 0.0f);  // says nothing
   CHECK(Contains(loader.Error(scaled.Finish()), "'llama.block_count' is missing"));
+}
+
+TEST_CASE("which layers have a window is a period, a list, or the usual period of six") {
+  Loader loader;
+  TinyModelSpec spec;
+  spec.architecture = "gemma3";
+  spec.layers = 4;
+  const auto locals = [&](const std::string& bytes) {
+    auto model = loader.LoadBytes(bytes);
+    REQUIRE_MESSAGE(model.ok(), model.status().ToString());
+    CHECK((*model)->config().window == 8);
+    CHECK((*model)->config().local_rope_base == 500.0);
+    std::string text;
+    for (bool local : (*model)->config().is_local) text += local ? 'l' : 'g';
+    return text;
+  };
+  const std::string key = "gemma3.attention.sliding_window_pattern";
+  CHECK(locals(TinyModelFile(spec)) == "llgl");
+  CHECK(locals(WithU32(spec, key, 1)) == "gggg");
+  CHECK(locals(WithU32(spec, key, 0)) == "llll");
+  CHECK(locals(Patched(spec, "sliding_window_pattern", "sliding_window_patteRN")) == "llll");
+  spec.local_layers = {1, 0, 0, 1};
+  CHECK(locals(TinyModelFile(spec)) == "lggl");
+  spec.local_layers.pop_back();
+  CHECK(Contains(loader.Error(TinyModelFile(spec)), "3 entries for 4 layers"));
 }
 
 TEST_CASE("paths that hold no file have their own errors") {

@@ -1,4 +1,4 @@
-// A llama or qwen2 forward pass as the papers write it, in double precision over an F32 GGUF file,
+// A forward pass of each architecture as the papers write it, in double precision over an F32 GGUF file,
 // with the file's own order of rotation. Slow and short: what forward.cc is judged against, within
 // rounding, where the bitwise tests can't see a mistake that all of them share.
 #pragma once

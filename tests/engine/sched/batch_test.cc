@@ -133,5 +133,18 @@ TEST_CASE("RowLimit follows what steps take") {
   CHECK(RowLimit(16, 200).rows() == 16);
 }
 
+TEST_CASE("RowLimit tells how many rows fit into less time") {
+  RowLimit limit(256, 200);
+  CHECK(limit.RowsWithin(1) == 64);  // nothing measured
+  for (int i = 0; i < 3; ++i) limit.Measured(limit.rows(), 0.1 * static_cast<double>(limit.rows()));
+  CHECK(limit.rows() == 256);
+  CHECK(limit.RowsWithin(1000) == 256);
+  CHECK(limit.RowsWithin(12) == 120);
+  CHECK(limit.RowsWithin(0.3) == RowLimit::kRowsLeast);
+  CHECK(RowLimit(4, 200).RowsWithin(0.3) == 4);
+  limit.Measured(120, 24);  // rows cost twice as much by now
+  CHECK(limit.RowsWithin(12) == 60);
+}
+
 }  // namespace
 }  // namespace holdfast

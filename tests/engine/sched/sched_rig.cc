@@ -40,6 +40,9 @@ Rig::Rig(RigOptions options) {
   for (const LayerGroup& group : model_->groups()) page += group.SlotStride();
   pool_ = std::make_unique<PagePool>(model_->groups(), static_cast<size_t>(options.pages) * page);
   REQUIRE(pool_->stats().slots_max == static_cast<uint64_t>(options.pages));
+  if (options.scheduler.speculation == Scheduler::Speculation::kMeasured) {
+    options.scheduler.speculation = Scheduler::Speculation::kAlways;  // time decides nothing here
+  }
   if (options.scheduler.context_max == 0) {
     options.scheduler.context_max = model_->config().context_length;
   }

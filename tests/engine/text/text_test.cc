@@ -5,6 +5,7 @@
 #include <doctest/doctest.h>
 
 #include <atomic>
+#include <cstdio>
 #include <thread>
 
 #include "engine/text/ffi.h"
@@ -47,6 +48,89 @@ TEST_CASE("bytes merge by rank inside words") {
   CHECK(Split(*t, "a  ") == "a| | ");
   CHECK(Split(*t, "") == "");
   CHECK(Split(*t, "it's 12") == "i|t|'|s| |1|2");
+}
+
+// A SentencePiece vocabulary: two control tokens, the 256 bytes, then pieces with their scores.
+TokenizerSpec PieceSpec() {
+  TokenizerSpec spec;
+  spec.model = "llama";
+  const auto add = [&spec](const std::string& text, TokenType type, float score) {
+    spec.tokens.push_back(text);
+    spec.types.push_back(static_cast<int32_t>(type));
+    spec.scores.push_back(score);
+    return static_cast<TokenId>(spec.tokens.size()) - 1;
+  };
+  spec.bos = add("<bos>", TokenType::kControl, 0);
+  spec.eos = add("<eos>", TokenType::kControl, 0);
+  for (int b = 0; b < 256; ++b) {
+    char text[8];
+    std::snprintf(text, sizeof text, "<0x%02X>", b);
+    add(text, TokenType::kByte, 0);
+  }
+  for (const auto& [text, score] : std::vector<std::pair<std::string, float>>{
+           {"\u2581", -9}, {"a", -9}, {"b", -9}, {"c", -9}, {"ab", -3}, {"bc", -2}, {"abc", -8},
+           {"aa", -5}, {"\u2581a", -4}, {"\u2581\u2581", -1}, {"\u00e9", -9}}) {
+    add(text, TokenType::kNormal, score);
+  }
+  add("  b", TokenType::kUserDefined, 0);
+  return spec;
+}
+
+TEST_CASE("pieces merge by score, the leftmost of equals first") {
+  auto t = MakeTokenizer(PieceSpec());
+  CHECK(Split(*t, "abc") == "abc");  // bc, then a + bc
+  CHECK(Split(*t, "abb") == "ab|b");
+  CHECK(Split(*t, "aaa") == "aa|a");
+  CHECK(Split(*t, "a a") == "a| a");
+  CHECK(Split(*t, "a   a") == "a|  | a");
+  CHECK(Split(*t, "") == "");
+}
+
+TEST_CASE("characters that are no piece become bytes, and all text survives the round trip") {
+  auto t = MakeTokenizer(PieceSpec());
+  CHECK(Split(*t, "\u00e9") == "\u00e9");
+  const auto ids = t->EncodePlain("x\u00e8");
+  REQUIRE(ids.ok());
+  CHECK(*ids == std::vector<TokenId>{2 + 'x', 2 + 0xc3, 2 + 0xa8});
+  StreamDecoder decoder(t.get());
+  CHECK(decoder.Push((*ids)[0]) == "x");
+  CHECK(decoder.Push((*ids)[1]) == "");
+  CHECK(decoder.Push((*ids)[2]) == "\u00e8");
+  TokenizerSpec bare = PieceSpec();
+  bare.tokens[2 + 'x'] = "y";
+  CHECK(CreateCode(bare) == Code::kOk);
+  CHECK_FALSE(MakeTokenizer(bare)->EncodePlain("x").ok());
+}
+
+TEST_CASE("special tokens and blanks of a piece vocabulary") {
+  TokenizerSpec spec = PieceSpec();
+  auto t = MakeTokenizer(spec);
+  CHECK(t->add_bos());
+  CHECK(Split(*t, "a<bos>a") == "a|{<bos>}|a");
+  CHECK(Split(*t, "a<bos>a", {{1, 6}}).find("{") == std::string::npos);
+  CHECK(Split(*t, "a  ba") == "a|  b|a");  // user-defined tokens match in any text
+  spec.add_space_prefix = true;
+  auto prefixed = MakeTokenizer(spec);
+  CHECK(Split(*prefixed, "a<bos>a") == " a|{<bos>}| a");
+  CHECK(Split(*prefixed, "a  ba") == " a|  b| a");
+  CHECK(Split(*prefixed, "") == "");
+  CHECK(prefixed->digest() != t->digest());
+  spec.add_space_prefix = false;
+  spec.scores[260] += 1;
+  CHECK(MakeTokenizer(spec)->digest() != t->digest());
+  spec.scores.pop_back();
+  CHECK(CreateCode(spec) == Code::kInvalid);
+}
+
+TEST_CASE("a constraint works over a piece vocabulary") {
+  auto t = MakeTokenizer(PieceSpec());
+  auto factory = ConstraintFactory::Create(*t);
+  REQUIRE(factory.ok());
+  auto made = (*factory)->CompileRegex("ab[c ]x");
+  REQUIRE(made.ok());
+  const std::vector<TokenId> ids = *t->EncodePlain("abcx");
+  for (TokenId id : ids) REQUIRE(made->constraint->Accept(id).ok());
+  CHECK(made->constraint->IsComplete());
 }
 
 TEST_CASE("every byte survives the round trip") {
@@ -120,9 +204,9 @@ TEST_CASE("hostile texts take linear time and space") {
 TEST_CASE("unknown models and pre-tokenizers are named") {
   std::string message;
   TokenizerSpec spec = ByteSpec();
-  spec.model = "llama";
+  spec.model = "bert";
   CHECK(CreateCode(spec, &message) == Code::kInvalid);
-  CHECK(message == "tokenizer: unknown model 'llama'");
+  CHECK(message == "tokenizer: unknown model 'bert'");
   spec = ByteSpec();
   spec.pre = "tekken9";
   CHECK(CreateCode(spec, &message) == Code::kInvalid);

@@ -1,7 +1,6 @@
 //! Byte-level BPE as GGUF's "gpt2" tokenizers mean it. `tokenizers` does the merging; the cutting
 //! into words is done here with linear-time regexes, since the backtracking ones that the crate
-//! offers give up on long runs of blanks. Special tokens are cut out first, longest first.
-use aho_corasick::{AhoCorasick, MatchKind};
+//! offers give up on long runs of blanks.
 use regex_automata::meta::Regex;
 use std::ops::Range;
 use tokenizers::models::bpe::{Vocab, BPE};
@@ -99,29 +98,15 @@ fn byte_letters() -> [char; 256] {
     letters
 }
 
-/// A token that is cut out of the text before anything else.
-pub struct Special {
-    pub id: u32,
-    pub text: String,
-    pub control: bool, // matches only where special tokens are parsed
-}
-
 pub struct Bpe {
     passes: Vec<Pass>,
     model: BPE,
     letters: [char; 256],
-    missing: [bool; 256],   // bytes whose letter is no token
-    specials: Vec<Special>, // longest first: the order in which they claim text
-    finder: Option<AhoCorasick>,
+    missing: [bool; 256], // bytes whose letter is no token
 }
 
 impl Bpe {
-    pub fn new(
-        pre: &str,
-        tokens: &[&str],
-        merges: &[&str],
-        mut specials: Vec<Special>,
-    ) -> Result<Bpe, Fail> {
+    pub fn new(pre: &str, tokens: &[&str], merges: &[&str]) -> Result<Bpe, Fail> {
         let (passes, ignore_merges) = pre_passes(pre)
             .ok_or_else(|| invalid(format!("tokenizer: unknown pre-tokenizer '{pre}'")))?;
         let vocab: Vocab =
@@ -141,47 +126,9 @@ impl Bpe {
             .ignore_merges(ignore_merges)
             .build()
             .map_err(|e| invalid(format!("tokenizer: {e}")))?;
-        specials.sort_by(|a, b| b.text.len().cmp(&a.text.len()).then(a.id.cmp(&b.id)));
-        let finder = if specials.is_empty() {
-            None
-        } else {
-            let built = AhoCorasick::builder()
-                .match_kind(MatchKind::Standard)
-                .build(specials.iter().map(|s| s.text.as_bytes()));
-            Some(built.map_err(|e| invalid(format!("tokenizer: special tokens: {e}")))?)
-        };
         let letters = byte_letters();
         let missing = letters.map(|c| model.token_to_id(&c.to_string()).is_none());
-        Ok(Bpe { passes, model, letters, missing, specials, finder })
-    }
-
-    /// Where special tokens stand in `text`: each claims what longer ones left, left to right.
-    fn find_specials(&self, text: &str, plain: &[Range<usize>]) -> Vec<(Range<usize>, u32)> {
-        let Some(finder) = &self.finder else { return Vec::new() };
-        let mut found: Vec<_> = finder
-            .find_overlapping_iter(text.as_bytes())
-            .filter(|m| {
-                // Plain ranges end in ascending order: the first that ends past m's start decides.
-                let next = plain.partition_point(|p| p.end <= m.start());
-                let hidden = plain.get(next).is_some_and(|p| p.start < m.end());
-                !(hidden && self.specials[m.pattern().as_usize()].control)
-            })
-            .collect();
-        found.sort_by_key(|m| (m.pattern(), m.start()));
-        let mut taken = std::collections::BTreeMap::<usize, (usize, u32)>::new();
-        for m in found {
-            let before = taken.range(..m.end()).next_back();
-            if before.is_none_or(|(_, &(end, _))| end <= m.start()) {
-                taken.insert(m.start(), (m.end(), self.specials[m.pattern().as_usize()].id));
-            }
-        }
-        taken.into_iter().map(|(start, (end, id))| (start..end, id)).collect()
-    }
-
-    /// The special tokens proper (never user-defined ones) in `text`.
-    pub fn find_control(&self, text: &str) -> Vec<(Range<usize>, u32)> {
-        let control = |id| self.specials.iter().any(|s| s.id == id && s.control);
-        self.find_specials(text, &[]).into_iter().filter(|(_, id)| control(*id)).collect()
+        Ok(Bpe { passes, model, letters, missing })
     }
 
     fn merge(&self, word: &str, out: &mut Vec<u32>) -> Result<(), Fail> {
@@ -190,7 +137,7 @@ impl Bpe {
         Ok(())
     }
 
-    fn encode_words(&self, text: &str, out: &mut Vec<u32>) -> Result<(), Fail> {
+    pub fn encode(&self, text: &str, out: &mut Vec<u32>) -> Result<(), Fail> {
         let mut word = String::new();
         cut(&self.passes, text, &mut |piece| {
             word.clear();
@@ -207,18 +154,5 @@ impl Bpe {
             }
             Ok(())
         })
-    }
-
-    /// `plain`: ascending, disjoint, not empty.
-    pub fn encode(&self, text: &str, plain: &[Range<usize>]) -> Result<Vec<u32>, Fail> {
-        let mut out = Vec::with_capacity(text.len() / 3 + 1);
-        let mut at = 0;
-        for (place, id) in self.find_specials(text, plain) {
-            self.encode_words(&text[at..place.start], &mut out)?;
-            out.push(id);
-            at = place.end;
-        }
-        self.encode_words(&text[at..], &mut out)?;
-        Ok(out)
     }
 }

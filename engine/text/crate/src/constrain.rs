@@ -9,14 +9,14 @@ use serde_json::{json, Value as Json};
 use std::sync::Arc;
 use toktrie::{InferenceCapabilities, TokRxInfo, TokTrie, TokenId, TokenizerEnv};
 
-use crate::bpe::Bpe;
+use crate::tokenizer::Tokenizer;
 use crate::{exhausted, invalid, json as text_json, Fail};
 
 pub const TOOLS_MAX: usize = 512;
 
 struct Vocabulary {
     trie: TokTrie,
-    bpe: Arc<Bpe>,
+    tokenizer: Arc<Tokenizer>,
 }
 
 impl TokenizerEnv for Vocabulary {
@@ -25,9 +25,8 @@ impl TokenizerEnv for Vocabulary {
     }
     fn tokenize_bytes(&self, bytes: &[u8]) -> Vec<TokenId> {
         self.trie.tokenize_with_greedy_fallback(bytes, |text| {
-            let plain = 0..text.len();
-            self.bpe
-                .encode(text, &[plain])
+            self.tokenizer
+                .encode_inside(text)
                 .unwrap_or_else(|_| self.trie.greedy_tokenize(text.as_bytes()))
         })
     }
@@ -35,7 +34,7 @@ impl TokenizerEnv for Vocabulary {
 
 pub struct Factory {
     parsers: ParserFactory,
-    bpe: Arc<Bpe>,
+    tokenizer: Arc<Tokenizer>,
     ends: Arc<Vec<u32>>, // the end-of-generation tokens
     vocab_size: usize,
 }
@@ -114,24 +113,24 @@ fn parts(schema: &Json) -> Vec<(String, Json)> {
 
 impl Factory {
     /// `words`: the bytes of each token, special ones with 0xff before their literal.
-    pub fn new(bpe: Arc<Bpe>, words: &[Vec<u8>], ends: Vec<u32>) -> Result<Factory, Fail> {
+    pub fn new(tokenizer: Arc<Tokenizer>, words: &[Vec<u8>], ends: Vec<u32>) -> Result<Factory, Fail> {
         let end = *ends.first().ok_or_else(|| invalid("tokenizer: no end-of-generation token"))?;
         let info = TokRxInfo::new(words.len() as u32, end);
-        let vocabulary = Vocabulary { trie: TokTrie::from(&info, words), bpe: bpe.clone() };
+        let vocabulary = Vocabulary { trie: TokTrie::from(&info, words), tokenizer: tokenizer.clone() };
         let capabilities = InferenceCapabilities { ff_tokens: true, ..Default::default() };
         let slices = llguidance::earley::SlicedBiasComputer::general_slices();
         let mut parsers = ParserFactory::new(&(Arc::new(vocabulary) as _), capabilities, &slices)
             .map_err(|e| invalid(format!("constraints: {e}")))?;
         parsers.quiet();
         parsers.limits_mut().verbose_errors = false;
-        Ok(Factory { parsers, bpe, ends: Arc::new(ends), vocab_size: words.len() })
+        Ok(Factory { parsers, tokenizer, ends: Arc::new(ends), vocab_size: words.len() })
     }
 
     /// `text` as a sequence of Lark items; literals of special tokens stand for the tokens.
     fn lark_text(&self, text: &str) -> String {
         let mut out = String::new();
         let mut at = 0;
-        for (place, id) in self.bpe.find_control(text) {
+        for (place, id) in self.tokenizer.find_control(text) {
             if place.start > at {
                 out += &format!(" {}", literal(&text[at..place.start]));
             }

@@ -4,9 +4,11 @@ use std::ops::Range;
 use std::panic::{catch_unwind, AssertUnwindSafe};
 use std::sync::{Arc, Once};
 
-use crate::bpe::{Bpe, Special};
+use crate::bpe::Bpe;
 use crate::constrain::{Constraint, Factory, Grammar, Tool};
+use crate::spm::Spm;
 use crate::template::{Args, Template};
+use crate::tokenizer::{Model, Special, Tokenizer};
 use crate::{invalid, Fail, CORRUPT};
 
 #[repr(C)]
@@ -87,6 +89,13 @@ fn texts<'a>(ptr: *const HfSlice, len: usize, what: &str) -> Result<Vec<&'a str>
     view(ptr, len).iter().map(|s| s.text(what)).collect()
 }
 
+fn special_tokens(ptr: *const HfSpecial, len: usize) -> Result<Vec<Special>, Fail> {
+    let special = |s: &HfSpecial| {
+        Ok(Special { id: s.id, control: s.control != 0, text: s.text.text("token")?.to_string() })
+    };
+    view(ptr, len).iter().map(special).collect()
+}
+
 fn put(out: *mut HfBytes, bytes: Vec<u8>) {
     let mut bytes = std::mem::ManuallyDrop::new(bytes);
     let value = HfBytes { ptr: bytes.as_mut_ptr(), len: bytes.len(), cap: bytes.capacity() };
@@ -105,7 +114,7 @@ fn handle<T>(out: *mut *mut T, value: T) {
 const _: () = {
     const fn any_thread<T: Send + Sync>() {}
     const fn one_thread_at_a_time<T: Send>() {}
-    any_thread::<Arc<Bpe>>();
+    any_thread::<Arc<Tokenizer>>();
     any_thread::<Template>();
     any_thread::<Factory>();
     one_thread_at_a_time::<Constraint>();
@@ -153,7 +162,7 @@ macro_rules! export_free {
 }
 
 export_free!(
-    hf_tokenizer_free(Arc<Bpe>),
+    hf_tokenizer_free(Arc<Tokenizer>),
     hf_template_free(Template),
     hf_factory_free(Factory),
     hf_constraint_free(Constraint)
@@ -173,21 +182,27 @@ export! {
 
     fn hf_tokenizer_new(pre: HfSlice, tokens: *const HfSlice, tokens_len: usize,
                         merges: *const HfSlice, merges_len: usize, specials: *const HfSpecial,
-                        specials_len: usize, out: *mut *mut Arc<Bpe>; err) {
-        let specials = view(specials, specials_len).iter().map(|s| {
-            Ok(Special { id: s.id, control: s.control != 0, text: s.text.text("token")?.to_string() })
-        });
+                        specials_len: usize, out: *mut *mut Arc<Tokenizer>; err) {
         let bpe = Bpe::new(
             pre.text("pre-tokenizer")?,
             &texts(tokens, tokens_len, "token")?,
             &texts(merges, merges_len, "merge")?,
-            specials.collect::<Result<_, Fail>>()?,
         )?;
-        handle(out, Arc::new(bpe));
+        let specials = special_tokens(specials, specials_len)?;
+        handle(out, Arc::new(Tokenizer::new(Model::Bpe(bpe), false, specials)?));
         Ok(())
     }
 
-    fn hf_tokenizer_encode(tokenizer: *const Arc<Bpe>, text: HfSlice, plain: *const HfRange,
+    fn hf_tokenizer_new_spm(tokens: *const HfSlice, tokens_len: usize, scores: *const f32,
+                            scores_len: usize, space_prefix: u32, specials: *const HfSpecial,
+                            specials_len: usize, out: *mut *mut Arc<Tokenizer>; err) {
+        let spm = Spm::new(&texts(tokens, tokens_len, "token")?, view(scores, scores_len));
+        let specials = special_tokens(specials, specials_len)?;
+        handle(out, Arc::new(Tokenizer::new(Model::Spm(spm), space_prefix != 0, specials)?));
+        Ok(())
+    }
+
+    fn hf_tokenizer_encode(tokenizer: *const Arc<Tokenizer>, text: HfSlice, plain: *const HfRange,
                            plain_len: usize, out: *mut HfBytes; err) {
         let plain: Vec<_> = view(plain, plain_len).iter().map(|r| r.begin..r.end).collect();
         let ids = unsafe { &*tokenizer }.encode(text.text("text")?, &plain)?;
@@ -220,11 +235,11 @@ export! {
         Ok(())
     }
 
-    fn hf_factory_new(tokenizer: *const Arc<Bpe>, words: *const HfSlice, words_len: usize,
+    fn hf_factory_new(tokenizer: *const Arc<Tokenizer>, words: *const HfSlice, words_len: usize,
                       ends: *const u32, ends_len: usize, out: *mut *mut Factory; err) {
         let words: Vec<_> = view(words, words_len).iter().map(|w| w.bytes().to_vec()).collect();
-        let bpe = unsafe { &*tokenizer }.clone();
-        handle(out, Factory::new(bpe, &words, view(ends, ends_len).to_vec())?);
+        let tokenizer = unsafe { &*tokenizer }.clone();
+        handle(out, Factory::new(tokenizer, &words, view(ends, ends_len).to_vec())?);
         Ok(())
     }
 

@@ -7,7 +7,9 @@ mod bpe;
 mod constrain;
 mod ffi;
 mod json;
+mod spm;
 mod template;
+mod tokenizer;
 
 /// An error on its way to a C++ Status: `code` is a holdfast::Code.
 #[derive(Debug)]

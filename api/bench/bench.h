@@ -1,0 +1,62 @@
+// Benchmarks with fixed workloads, side by side with peers in one run.
+//
+//   roofline             this machine with this build, 1 thread and all: reads of memory, L3 and L2
+//                        (GB/s), INT8 and FP32 (Gop/s); needs no model
+//   prefill@N     tok/s  N tokens from nothing, the first token drawn
+//   decode@N      tok/s  one sequence, 64 tokens after N
+//   append16@N    tok/s  16 new tokens on N cached ones, the first token drawn
+//   agentsS@N     tok/s  S sequences of N tokens decode 64 each, together; of all (agents8@1024)
+//   fork@N        ms     p99 of forking a timeline of N tokens
+//   restore@N     ms     time to first token after a restart, N tokens on disk (page cache warm)
+//   load          s      from the start of a server process until it listens, file in memory
+//   rewrite       tok/s  a chat turn that writes a 120-line file again with one edit, greedily, its
+//                        first token not timed; beside it without speculation, same tokens or not
+//   scale-context, scale-sequences, scale-threads
+//                        time per new token against context, sequences and threads: points, fitted
+//                        slope, the limit's slope; drawn by `plot`
+//
+// Ours and the peers' runs alternate; each figure is the median of `reps`. A peer runs llama-bench,
+// for agents llama-batched-bench (-npp N -ntg 64 -npl S, no shared prompt). A peer that lacks a
+// program or a test, or fails, gets a note in the place of its figure. Where a context does not fit
+// the model or the memory for KV, ours and the peers' take the largest that does ("context").
+//
+// `limit` is what the machine allows (limits.h) at the rates of roofline, reads measured over as
+// many bytes as the model file has, so that the share of it that a large cache holds counts alike;
+// `share` is the part of it that is reached. fork: its table's bytes. restore: the pages' bytes and
+// a pass over what is computed. load: the file's bytes.
+#pragma once
+
+#include <functional>
+#include <string>
+#include <vector>
+
+#include "api/bench/peers.h"
+#include "api/bench/plot.h"
+#include "api/json.h"
+#include "api/runtime.h"
+
+namespace holdfast {
+
+struct BenchOptions {
+  EngineOptions engine;            // cpu.threads: of the peers as well; 0 = all
+  std::string model_name;
+  std::vector<std::string> names;  // "decode@4096", ...
+  std::vector<Peer> peers;
+  std::string program;             // holdfast itself, for `load` to start; "" = kInvalid there
+  int reps = 5;
+  std::function<void(const std::string& what, double fraction)> progress;
+};
+
+struct BenchReport {
+  Json document;              // {"machine": {...}, "results": [...]}
+  std::vector<Chart> charts;  // of the scale-* names
+};
+
+std::vector<std::string> BenchNames();       // what `bench all` runs
+std::vector<std::string> BenchScaleNames();  // what else there is
+bool BenchNeedsModel(const std::string& name);
+
+// kInvalid for an unknown name, before anything runs.
+Result<BenchReport> RunBench(const BenchOptions& options);
+
+}  // namespace holdfast
