@@ -174,6 +174,18 @@ void DigestQuantize(Backend& backend, NumericsDigest* out) {
   }
 }
 
+// fn(cols, gate, up, h) over five rows; gates up to `reach` * 2 take exp to both of its ends.
+template <typename F>
+void DigestGated(Inputs& in, float reach, Recorder& record, const F& fn) {
+  for (int64_t cols : kCols) {
+    std::vector<float> gate = in.Floats(5 * cols), h(5 * cols);
+    const std::vector<float> up = in.Floats(5 * cols);
+    for (float& g : gate) g = g * reach;
+    fn(cols, gate.data(), up.data(), h.data());
+    record.Add(h);
+  }
+}
+
 void DigestElementwise(Backend& backend, NumericsDigest* out) {
   Inputs in(101);
   {
@@ -187,13 +199,9 @@ void DigestElementwise(Backend& backend, NumericsDigest* out) {
   }
   {
     Recorder record("swiglu", out);
-    for (int64_t cols : kCols) {
-      std::vector<float> gate = in.Floats(5 * cols), h(5 * cols);
-      const std::vector<float> up = in.Floats(5 * cols);
-      for (float& g : gate) g = g * 50.0f;  // -100..100: exp at both of its ends
-      backend.SwiGlu({5, cols, gate.data(), up.data(), h.data()});
-      record.Add(h);
-    }
+    DigestGated(in, 50.0f, record, [&](int64_t cols, const float* gate, const float* up, float* h) {
+      backend.SwiGlu({5, cols, gate, up, h});
+    });
   }
   {
     Recorder record("add", out);
@@ -216,13 +224,9 @@ void DigestVariants(Backend& backend, NumericsDigest* out) {
   Inputs in(104);
   {
     Recorder record("geglu", out);
-    for (int64_t cols : kCols) {
-      std::vector<float> gate = in.Floats(5 * cols), h(5 * cols);
-      const std::vector<float> up = in.Floats(5 * cols);
-      for (float& g : gate) g = g * 8.0f;  // -16..16: exp at both of its ends
-      backend.GeGlu({5, cols, gate.data(), up.data(), h.data()});
-      record.Add(h);
-    }
+    DigestGated(in, 8.0f, record, [&](int64_t cols, const float* gate, const float* up, float* h) {
+      backend.GeGlu({5, cols, gate, up, h});
+    });
   }
   {
     Recorder record("scale", out);
