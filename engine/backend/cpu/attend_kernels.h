@@ -27,12 +27,12 @@
 #include <utility>
 
 #include "engine/backend/cpu/attend_tile.h"
+#include "engine/backend/cpu/elementwise.h"
 #include "engine/backend/cpu/quantize_head.h"
 
 namespace holdfast {
 namespace attend {
 
-constexpr int kMaxCodes = 512;  // numbers of a head (kMaxHeadDim)
 constexpr int kHalf = kPageTokens;  // K is scored page by page, so a tile is two halves
 static_assert(kAttendTile == 2 * kHalf);
 
@@ -181,9 +181,9 @@ struct QueryScale {
 // `angle` null: zeros.
 template <class V>
 void TurnCodes(const AttendBlock& block, const float* angle, const float* q, float* out) {
-  float turned[kMaxCodes] = {};
+  float turned[kMaxHeadDim] = {};
   if (angle != nullptr) TurnRow<V>(block, angle, q, turned, kAttendTile);
-  int8_t codes[kMaxCodes];
+  int8_t codes[kMaxHeadDim];
   QueryScale end = {};
   QuantizeHead(block.k_dim, turned, codes, &end.scale);
   for (int d = 0; d < block.k_dim; ++d) end.sum += codes[d];
