@@ -216,6 +216,11 @@ class Backend {
   virtual void RmsNorm(const RmsNormArgs& args) = 0;
   virtual void Quantize(const QuantizeArgs& args) = 0;
   virtual void MatMul(const MatMulArgs& args) = 0;
+  // MatMul of each, over as many rows; no product reads what another writes. A backend may compute
+  // them side by side.
+  virtual void MatMuls(std::span<const MatMulArgs> products) {
+    for (const MatMulArgs& args : products) MatMul(args);
+  }
   virtual void SwiGlu(const SwiGluArgs& args) = 0;
   virtual void GeGlu(const GeGluArgs& args) = 0;
   virtual void Add(int64_t count, const float* x, float* y) = 0;  // y[i] = y[i] + x[i]

@@ -57,6 +57,7 @@ struct ForwardPass::Impl {
   std::vector<float> branch;       // [rows][width]: what a half-layer adds to the residual
   std::vector<float> gate, up;     // [rows][ffn]
   QuantizedRows quantized;
+  std::vector<MatMulArgs> products;  // of one Project
   std::vector<std::vector<AttendSequence>> attend;  // [groups]
 
   // Of all rows of the batch:
@@ -140,6 +141,7 @@ void ForwardPass::Impl::AddBranch(const std::vector<float>& post_norm) {
 // Several matrices over the same rows, which are quantised once.
 void ForwardPass::Impl::Project(const float* x, int64_t cols,
                                 std::initializer_list<Projection> projections) {
+  products.clear();
   bool is_quantized = false;
   for (const Projection& p : projections) {
     assert(p.weight->inputs() == cols);
@@ -149,10 +151,11 @@ void ForwardPass::Impl::Project(const float* x, int64_t cols,
       is_quantized = true;
     }
     const bool biased = p.bias != nullptr && !p.bias->empty();
-    backend.MatMul({.w = p.weight, .rows = rows, .x = x, .xq = &quantized,
-                    .bias = biased ? p.bias->data() : nullptr, .y = p.y,
-                    .y_stride = p.weight->outputs()});
+    products.push_back({.w = p.weight, .rows = rows, .x = x, .xq = &quantized,
+                        .bias = biased ? p.bias->data() : nullptr, .y = p.y,
+                        .y_stride = p.weight->outputs()});
   }
+  backend.MatMuls(products);
 }
 
 void ForwardPass::Impl::StoreKv(int layer) {

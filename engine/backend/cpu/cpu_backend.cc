@@ -107,7 +107,11 @@ class CpuBackend : public Backend {
     });
   }
 
-  void MatMul(const MatMulArgs& a) override { CpuMatMul(pool_, level_.level, a); }
+  void MatMul(const MatMulArgs& a) override { MatMuls({&a, 1}); }
+
+  void MatMuls(std::span<const MatMulArgs> products) override {
+    CpuMatMul(pool_, level_.level, products, matmul_scratch_);
+  }
 
   void SwiGlu(const SwiGluArgs& a) override {
     ForRows(a.rows * a.cols, 4, [&](int64_t begin, int64_t end) {
@@ -147,7 +151,7 @@ class CpuBackend : public Backend {
     });
   }
 
-  void Attend(const AttendArgs& a) override { CpuAttend(pool_, level_.level, a, scratch_); }
+  void Attend(const AttendArgs& a) override { CpuAttend(pool_, level_.level, a, attend_scratch_); }
 
   void CheckFinite(int64_t rows, int64_t cols, const float* x, uint8_t* row_failed) override {
     ForRows(rows, cols, [&](int64_t begin, int64_t end) {
@@ -193,7 +197,8 @@ class CpuBackend : public Backend {
   const Level& level_;
   const ElementwiseKernels& kernels_;
   ThreadPool pool_;
-  AttendScratch scratch_;
+  MatMulScratch matmul_scratch_;
+  AttendScratch attend_scratch_;
 };
 
 }  // namespace

@@ -2,7 +2,6 @@
 
 #include <algorithm>
 #include <cassert>
-#include <optional>
 #include <vector>
 
 #include "engine/backend/cpu/matmul_kernels.h"
@@ -34,41 +33,45 @@ int64_t CeilDiv(int64_t a, int64_t b) { return (a + b - 1) / b; }
 // MatMulCall's terms of each group of each row, [groups][rows].
 class RowTerms {
  public:
-  RowTerms(ThreadPool& pool, WeightType type, const QuantizedRows& x, int64_t rows)
-      : format_(FormatOf(type)), x_(x), rows_(rows), groups_(x.cols / kQuantGroup) {
-    da_.resize(rows * groups_);
+  void Fill(ThreadPool& pool, WeightType type, const QuantizedRows& x, int64_t rows) {
+    const int64_t groups = x.cols / kQuantGroup;
+    format_ = FormatOf(type);
+    rows_ = rows;
+    da_.resize(rows * groups);
     if (format_.has_min()) {
       dsum_.resize(da_.size());
     } else {
       start_[0].resize(da_.size());
       if (format_.two_scales()) start_[1].resize(da_.size());
     }
-    const int64_t blocks = CeilDiv(groups_, kTermGroups);
+    const int64_t blocks = CeilDiv(groups, kTermGroups);
     const int64_t per_task = std::max<int64_t>(1, kTermsPerTask / (kTermGroups * rows));
     pool.Run(CeilDiv(blocks, per_task), [&](int64_t task, int) {
       const int64_t end = std::min((task + 1) * per_task, blocks);
-      for (int64_t b = task * per_task; b < end; ++b) FillBlock(b * kTermGroups);
+      for (int64_t b = task * per_task; b < end; ++b) FillBlock(x, b * kTermGroups);
     });
   }
 
   void Put(MatMulCall* call) const {
+    const bool has_min = format_.has_min();
     call->rows = rows_;
     call->da = da_.data();
-    for (int i = 0; i < 2; ++i) call->start[i] = start_[i].empty() ? nullptr : start_[i].data();
-    call->dsum = dsum_.empty() ? nullptr : dsum_.data();
+    call->dsum = has_min ? dsum_.data() : nullptr;
+    call->start[0] = has_min ? nullptr : start_[0].data();
+    call->start[1] = format_.two_scales() ? start_[1].data() : nullptr;
   }
 
  private:
   // Reads cache lines of the rows and writes as many runs of the terms.
-  void FillBlock(int64_t begin) {
-    const int64_t end = std::min(begin + kTermGroups, groups_);
+  void FillBlock(const QuantizedRows& x, int64_t begin) {
+    const int64_t groups = x.cols / kQuantGroup, end = std::min(begin + kTermGroups, groups);
     for (int64_t r = 0; r < rows_; ++r) {
       for (int64_t g = begin; g < end; ++g) {
-        const int64_t from = r * groups_ + g, to = g * rows_ + r;
-        const int32_t lo = x_.sum_lo[from], hi = x_.sum_hi[from];
-        da_[to] = x_.scale[from];
+        const int64_t from = r * groups + g, to = g * rows_ + r;
+        const int32_t lo = x.sum_lo[from], hi = x.sum_hi[from];
+        da_[to] = x.scale[from];
         if (format_.has_min()) {
-          dsum_[to] = x_.scale[from] * static_cast<float>(lo + hi);
+          dsum_[to] = x.scale[from] * static_cast<float>(lo + hi);
         } else if (format_.two_scales()) {
           start_[0][to] = -format_.offset * lo;
           start_[1][to] = -format_.offset * hi;
@@ -79,9 +82,8 @@ class RowTerms {
     }
   }
 
-  const Format format_;
-  const QuantizedRows& x_;
-  const int64_t rows_, groups_;
+  Format format_;
+  int64_t rows_ = 0;
   std::vector<float> da_, dsum_;
   std::vector<int32_t> start_[2];
 };
@@ -97,17 +99,25 @@ void ForRows(int64_t begin, int64_t end, int64_t most, const F& fn) {
   }
 }
 
-void RunFew(ThreadPool& pool, const MatMulKernels& kernels, const MatMulCall& call, int64_t rows) {
-  const int64_t tiles = call.w.tiles, threads = pool.threads();
-  // As many tasks for each thread: with two or three that differ, one thread would wait.
-  const int64_t bytes = tiles * call.w.tile_bytes;
+// As many tasks for each thread: with two or three that differ, one thread would wait.
+int64_t FewTasks(const PackedView& w, int64_t threads) {
+  const int64_t bytes = w.tiles * w.tile_bytes;
   const int64_t per_thread =
       std::clamp<int64_t>(bytes / (threads * kTaskBytes), 1, kTasksPerThread);
-  const int64_t tasks = std::min(tiles, threads * per_thread);
-  pool.Run(tasks, [&](int64_t task, int) {
-    const int64_t first = tiles * task / tasks;
-    const int64_t count = tiles * (task + 1) / tasks - first;
-    kernels.few(call, rows, first, count);
+  return std::min(w.tiles, threads * per_thread);
+}
+
+// All products at once: a small model's take a few microseconds each, not much more than a join.
+void RunFew(ThreadPool& pool, const MatMulKernels& kernels, std::span<const MatMulCall> calls,
+            int64_t rows) {
+  int64_t all = 0;
+  for (const MatMulCall& call : calls) all += FewTasks(call.w, pool.threads());
+  pool.Run(all, [&](int64_t task, int) {
+    const MatMulCall* call = calls.data();
+    int64_t tasks = FewTasks(call->w, pool.threads());
+    for (; task >= tasks; tasks = FewTasks((++call)->w, pool.threads())) task -= tasks;
+    const int64_t tiles = call->w.tiles, first = tiles * task / tasks;
+    kernels.few(*call, rows, first, tiles * (task + 1) / tasks - first);
   });
 }
 
@@ -167,30 +177,43 @@ void RunPanels(ThreadPool& pool, const MatMulKernels& kernels, const MatMulCall&
 
 }  // namespace
 
-void CpuMatMul(ThreadPool& pool, CpuLevel level, const MatMulArgs& args) {
-  if (args.rows == 0) return;
+struct MatMulScratch::Impl {
+  std::vector<RowTerms> terms;  // of each product of a call
+  std::vector<MatMulCall> calls;
+};
+
+MatMulScratch::MatMulScratch() : impl_(std::make_unique<Impl>()) {}
+MatMulScratch::~MatMulScratch() = default;
+
+void CpuMatMul(ThreadPool& pool, CpuLevel level, std::span<const MatMulArgs> products,
+               MatMulScratch& scratch) {
+  if (products.empty() || products[0].rows == 0) return;
   const MatMulKernels& kernels = KernelsOf(level);
-  MatMulCall call;
-  call.w = static_cast<const PackedWeight&>(*args.w).View();
-  call.bias = args.bias;
-  call.y = args.y;
-  call.y_stride = args.y_stride;
-  std::optional<RowTerms> terms;
-  if (NeedsQuantized(call.w.type)) {
-    const QuantizedRows& x = *args.xq;
-    assert(x.cols == call.w.inputs && x.rows >= args.rows);
-    call.groups = x.cols / kQuantGroup;
-    call.q = x.q.data();
-    terms.emplace(pool, call.w.type, x, args.rows);
-    terms->Put(&call);
-  } else {
-    call.x = args.x;
+  const int64_t rows = products[0].rows;
+  MatMulScratch::Impl& impl = scratch.impl();
+  impl.terms.resize(std::max(impl.terms.size(), products.size()));
+  impl.calls.clear();
+  for (size_t i = 0; i < products.size(); ++i) {
+    const MatMulArgs& args = products[i];
+    assert(args.rows == rows);
+    MatMulCall& call = impl.calls.emplace_back();
+    call.w = static_cast<const PackedWeight&>(*args.w).View();
+    call.bias = args.bias;
+    call.y = args.y;
+    call.y_stride = args.y_stride;
+    if (NeedsQuantized(call.w.type)) {
+      const QuantizedRows& x = *args.xq;
+      assert(x.cols == call.w.inputs && x.rows >= rows);
+      call.groups = x.cols / kQuantGroup;
+      call.q = x.q.data();
+      impl.terms[i].Fill(pool, call.w.type, x, rows);
+      impl.terms[i].Put(&call);
+    } else {
+      call.x = args.x;
+    }
   }
-  if (args.rows <= kernels.few_rows) {
-    RunFew(pool, kernels, call, args.rows);
-  } else {
-    RunPanels(pool, kernels, call, args.rows);
-  }
+  if (rows <= kernels.few_rows) return RunFew(pool, kernels, impl.calls, rows);
+  for (const MatMulCall& call : impl.calls) RunPanels(pool, kernels, call, rows);
 }
 
 }  // namespace holdfast

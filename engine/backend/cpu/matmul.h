@@ -18,7 +18,24 @@ Result<std::unique_ptr<Weight>> PackCpuWeight(const WeightSource& source);
 // `table` is from PackCpuWeight, ids are in range; out is [ids][inputs].
 void CpuEmbed(const Weight& table, std::span<const TokenId> ids, float* out);
 
-// args.w is from PackCpuWeight; `level` is kPortable, kAvx2 or kAvx512, and this processor has it.
-void CpuMatMul(ThreadPool& pool, CpuLevel level, const MatMulArgs& args);
+// Buffers that CpuMatMul reuses from call to call. One per backend; one call at a time.
+class MatMulScratch {
+ public:
+  MatMulScratch();
+  ~MatMulScratch();
+  MatMulScratch(const MatMulScratch&) = delete;
+  MatMulScratch& operator=(const MatMulScratch&) = delete;
+
+  struct Impl;
+  Impl& impl() { return *impl_; }
+
+ private:
+  std::unique_ptr<Impl> impl_;
+};
+
+// Products of as many rows each. Their `w` are from PackCpuWeight; `level` is kPortable, kAvx2 or
+// kAvx512, and this processor has it.
+void CpuMatMul(ThreadPool& pool, CpuLevel level, std::span<const MatMulArgs> products,
+               MatMulScratch& scratch);
 
 }  // namespace holdfast

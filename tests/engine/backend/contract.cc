@@ -243,6 +243,41 @@ void CheckNoBias(Backend& backend) {
   }
 }
 
+// Every type beside every other kind, over the same rows: each product is as if it were alone.
+void CheckMatMuls(Backend& backend) {
+  Random random(12);
+  constexpr int64_t kInputs = 512, kMaxRows = 40;
+  const std::vector<float> x = RandomFloats(random, kMaxRows * kInputs, Numbers::kPlain);
+  const QuantizedRows xq = QuantizeRows(x, kMaxRows, kInputs);
+  const auto types = AllWeightTypes();
+  for (size_t first = 0; first < types.size(); ++first) {
+    const int64_t rows = random.OneIn(3) ? kMaxRows : 1 + random.Below(9);
+    const QuantizedRows some = FirstRows(xq, rows);
+    std::vector<std::unique_ptr<Weight>> weights;
+    std::vector<std::vector<float>> got, want;
+    std::vector<MatMulArgs> products;
+    for (size_t i = 0; i < 4; ++i) {
+      const int64_t outputs = 1 + random.Below(90);
+      const TestMatrix m(random, types[(first + i * i) % types.size()], outputs, kInputs);
+      got.emplace_back(rows * outputs);
+      want.emplace_back(rows * outputs);
+      MatMulArgs args = {.rows = rows, .x = x.data(), .xq = &some, .y_stride = outputs};
+      const auto want_weight = reference::Pack(m.Source());
+      args.w = want_weight->get();
+      args.y = want.back().data();
+      reference::MatMul(args);
+      weights.push_back(std::move(backend.Pack(m.Source()).value()));
+      args.w = weights.back().get();
+      args.y = got.back().data();
+      products.push_back(args);
+    }
+    backend.MatMuls(products);
+    CAPTURE(first);
+    CAPTURE(rows);
+    for (size_t i = 0; i < got.size(); ++i) CHECK_SAME(got[i], want[i]);
+  }
+}
+
 void CheckElementwise(Backend& backend) {
   Random random(6);
   for (Numbers numbers : kAll) {
@@ -487,6 +522,7 @@ constexpr ContractPart kParts[] = {
     {"matmul", CheckMatMul},
     {"matmul of many rows", CheckMatMulOfManyRows},
     {"matmul without bias", CheckNoBias},
+    {"several matmuls at once", CheckMatMuls},
     {"swiglu, geglu, add, scale and soft cap", CheckElementwise},
     {"check finite", CheckCheckFinite},
     {"store kv", CheckStoreKv},

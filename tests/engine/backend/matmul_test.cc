@@ -58,9 +58,11 @@ class Product {
   void Check(int64_t rows, ThreadPool& pool) const {
     const int64_t stride = m_.outputs + 5;
     const QuantizedRows xq = Quantized(rows);
+    MatMulScratch scratch;
     for (CpuLevel level : LevelsHere()) {
       std::vector<float> y(rows * stride, kUntouched), got;
-      CpuMatMul(pool, level, Args(*weight_, rows, xq, y.data(), stride));
+      const MatMulArgs args = Args(*weight_, rows, xq, y.data(), stride);
+      CpuMatMul(pool, level, {&args, 1}, scratch);
       for (int64_t r = 0; r < rows; ++r) {
         const float* row = &y[r * stride];
         got.insert(got.end(), row, row + m_.outputs);
