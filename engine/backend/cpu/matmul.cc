@@ -143,8 +143,7 @@ void Unpack(const MatMulKernels& kernels, const PackedView& w, Panel* panel) {
   const int64_t first = panel->part * (NeedsQuantized(w.type) ? kPartGroups : kPartElements);
   for (int t = 0; t < kPanelTiles; ++t) {
     const int64_t from = tile + t < w.tiles ? tile + t : tile;  // a last odd tile stands twice
-    kernels.unpack(w.type, w.codes + from * w.tile_bytes, w.scales + from * w.tile_bytes, first, t,
-                   panel);
+    kernels.unpack(w.type, w.data + from * w.tile_bytes, first, t, panel);
   }
 }
 

@@ -109,20 +109,18 @@ __m256 LoadExponents(const uint8_t* p) {
 // Scales of group g for the half's 8 outputs: [0] dw; [1] -min, or: [1], [2] the two scales.
 template <W kType>
 void LoadScales(const uint8_t* scales, int64_t g, int half, __m256* out) {
-  constexpr TileShape kShape = TileShapeOf(kType);
   constexpr Scales kScales = FormatOf(kType).scales;
-  const uint8_t* record = scales + g / kShape.scale_groups * kShape.scale_bytes;
-  const uint8_t* halves = record + half * kHalf * 2;
+  const uint8_t* halves = scales + half * kHalf * 2;
   if constexpr (kScales == Scales::kExponent) {
-    out[0] = LoadExponents(record + half * kHalf);
+    out[0] = LoadExponents(scales + half * kHalf);
     return;
   }
   out[0] = LoadF16(halves);
   if constexpr (kScales == Scales::kHalfMin) out[1] = LoadF16(halves + 32);
   if constexpr (kScales == Scales::kByte) {
-    out[0] = _mm256_mul_ps(out[0], LoadSigned(record + 32 + half * kHalf + g % 8 * 16));
+    out[0] = _mm256_mul_ps(out[0], LoadSigned(scales + 32 + half * kHalf + g % 8 * 16));
   }
-  const uint8_t* bytes = record + 32 + half * kHalf + g % 8 * 32;
+  const uint8_t* bytes = scales + 32 + half * kHalf + g % 8 * 32;
   if constexpr (kScales == Scales::kByteMin) {
     const __m256 min = _mm256_mul_ps(LoadF16(halves + 32), LoadBytes(bytes + 32 + 16));
     out[0] = _mm256_mul_ps(out[0], LoadBytes(bytes + 32));
@@ -224,8 +222,7 @@ inline __attribute__((always_inline)) void SumGroup(const Code& code, const int8
 // Rows [row, row + kRows) times one tile.
 template <W kType, int kRows>
 void FewQuantized(const MatMulCall& c, int64_t row, int64_t tile) {
-  constexpr TileShape kShape = TileShapeOf(kType);
-  const uint8_t* scales = c.w.scales + tile * c.w.tile_bytes;
+  const uint8_t* data = c.w.data + tile * c.w.tile_bytes;
   const int64_t q_stride = c.groups * kQuantGroup;
   const int8_t* q = c.q + row * q_stride;
   __m256 total[2][kRows];
@@ -236,7 +233,7 @@ void FewQuantized(const MatMulCall& c, int64_t row, int64_t tile) {
       for (auto& a : half) a = _mm256_setzero_ps();
     }
     for (int64_t g = begin; g < end; ++g) {
-      const uint8_t* codes = c.w.codes + tile * c.w.tile_bytes + g * kShape.code_bytes;
+      const GroupPlace place = PlaceOf(TileShapeOf(kType), data, g);
       __m256i s[2][kRows], s1[2][kRows];
 #pragma GCC unroll 4
       for (int r = 0; r < kRows; ++r) {
@@ -247,12 +244,12 @@ void FewQuantized(const MatMulCall& c, int64_t row, int64_t tile) {
         }
       }
       SumGroup<kType, kRows>(
-          [codes](int half, int step) { return Group<kType>(codes + 32 * half).Step(step); },
+          [&](int half, int step) { return Group<kType>(place.codes + 32 * half).Step(step); },
           q + g * kQuantGroup, q_stride, s, s1);
 #pragma GCC unroll 2
       for (int h = 0; h < 2; ++h) {
         __m256 scale[3];
-        LoadScales<kType>(scales, g, h, scale);
+        LoadScales<kType>(place.scales, g, h, scale);
 #pragma GCC unroll 4
         for (int r = 0; r < kRows; ++r) {
           const int64_t at = g * c.rows + row + r;
@@ -285,7 +282,7 @@ __m256 LoadWeights(const uint8_t* codes, int64_t i, int half, W type) {
 
 template <W kType, int kRows>
 void FewFloat(const MatMulCall& c, int64_t row, int64_t tile) {
-  const uint8_t* codes = c.w.codes + tile * c.w.tile_bytes;
+  const uint8_t* codes = c.w.data + tile * c.w.tile_bytes;
   const int64_t inputs = c.w.inputs;
   const float* x = c.x + row * inputs;
   __m256 total[2][kRows];
@@ -352,36 +349,35 @@ void Few(const MatMulCall& c, int64_t rows, int64_t tile, int64_t tiles) {
 }
 
 template <W kType>
-void UnpackTile(const uint8_t* codes, const uint8_t* scales, int64_t first, int t, Panel* p) {
-  constexpr TileShape kShape = TileShapeOf(kType);
+void UnpackTile(const uint8_t* tile, int64_t first, int t, Panel* p) {
   constexpr Format kFormat = FormatOf(kType);
   for (int u = 0; u < p->units; ++u) {
+    const GroupPlace place = PlaceOf(TileShapeOf(kType), tile, first + u);
     for (int h = 0; h < 2; ++h) {
       const int column = t * kTileOutputs + h * kHalf;
       if constexpr (NeedsQuantized(kType)) {
-        const Group<kType> group(codes + (first + u) * kShape.code_bytes + 32 * h);
+        const Group<kType> group(place.codes + 32 * h);
 #pragma GCC unroll 8
         for (int s = 0; s < 8; ++s) {
           _mm256_store_si256(reinterpret_cast<__m256i*>(p->codes.q[u][s][t] + 32 * h),
                              group.Step(s));
         }
         __m256 scale[3];
-        LoadScales<kType>(scales, first + u, h, scale);
+        LoadScales<kType>(place.scales, first + u, h, scale);
         _mm256_store_ps(p->scale[u][0] + column, scale[0]);
         if constexpr (kFormat.has_min() || kFormat.two_scales()) {
           _mm256_store_ps(p->scale[u][1] + column, scale[1]);
         }
         if constexpr (kFormat.two_scales()) _mm256_store_ps(p->scale[u][2] + column, scale[2]);
       } else {
-        _mm256_store_ps(p->codes.f[u] + column, LoadWeights(codes, first + u, h, kType));
+        _mm256_store_ps(p->codes.f[u] + column, LoadWeights(tile, first + u, h, kType));
       }
     }
   }
 }
 
-void Unpack(WeightType type, const uint8_t* codes, const uint8_t* scales, int64_t first, int t,
-            Panel* p) {
-  ForType(type, [&](auto constant) { UnpackTile<constant>(codes, scales, first, t, p); });
+void Unpack(WeightType type, const uint8_t* tile, int64_t first, int t, Panel* p) {
+  ForType(type, [&](auto constant) { UnpackTile<constant>(tile, first, t, p); });
 }
 
 // Adds a part's chains for one tile of the panel to y, and the bias after the last part.

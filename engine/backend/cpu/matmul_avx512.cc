@@ -15,10 +15,9 @@
 namespace holdfast {
 namespace {
 
-constexpr int kFewRows = 8;      // of one pass
+constexpr int kFewRows = 4;      // of one pass
 constexpr int kFewRowsMax = 32;
 constexpr int kPanelRows = 6;
-constexpr int kAheadBytes = 4096;  // of each stream
 
 // 1.5 * 2^23: the fp32 number whose bits, with an integer |n| < 2^22 added, are the number plus n.
 constexpr float kMagic = 12582912.0f;
@@ -111,31 +110,29 @@ __m512 LoadExponents(const uint8_t* p) {
   return _mm512_mul_ps(power(half), power(_mm512_sub_epi32(e, half)));
 }
 
-// Scales of group g of a tile: [0] dw; [1] -min, or: [1], [2] the two scales, and
+// Scales of group g: [0] dw; [1] -min, or: [1], [2] the two scales, and
 // [3] +0 - [1] * kMagic.
 template <W kType>
 void LoadScales(const uint8_t* scales, int64_t g, __m512* out) {
-  constexpr TileShape kShape = TileShapeOf(kType);
   constexpr Scales kScales = FormatOf(kType).scales;
-  const uint8_t* record = scales + g / kShape.scale_groups * kShape.scale_bytes;
   const __m512 zero = _mm512_setzero_ps();
   if constexpr (kScales == Scales::kExponent) {
-    out[0] = LoadExponents(record);
+    out[0] = LoadExponents(scales);
     return;
   }
-  out[0] = LoadHalf(record);
-  if constexpr (kScales == Scales::kHalfMin) out[1] = LoadHalf(record + 32);
+  out[0] = LoadHalf(scales);
+  if constexpr (kScales == Scales::kHalfMin) out[1] = LoadHalf(scales + 32);
   if constexpr (kScales == Scales::kByte) {
-    out[0] = _mm512_mul_ps(out[0], LoadSigned(record + 32 + g % 8 * 16));
+    out[0] = _mm512_mul_ps(out[0], LoadSigned(scales + 32 + g % 8 * 16));
   }
   if constexpr (kScales == Scales::kByteMin) {
-    const uint8_t* bytes = record + 64 + g % 8 * 32;
-    const __m512 min = _mm512_mul_ps(LoadHalf(record + 32), LoadBytes(bytes + 16));
+    const uint8_t* bytes = scales + 64 + g % 8 * 32;
+    const __m512 min = _mm512_mul_ps(LoadHalf(scales + 32), LoadBytes(bytes + 16));
     out[0] = _mm512_mul_ps(out[0], LoadBytes(bytes));
     out[1] = _mm512_sub_ps(zero, min);
   }
   if constexpr (kScales == Scales::kTwoBytes) {
-    const uint8_t* bytes = record + 32 + g % 8 * 32;
+    const uint8_t* bytes = scales + 32 + g % 8 * 32;
     out[1] = LoadSigned(bytes);
     out[2] = LoadSigned(bytes + 16);
     out[3] = _mm512_fnmadd_ps(out[1], _mm512_set1_ps(kMagic), zero);
@@ -176,11 +173,13 @@ __mmask16 OutputMask(int64_t outputs) {
                                  : outputs <= 0 ? 0 : static_cast<__mmask16>((1 << outputs) - 1);
 }
 
-// The tiles of one call of a kernel: `first`, then others `apart` tiles from each other.
-struct Tiles {
-  int64_t first = 0;
-  int64_t apart = 1;
-};
+// y of a row's outputs in a tile, with the bias.
+void StoreTile(const MatMulCall& c, int64_t row, int64_t tile, __m512 y) {
+  const int64_t o = tile * kTileOutputs;
+  const __mmask16 mask = OutputMask(c.w.outputs - o);
+  if (c.bias != nullptr) y = _mm512_add_ps(y, _mm512_maskz_loadu_ps(mask, c.bias + o));
+  _mm512_mask_storeu_ps(c.y + row * c.y_stride + o, mask, y);
+}
 
 // Which of the passes that a product's rows make over each set of tiles.
 struct Pass {
@@ -189,42 +188,22 @@ struct Pass {
   int count = 1;
 };
 
-// Asks for what is read kAheadBytes after group g: later in this tile, or in the one that follows it,
-// `next` bytes on. The processor's own prefetcher stops at pages and runs short of what is needed
-// when a group's arithmetic takes as long as its bytes. Where there are several passes, all of them
-// ask for parts of the following tile, so that memory works during the later ones too.
-template <W kType>
-[[gnu::always_inline]] inline void PrefetchAhead(const uint8_t* codes, const uint8_t* scales,
-                                                 int64_t g, int64_t groups, int64_t next,
-                                                 const Pass& pass) {
-  constexpr TileShape kShape = TileShapeOf(kType);
-  if (pass.count == 1) {
-    constexpr int64_t kGroups = kAheadBytes / kShape.code_bytes;
-    const int64_t ahead = g + (kGroups < groups ? kGroups : groups);
-    const bool here = ahead < groups;
-    const int64_t index = here ? ahead : ahead - groups, jump = here ? 0 : next;
-    const uint8_t* at = codes + jump + index * kShape.code_bytes;
-    for (int i = 0; i < kShape.code_bytes; i += 64) _mm_prefetch(at + i, _MM_HINT_T1);
-    _mm_prefetch(scales + jump + index * kShape.scale_bytes / kShape.scale_groups, _MM_HINT_T1);
-    return;
-  }
-  const int lines = (kShape.code_bytes / 64 + pass.count - 1) / pass.count;
-  const int64_t at = (pass.index * groups + g) * lines * 64;
-  if (at >= groups * kShape.code_bytes) return;
-  for (int i = 0; i < lines; ++i) _mm_prefetch(codes + next + at + 64 * i, _MM_HINT_T1);
-  if (pass.index == 0) {
-    _mm_prefetch(scales + next + g * kShape.scale_bytes / kShape.scale_groups, _MM_HINT_T1);
-  }
+// With several passes memory would rest during the later ones: each asks for its share of the tile
+// that follows, `bytes` on. What a single pass reads the processor fetches ahead on its own.
+[[gnu::always_inline]] inline void PrefetchShare(const uint8_t* tile, int64_t bytes, int64_t g,
+                                                 int64_t groups, const Pass& pass) {
+  if (pass.count == 1) return;
+  const int64_t share = (bytes / 64 + groups * pass.count - 1) / (groups * pass.count) * 64;
+  const int64_t begin = (pass.index * groups + g) * share;
+  const int64_t end = begin + share < bytes ? begin + share : bytes;
+  for (int64_t at = begin; at < end; at += 64) _mm_prefetch(tile + bytes + at, _MM_HINT_T1);
 }
 
 // Rows [row, row + kRows) times kTiles tiles.
 template <W kType, int kRows, int kTiles>
-void FewQuantized(const MatMulCall& c, const Pass& pass, const Tiles& tiles) {
-  const int64_t row = pass.row;
-  constexpr TileShape kShape = TileShapeOf(kType);
-  const uint8_t* codes = c.w.codes + tiles.first * c.w.tile_bytes;
-  const uint8_t* scales = c.w.scales + tiles.first * c.w.tile_bytes;
-  const int64_t stride = tiles.apart * c.w.tile_bytes;
+void FewQuantized(const MatMulCall& c, const Pass& pass, int64_t tile) {
+  const int64_t row = pass.row, stride = c.w.tile_bytes;
+  const uint8_t* data = c.w.data + tile * stride;
   const int8_t* q = c.q + row * c.groups * kQuantGroup;
   const int64_t q_stride = c.groups * kQuantGroup;
   __m512 total[kTiles][kRows];
@@ -235,34 +214,43 @@ void FewQuantized(const MatMulCall& c, const Pass& pass, const Tiles& tiles) {
       for (auto& a : tile_acc) a = _mm512_setzero_ps();
     }
     for (int64_t g = begin; g < end; ++g) {
-#pragma GCC unroll 4
-      for (int t = 0; t < kTiles; ++t) {
-        const Group<kType> group(codes + t * stride + g * kShape.code_bytes);
-        PrefetchAhead<kType>(codes + t * stride, scales + t * stride, g, c.groups, c.w.tile_bytes,
-                             pass);
-        __m512i s[kRows], s1[kRows];
+      static_assert(kTiles <= 2);
+      const GroupPlace place[2] = {PlaceOf(TileShapeOf(kType), data, g),
+                                   PlaceOf(TileShapeOf(kType), data + (kTiles - 1) * stride, g)};
+      const Group<kType> group[2] = {Group<kType>(place[0].codes), Group<kType>(place[1].codes)};
+      PrefetchShare(data, kTiles * stride, g, c.groups, pass);
+      __m512i s[kTiles][kRows], s1[kTiles][kRows];
+#pragma GCC unroll 8
+      for (int r = 0; r < kRows; ++r) {
+        const int64_t at = g * c.rows + row + r;
+        for (int t = 0; t < kTiles; ++t) s[t][r] = StartSum<kType>(c, at);
+        if constexpr (FormatOf(kType).two_scales()) {
+          for (int t = 0; t < kTiles; ++t) s1[t][r] = _mm512_set1_epi32(c.start[1][at]);
+        }
+      }
+#pragma GCC unroll 8
+      for (int step = 0; step < 8; ++step) {
+        __m512i w[kTiles];
+#pragma GCC unroll 2
+        for (int t = 0; t < kTiles; ++t) w[t] = group[t].Step(step);
 #pragma GCC unroll 8
         for (int r = 0; r < kRows; ++r) {
-          const int64_t at = g * c.rows + row + r;
-          s[r] = StartSum<kType>(c, at);
-          if constexpr (FormatOf(kType).two_scales()) s1[r] = _mm512_set1_epi32(c.start[1][at]);
-        }
-#pragma GCC unroll 8
-        for (int step = 0; step < 8; ++step) {
-          const __m512i w = group.Step(step);
-#pragma GCC unroll 8
-          for (int r = 0; r < kRows; ++r) {
-            const __m512i x = Broadcast4(q + r * q_stride + g * kQuantGroup + 4 * step);
-            __m512i& sum = FormatOf(kType).two_scales() && step >= 4 ? s1[r] : s[r];
-            sum = _mm512_dpbusd_epi32(sum, w, x);
+          const __m512i x = Broadcast4(q + r * q_stride + g * kQuantGroup + 4 * step);
+#pragma GCC unroll 2
+          for (int t = 0; t < kTiles; ++t) {
+            __m512i& sum = FormatOf(kType).two_scales() && step >= 4 ? s1[t][r] : s[t][r];
+            sum = _mm512_dpbusd_epi32(sum, w[t], x);
           }
         }
+      }
+#pragma GCC unroll 2
+      for (int t = 0; t < kTiles; ++t) {
         __m512 scale[4];
-        LoadScales<kType>(scales + t * stride, g, scale);
+        LoadScales<kType>(place[t].scales, g, scale);
 #pragma GCC unroll 8
         for (int r = 0; r < kRows; ++r) {
           const int64_t at = g * c.rows + row + r;
-          acc[t][r] = AddGroup<kType>(acc[t][r], s[r], s1[r], scale, c, at);
+          acc[t][r] = AddGroup<kType>(acc[t][r], s[t][r], s1[t][r], scale, c, at);
         }
       }
     }
@@ -273,13 +261,7 @@ void FewQuantized(const MatMulCall& c, const Pass& pass, const Tiles& tiles) {
     }
   }
   for (int t = 0; t < kTiles; ++t) {
-    const int64_t o = (tiles.first + t * tiles.apart) * kTileOutputs;
-    const __mmask16 mask = OutputMask(c.w.outputs - o);
-    for (int r = 0; r < kRows; ++r) {
-      __m512 y = total[t][r];
-      if (c.bias != nullptr) y = _mm512_add_ps(y, _mm512_maskz_loadu_ps(mask, c.bias + o));
-      _mm512_mask_storeu_ps(c.y + (row + r) * c.y_stride + o, mask, y);
-    }
+    for (int r = 0; r < kRows; ++r) StoreTile(c, row + r, tile + t, total[t][r]);
   }
 }
 
@@ -289,10 +271,11 @@ __m512 LoadWeights(const uint8_t* codes, int64_t i, W type) {
   return _mm512_loadu_ps(codes + 64 * i);
 }
 
+// Several tiles at once: one row's chain of FMAs alone would wait for itself.
 template <W kType, int kRows, int kTiles>
-void FewFloat(const MatMulCall& c, int64_t row, const Tiles& tiles) {
-  const uint8_t* codes = c.w.codes + tiles.first * c.w.tile_bytes;
-  const int64_t stride = tiles.apart * c.w.tile_bytes;
+void FewFloat(const MatMulCall& c, int64_t row, int64_t tile) {
+  const uint8_t* codes = c.w.data + tile * c.w.tile_bytes;
+  const int64_t stride = c.w.tile_bytes;
   const int64_t inputs = c.w.inputs;
   const float* x = c.x + row * inputs;
   __m512 total[kTiles][kRows];
@@ -319,72 +302,52 @@ void FewFloat(const MatMulCall& c, int64_t row, const Tiles& tiles) {
     }
   }
   for (int t = 0; t < kTiles; ++t) {
-    const int64_t o = (tiles.first + t * tiles.apart) * kTileOutputs;
-    const __mmask16 mask = OutputMask(c.w.outputs - o);
-    for (int r = 0; r < kRows; ++r) {
-      __m512 y = total[t][r];
-      if (c.bias != nullptr) y = _mm512_add_ps(y, _mm512_maskz_loadu_ps(mask, c.bias + o));
-      _mm512_mask_storeu_ps(c.y + (row + r) * c.y_stride + o, mask, y);
-    }
+    for (int r = 0; r < kRows; ++r) StoreTile(c, row + r, tile + t, total[t][r]);
   }
 }
 
 template <W kType, int kRows, int kTiles>
-void FewTiles(const MatMulCall& c, const Pass& pass, const Tiles& tiles) {
+void FewTiles(const MatMulCall& c, const Pass& pass, int64_t tile) {
   if constexpr (NeedsQuantized(kType)) {
-    FewQuantized<kType, kRows, kTiles>(c, pass, tiles);
+    FewQuantized<kType, kRows, kTiles>(c, pass, tile);
   } else {
-    FewFloat<kType, kRows, kTiles>(c, pass.row, tiles);
+    FewFloat<kType, kRows, kTiles>(c, pass.row, tile);
   }
 }
 
 template <W kType, int kTiles>
-void FewOfRows(const MatMulCall& c, const Pass& pass, int rows, const Tiles& tiles) {
+void FewOfRows(const MatMulCall& c, const Pass& pass, int rows, int64_t tile) {
   switch (rows) {
-    case 1: return FewTiles<kType, 1, kTiles>(c, pass, tiles);
-    case 2: return FewTiles<kType, 2, kTiles>(c, pass, tiles);
-    case 3: return FewTiles<kType, 3, kTiles>(c, pass, tiles);
-    case 4: return FewTiles<kType, 4, kTiles>(c, pass, tiles);
-  }
-  if constexpr (kTiles <= 2) {
-    switch (rows) {
-      case 5: return FewTiles<kType, 5, kTiles>(c, pass, tiles);
-      case 6: return FewTiles<kType, 6, kTiles>(c, pass, tiles);
-      case 7: return FewTiles<kType, 7, kTiles>(c, pass, tiles);
-      default: return FewTiles<kType, 8, kTiles>(c, pass, tiles);
-    }
+    case 1: return FewTiles<kType, 1, kTiles>(c, pass, tile);
+    case 2: return FewTiles<kType, 2, kTiles>(c, pass, tile);
+    case 3: return FewTiles<kType, 3, kTiles>(c, pass, tile);
+    default: return FewTiles<kType, kFewRows, kTiles>(c, pass, tile);
   }
 }
 
 template <W kType, int kTiles>
-void FewPasses(const MatMulCall& c, int64_t rows, const Tiles& tiles) {
+void FewPasses(const MatMulCall& c, int64_t rows, int64_t tile) {
   Pass pass;
   pass.count = static_cast<int>((rows + kFewRows - 1) / kFewRows);
   for (; pass.index < pass.count; ++pass.index) {
     pass.row = rows * pass.index / pass.count;
     const int64_t end = rows * (pass.index + 1) / pass.count;
-    FewOfRows<kType, kTiles>(c, pass, static_cast<int>(end - pass.row), tiles);
+    FewOfRows<kType, kTiles>(c, pass, static_cast<int>(end - pass.row), tile);
   }
 }
 
-// The tiles of [*tile, end) in sets of kTiles, as far as that goes: each stream walks on without a
-// gap, however short its tiles are.
-template <W kType, int kTiles>
-void FewStreams(const MatMulCall& c, int64_t rows, int64_t* tile, int64_t end) {
-  const int64_t apart = (end - *tile) / kTiles;
-  for (int64_t i = 0; i < apart; ++i) FewPasses<kType, kTiles>(c, rows, {*tile + i, apart});
-  *tile += kTiles * apart;
-}
-
-// Several tiles at once are several streams of memory, without which a thread does not get its
-// share of the bandwidth; from five rows on that costs a few spilled registers and is worth it.
-// With several passes the prefetch is ahead by a tile, and single tiles spill nothing.
+// One row of quantised weights is bound by memory, and that is fastest as one stream. Two tiles
+// share the activations' loads, which would bind several rows.
 template <W kType>
 void FewOfType(const MatMulCall& c, int64_t rows, int64_t tile, int64_t tiles) {
   const int64_t end = tile + tiles;
-  if (rows <= 4) FewStreams<kType, 4>(c, rows, &tile, end);
-  if (rows <= kFewRows) FewStreams<kType, 2>(c, rows, &tile, end);
-  FewStreams<kType, 1>(c, rows, &tile, end);
+  if constexpr (!NeedsQuantized(kType)) {
+    for (; tile + 4 <= end; tile += 4) FewPasses<kType, 4>(c, rows, tile);
+  }
+  if (rows > 1) {
+    for (; tile + 2 <= end; tile += 2) FewPasses<kType, 2>(c, rows, tile);
+  }
+  for (; tile < end; ++tile) FewPasses<kType, 1>(c, rows, tile);
 }
 
 void Few(const MatMulCall& c, int64_t rows, int64_t tile, int64_t tiles) {
@@ -392,30 +355,29 @@ void Few(const MatMulCall& c, int64_t rows, int64_t tile, int64_t tiles) {
 }
 
 template <W kType>
-void UnpackTile(const uint8_t* codes, const uint8_t* scales, int64_t first, int t, Panel* p) {
-  constexpr TileShape kShape = TileShapeOf(kType);
+void UnpackTile(const uint8_t* tile, int64_t first, int t, Panel* p) {
   constexpr Format kFormat = FormatOf(kType);
   for (int u = 0; u < p->units; ++u) {
     if constexpr (NeedsQuantized(kType)) {
-      const Group<kType> group(codes + (first + u) * kShape.code_bytes);
+      const GroupPlace place = PlaceOf(TileShapeOf(kType), tile, first + u);
+      const Group<kType> group(place.codes);
 #pragma GCC unroll 8
       for (int s = 0; s < 8; ++s) _mm512_store_si512(p->codes.q[u][s][t], group.Step(s));
       __m512 scale[4];
-      LoadScales<kType>(scales, first + u, scale);
+      LoadScales<kType>(place.scales, first + u, scale);
       _mm512_store_ps(p->scale[u][0] + t * 16, scale[0]);
       if constexpr (kFormat.has_min()) _mm512_store_ps(p->scale[u][1] + t * 16, scale[1]);
       if constexpr (kFormat.two_scales()) {
         for (int i = 1; i < 4; ++i) _mm512_store_ps(p->scale[u][i] + t * 16, scale[i]);
       }
     } else {
-      _mm512_store_ps(p->codes.f[u] + t * 16, LoadWeights(codes, first + u, kType));
+      _mm512_store_ps(p->codes.f[u] + t * 16, LoadWeights(tile, first + u, kType));
     }
   }
 }
 
-void Unpack(WeightType type, const uint8_t* codes, const uint8_t* scales, int64_t first, int t,
-            Panel* p) {
-  ForType(type, [&](auto constant) { UnpackTile<constant>(codes, scales, first, t, p); });
+void Unpack(WeightType type, const uint8_t* tile, int64_t first, int t, Panel* p) {
+  ForType(type, [&](auto constant) { UnpackTile<constant>(tile, first, t, p); });
 }
 
 // Adds a part's chains to y, and the bias after the last.

@@ -81,10 +81,9 @@ struct MatMulKernels {
   int panel_rows;  // of one call of panel
   // `rows` <= few_rows from 0 on times tiles [tile, tile + tiles): whole products.
   void (*few)(const MatMulCall& call, int64_t rows, int64_t tile, int64_t tiles);
-  // Fills codes and scale of the panel's tile t from those of a weight's tile, units from `first`
-  // on; the panel's units are set.
-  void (*unpack)(WeightType type, const uint8_t* codes, const uint8_t* scales, int64_t first, int t,
-                 Panel* panel);
+  // Fills codes and scale of the panel's tile t from a weight's tile, units from `first` on; the
+  // panel's units are set.
+  void (*unpack)(WeightType type, const uint8_t* tile, int64_t first, int t, Panel* panel);
   // Rows [row, row + rows), rows <= panel_rows: y = part 0, or y + this part.
   void (*panel)(const MatMulCall& call, const Panel& panel, int64_t row, int rows);
 };

@@ -25,23 +25,21 @@ float LoadHalf(const uint8_t* halves, int lane) { return HalfToFloat(LoadBits16(
 template <W kType>
 void UnpackScales(const uint8_t* scales, int64_t g, int lane, int column,
                   float (*out)[kPanelOutputs]) {
-  constexpr TileShape kShape = TileShapeOf(kType);
   constexpr Scales kScales = FormatOf(kType).scales;
-  const uint8_t* record = scales + g / kShape.scale_groups * kShape.scale_bytes;
   if constexpr (kScales == Scales::kExponent) {
-    out[0][column] = HalfOfE8M0(record[lane]);
+    out[0][column] = HalfOfE8M0(scales[lane]);
     return;
   }
-  const float d = LoadHalf(record, lane);
+  const float d = LoadHalf(scales, lane);
   out[0][column] = d;
-  if constexpr (kScales == Scales::kHalfMin) out[1][column] = LoadHalf(record + 32, lane);
+  if constexpr (kScales == Scales::kHalfMin) out[1][column] = LoadHalf(scales + 32, lane);
   if constexpr (kScales == Scales::kByte) {
-    out[0][column] = d * static_cast<float>(static_cast<int8_t>(record[32 + g % 8 * 16 + lane]));
+    out[0][column] = d * static_cast<float>(static_cast<int8_t>(scales[32 + g % 8 * 16 + lane]));
   }
-  const uint8_t* bytes = record + 32 + g % 8 * 32 + lane;
+  const uint8_t* bytes = scales + 32 + g % 8 * 32 + lane;
   if constexpr (kScales == Scales::kByteMin) {
     out[0][column] = d * static_cast<float>(bytes[32]);
-    out[1][column] = -(LoadHalf(record + 32, lane) * static_cast<float>(bytes[32 + 16]));
+    out[1][column] = -(LoadHalf(scales + 32, lane) * static_cast<float>(bytes[32 + 16]));
   }
   if constexpr (kScales == Scales::kTwoBytes) {
     out[1][column] = static_cast<float>(static_cast<int8_t>(bytes[0]));
@@ -50,11 +48,11 @@ void UnpackScales(const uint8_t* scales, int64_t g, int lane, int column,
 }
 
 template <W kType>
-void UnpackTile(const uint8_t* codes, const uint8_t* scales, int64_t first, int t, Panel* p) {
-  constexpr TileShape kShape = TileShapeOf(kType);
+void UnpackTile(const uint8_t* tile, int64_t first, int t, Panel* p) {
   constexpr Format kFormat = FormatOf(kType);
   for (int u = 0; u < p->units; ++u) {
-    const uint8_t* at = codes + (first + u) * kShape.code_bytes;
+    const GroupPlace place = PlaceOf(TileShapeOf(kType), tile, first + u);
+    const uint8_t* at = place.codes;
     for (int lane = 0; lane < kTileOutputs; ++lane) {
       const int column = t * kTileOutputs + lane;
       if constexpr (kType == W::kF32) {
@@ -64,7 +62,7 @@ void UnpackTile(const uint8_t* codes, const uint8_t* scales, int64_t first, int 
       } else if constexpr (kType == W::kBF16) {
         p->codes.f[u][column] = Bf16ToFloat(LoadBits16(at, lane));
       } else {
-        UnpackScales<kType>(scales, first + u, lane, column, p->scale[u]);
+        UnpackScales<kType>(place.scales, first + u, lane, column, p->scale[u]);
       }
     }
     if constexpr (NeedsQuantized(kType)) {
@@ -78,9 +76,8 @@ void UnpackTile(const uint8_t* codes, const uint8_t* scales, int64_t first, int 
   }
 }
 
-void Unpack(WeightType type, const uint8_t* codes, const uint8_t* scales, int64_t first, int t,
-            Panel* p) {
-  ForType(type, [&](auto constant) { UnpackTile<constant>(codes, scales, first, t, p); });
+void Unpack(WeightType type, const uint8_t* tile, int64_t first, int t, Panel* p) {
+  ForType(type, [&](auto constant) { UnpackTile<constant>(tile, first, t, p); });
 }
 
 // sum[o] = sum of w[i][o] * q[i] over kCount elements.

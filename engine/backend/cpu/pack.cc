@@ -43,10 +43,10 @@ uint8_t* MapAligned(size_t bytes) {
   return data;
 }
 
-// One lane's part of a record: where its 4-byte words and its scales go.
+// One lane's part of a block: where its 4-byte words and its scales go.
 struct Lane {
-  uint8_t* codes;   // of the record's first group, at the lane's first word
-  uint8_t* scales;  // of the record
+  uint8_t* codes;   // of the block's first group, at the lane's first word
+  uint8_t* scales;  // of the block
   int lane;
   void Word(int group, int code_bytes, int plane, uint32_t v) const {
     Store32(codes + group * code_bytes + plane * 64, v);
@@ -187,33 +187,32 @@ void PackBlock(const uint8_t* b, const Lane& to) {
   }
 }
 
-// A record at a time, all lanes of it: the reads are 16 streams, the writes one.
+// A block at a time, all lanes of it: the reads are 16 streams, the writes one.
 template <WeightType kType>
-void PackQuantizedTile(const WeightSource& s, int64_t first, int lanes, uint8_t* codes,
-                       uint8_t* scales) {
-  constexpr TileShape kShape = TileShapeOf(kType);
+void PackQuantizedTile(const WeightSource& s, int64_t first, int lanes, uint8_t* tile) {
   const BlockShape block = WeightBlock(kType);
   const int64_t blocks = s.inputs / block.elements;
   const size_t row_bytes = static_cast<size_t>(blocks) * block.bytes;
   const auto* rows = reinterpret_cast<const uint8_t*>(s.data) + row_bytes * first;
   for (int64_t i = 0; i < blocks; ++i) {
-    uint8_t* record = codes + i * kShape.scale_groups * kShape.code_bytes;
-    uint8_t* record_scales = scales + i * kShape.scale_bytes;
+    const GroupPlace place = PlaceOf(TileShapeOf(kType), tile, i * block.elements / kQuantGroup);
+    uint8_t* codes = tile + (place.codes - tile);
+    uint8_t* scales = tile + (place.scales - tile);
     for (int lane = 0; lane < lanes; ++lane) {
       PackBlock<kType>(rows + lane * row_bytes + i * block.bytes,
-                       Lane{record + 4 * lane, record_scales, lane});
+                       Lane{codes + 4 * lane, scales, lane});
     }
   }
 }
 
-void PackTile(const WeightSource& s, int64_t first, int lanes, uint8_t* codes, uint8_t* scales) {
+void PackTile(const WeightSource& s, int64_t first, int lanes, uint8_t* tile) {
   ForType(s.type, [&](auto type) {
     if constexpr (NeedsQuantized(type)) {
-      PackQuantizedTile<type>(s, first, lanes, codes, scales);
+      PackQuantizedTile<type>(s, first, lanes, tile);
     } else if constexpr (type == WeightType::kF32) {
-      PackFloatTile<uint32_t>(s, first, lanes, codes);
+      PackFloatTile<uint32_t>(s, first, lanes, tile);
     } else {
-      PackFloatTile<uint16_t>(s, first, lanes, codes);
+      PackFloatTile<uint16_t>(s, first, lanes, tile);
     }
   });
 }
@@ -224,11 +223,10 @@ class RowReader {
   RowReader(const PackedView& w, int64_t output)
       : format_(FormatOf(w.type)), shape_(TileShapeOf(w.type)),
         lane_(static_cast<int>(output % kTileOutputs)),
-        codes_(w.codes + output / kTileOutputs * w.tile_bytes),
-        scales_(w.scales + output / kTileOutputs * w.tile_bytes) {}
+        tile_(w.data + output / kTileOutputs * w.tile_bytes) {}
 
   float FloatElement(int64_t i) const {
-    const uint8_t* element = codes_ + i * shape_.code_bytes;
+    const uint8_t* element = tile_ + i * shape_.code_bytes;
     if (format_.codes == Codes::kF16) return HalfToFloat(Bits16(element, 0));
     if (format_.codes == Codes::kBF16) return Bf16ToFloat(Bits16(element, 0));
     float value;
@@ -237,21 +235,21 @@ class RowReader {
   }
 
   void Group(int64_t g, float* out) const {
-    const uint8_t* record = scales_ + g / shape_.scale_groups * shape_.scale_bytes;
+    const uint8_t* scales = PlaceOf(shape_, tile_, g).scales;
     // Bytes of the group, after so many halves.
     const auto byte = [&](int halves, int per_group, int index) {
-      const int at = static_cast<int>(g % shape_.scale_groups) * per_group + index;
-      return record[halves * 32 + at * 16 + lane_];
+      const int at = static_cast<int>(g % shape_.groups) * per_group + index;
+      return scales[halves * 32 + at * 16 + lane_];
     };
     const auto signed_byte = [&](int per_group, int index) {
       return static_cast<float>(static_cast<int8_t>(byte(1, per_group, index)));
     };
-    if (format_.scales == Scales::kExponent) return Scaled(g, HalfOfE8M0(byte(0, 1, 0)), out);
-    const float d = HalfToFloat(Bits16(record, 0));
+    if (format_.scales == Scales::kExponent) return Scaled(g, HalfOfE8M0(scales[lane_]), out);
+    const float d = HalfToFloat(Bits16(scales, 0));
     switch (format_.scales) {
-      case Scales::kHalfMin: return Affine(g, d, HalfToFloat(Bits16(record, 1)), out);
+      case Scales::kHalfMin: return Affine(g, d, HalfToFloat(Bits16(scales, 1)), out);
       case Scales::kByteMin: {
-        const float min = HalfToFloat(Bits16(record, 1)) * static_cast<float>(byte(2, 2, 1));
+        const float min = HalfToFloat(Bits16(scales, 1)) * static_cast<float>(byte(2, 2, 1));
         return Affine(g, d * static_cast<float>(byte(2, 2, 0)), -min, out);
       }
       case Scales::kByte: return Scaled(g, d * signed_byte(1, 0), out);
@@ -279,14 +277,13 @@ class RowReader {
   }
 
   int Weight(int64_t g, int i) const {
-    return WeightOf(format_, codes_ + g * shape_.code_bytes + lane_ * 4, i);
+    return WeightOf(format_, PlaceOf(shape_, tile_, g).codes + lane_ * 4, i);
   }
 
   Format format_;
   TileShape shape_;
   int lane_;
-  const uint8_t* codes_;
-  const uint8_t* scales_;
+  const uint8_t* tile_;
 };
 
 }  // namespace
@@ -295,9 +292,7 @@ PackedWeight::PackedWeight(const WeightSource& source) : Weight(source) {
   const TileShape shape = TileShapeOf(source.type);
   const int64_t units = NeedsQuantized(source.type) ? source.inputs / kQuantGroup : source.inputs;
   tiles_ = (source.outputs + kTileOutputs - 1) / kTileOutputs;
-  code_bytes_ = static_cast<size_t>(units) * shape.code_bytes;
-  tile_bytes_ = code_bytes_ + static_cast<size_t>(units / shape.scale_groups) * shape.scale_bytes;
-  tile_bytes_ = (tile_bytes_ + 63) / 64 * 64;
+  tile_bytes_ = static_cast<size_t>(shape.tile_bytes(units) + 63) / 64 * 64;
   bytes_ = tile_bytes_ * static_cast<size_t>(tiles_);
   data_ = bytes_ >= kMapBytes ? MapAligned(bytes_)
                               : static_cast<uint8_t*>(std::aligned_alloc(64, bytes_));
@@ -321,9 +316,9 @@ Result<std::unique_ptr<PackedWeight>> PackedWeight::Pack(const WeightSource& sou
   for (int64_t tile = 0; tile < weight->tiles_; ++tile) {
     const int64_t first = tile * kTileOutputs;
     const int lanes = static_cast<int>(std::min<int64_t>(kTileOutputs, source.outputs - first));
-    uint8_t* codes = weight->data_ + tile * weight->tile_bytes_;
-    if (lanes < kTileOutputs) std::memset(codes, 0, weight->tile_bytes_);
-    PackTile(source, first, lanes, codes, codes + weight->code_bytes_);
+    uint8_t* at = weight->data_ + tile * weight->tile_bytes_;
+    if (lanes < kTileOutputs) std::memset(at, 0, weight->tile_bytes_);
+    PackTile(source, first, lanes, at);
   }
   return weight;
 }

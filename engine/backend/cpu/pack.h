@@ -2,8 +2,10 @@
 // instruction set.
 //
 // Sixteen consecutive outputs make a tile, and a vector lane is an output, so that nothing is ever
-// summed across lanes. A tile holds the whole inner dimension: first the codes of all its groups of
-// 32 elements, then their scales; tiles follow each other. Outputs beyond the last one are zeros.
+// summed across lanes. A tile is a row of records, tiles follow each other, and a kernel reads them
+// as they lie, without a gap: one stream, which the processor fetches ahead on its own. A record is
+// the scales of some groups of 32 elements, then their codes; both begin at multiples of 64 bytes.
+// Outputs beyond the last one are zeros, groups beyond it are unspecified.
 //
 //   codes of a group, in planes of 64 bytes = [16 outputs][4 elements], the shape of vpdpbusd.
 //   Step s is elements 4 s .. 4 s + 3 of the group, s in 0..7:
@@ -11,16 +13,17 @@
 //     Codes::kNibbles   4 planes: plane p has step p in its low and step p + 4 in its high nibbles;
 //       1 high bit      then 1 plane with bit 4 of step s in bit s
 //       2 high bits     then 2 planes: bits 4, 5 of step 4 h + i at 2 i of plane h
-//   scales, f16 and bytes as in the file, [16] each:
-//     Scales::kHalf     d                               per group
-//     kHalfMin          d, m                            per group
-//     kExponent         e                               per group
-//     kByte             d, then 8 x sc                  per 8 groups
-//     kByteMin          d, dmin, then 8 x (sc, mn)      per 8 groups
-//     kTwoBytes         d, then 8 x (sc[0], sc[1])      per 8 groups
+//   scales, f16 and bytes as in the file, [16] each; groups of a record in brackets:
+//     Scales::kHalf     d per group                     [2]
+//     kHalfMin          d, m                            [1]
+//     kExponent         e per group                     [4]
+//     kByte             d, then 8 x sc                  [8]
+//     kByteMin          d, dmin, then 8 x (sc, mn)      [8]
+//     kTwoBytes         d, then 8 x (sc[0], sc[1])      [8]
 //   float types         [inputs][16], no scales
 //
-// So the packed bytes are the file's, but where 6-bit scales become bytes (Q4_K: +2.8 %).
+// So the packed bytes are the file's, but where 6-bit scales become bytes (Q4_K: +2.8 %) or scales
+// are filled up to 64 bytes (Q6_K: +1.0 %).
 // FormatOf says what a type is made of: kernels know parts of formats, and types not at all.
 #pragma once
 
@@ -97,11 +100,17 @@ template <typename F>
   }
 }
 
-// Bytes of a tile's codes and scales.
+// Bytes of a record and of its parts.
 struct TileShape {
-  int code_bytes = 0;    // per group of 32 elements; for float types per element
-  int scale_groups = 1;  // groups that share a record of scales
-  int scale_bytes = 0;   // per record
+  int code_bytes = 0;   // per group; for float types per element
+  int groups = 1;       // of a record, for float types elements
+  int group_scales = 0; // from a group's scales to the next's; 0: they share them
+  int scale_bytes = 0;  // of all scales
+
+  constexpr int record_bytes() const { return scale_bytes + groups * code_bytes; }
+  constexpr int64_t tile_bytes(int64_t units) const {
+    return (units + groups - 1) / groups * record_bytes();
+  }
 };
 constexpr TileShape TileShapeOf(WeightType type) {
   const Format f = FormatOf(type);
@@ -111,15 +120,28 @@ constexpr TileShape TileShapeOf(WeightType type) {
                              ? (16 + 4 * f.high_bits) * kTileOutputs
                              : 2 * kTileOutputs;
   switch (f.scales) {
-    case Scales::kNone: return {code_bytes, 1, 0};
-    case Scales::kHalf: return {code_bytes, 1, 2 * kTileOutputs};
-    case Scales::kHalfMin: return {code_bytes, 1, 4 * kTileOutputs};
-    case Scales::kExponent: return {code_bytes, 1, kTileOutputs};
-    case Scales::kByte: return {code_bytes, 8, (2 + 8) * kTileOutputs};
-    case Scales::kByteMin: return {code_bytes, 8, (4 + 16) * kTileOutputs};
-    case Scales::kTwoBytes: return {code_bytes, 8, (2 + 16) * kTileOutputs};
+    case Scales::kNone: return {code_bytes, 1, 0, 0};
+    case Scales::kHalf: return {code_bytes, 2, 2 * kTileOutputs, 64};
+    case Scales::kHalfMin: return {code_bytes, 1, 4 * kTileOutputs, 64};
+    case Scales::kExponent: return {code_bytes, 4, kTileOutputs, 64};
+    case Scales::kByte: return {code_bytes, 8, 0, 192};
+    case Scales::kByteMin: return {code_bytes, 8, 0, 320};
+    case Scales::kTwoBytes: return {code_bytes, 8, 0, 320};
   }
   return {};
+}
+
+// Where group g of a tile lies.
+struct GroupPlace {
+  const uint8_t* scales;  // its own, or those that it shares
+  const uint8_t* codes;
+};
+[[gnu::always_inline, maybe_unused]] static inline GroupPlace PlaceOf(const TileShape& shape,
+                                                                      const uint8_t* tile,
+                                                                      int64_t g) {
+  const uint8_t* record = tile + g / shape.groups * shape.record_bytes();
+  const int64_t at = g % shape.groups;
+  return {record + at * shape.group_scales, record + shape.scale_bytes + at * shape.code_bytes};
 }
 
 // w of element i of a group; `planes` is the first byte of the output's lane.
@@ -142,9 +164,8 @@ struct PackedView {
   WeightType type = WeightType::kF32;
   int64_t outputs = 0, inputs = 0;
   int64_t tiles = 0;
-  int64_t tile_bytes = 0;           // from a tile's codes to the next tile's
-  const uint8_t* codes = nullptr;   // of the first tile
-  const uint8_t* scales = nullptr;  // of the first tile
+  int64_t tile_bytes = 0;
+  const uint8_t* data = nullptr;  // the first tile
 };
 
 // Immutable after Pack; any number of threads may read it.
@@ -158,16 +179,14 @@ class PackedWeight final : public Weight {
 
   size_t bytes() const override { return bytes_; }
   PackedView View() const {
-    return {type(), outputs(), inputs(), tiles_, static_cast<int64_t>(tile_bytes_), data_,
-            data_ + code_bytes_};
+    return {type(), outputs(), inputs(), tiles_, static_cast<int64_t>(tile_bytes_), data_};
   }
 
  private:
   explicit PackedWeight(const WeightSource& source);
 
   int64_t tiles_ = 0;
-  size_t code_bytes_ = 0;  // of a tile
-  size_t tile_bytes_ = 0;  // a multiple of 64
+  size_t tile_bytes_ = 0;
   size_t bytes_ = 0;
   uint8_t* data_ = nullptr;  // 64-byte aligned; mapped where bytes_ >= kMapBytes
 };
