@@ -13,6 +13,7 @@
 #include "engine/backend/cpu/elementwise.h"
 #include "engine/backend/cpu/machine.h"
 #include "engine/backend/cpu/matmul.h"
+#include "engine/backend/cpu/pack.h"
 #include "engine/backend/cpu/thread_pool.h"
 #include "engine/backend/reference/reference.h"
 
@@ -74,7 +75,7 @@ class CpuBackend : public Backend {
   }
 
   Result<std::unique_ptr<Weight>> Pack(const WeightSource& source) override {
-    return PackCpuWeight(source);
+    return PackCpuWeight(source, weight_memory_);
   }
 
   void Embed(const Weight& table, std::span<const TokenId> ids, float* out) override {
@@ -197,6 +198,7 @@ class CpuBackend : public Backend {
   const Level& level_;
   const ElementwiseKernels& kernels_;
   ThreadPool pool_;
+  WeightMemory weight_memory_;
   MatMulScratch matmul_scratch_;
   AttendScratch attend_scratch_;
 };

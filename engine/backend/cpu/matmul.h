@@ -12,8 +12,10 @@
 
 namespace holdfast {
 
+class WeightMemory;  // pack.h
+
 // Any thread. kInvalid as reference::CheckSource says; kExhausted when there is no memory.
-Result<std::unique_ptr<Weight>> PackCpuWeight(const WeightSource& source);
+Result<std::unique_ptr<Weight>> PackCpuWeight(const WeightSource& source, WeightMemory& memory);
 
 // `table` is from PackCpuWeight, ids are in range; out is [ids][inputs].
 void CpuEmbed(const Weight& table, std::span<const TokenId> ids, float* out);

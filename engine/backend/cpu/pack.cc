@@ -4,7 +4,6 @@
 
 #include <algorithm>
 #include <cassert>
-#include <cstdlib>
 #include <cstring>
 #include <string>
 
@@ -16,9 +15,6 @@ namespace holdfast {
 namespace {
 
 constexpr size_t kHugePage = size_t{2} << 20;
-// From here on a weight gets its own mapping, aligned for huge pages: a decoding step reads every
-// weight once, and with 4 KiB pages a tenth of the bandwidth goes into page walks.
-constexpr size_t kMapBytes = kHugePage;
 
 uint32_t Load32(const uint8_t* p) {
   uint32_t v;
@@ -27,7 +23,8 @@ uint32_t Load32(const uint8_t* p) {
 }
 void Store32(uint8_t* p, uint32_t v) { std::memcpy(p, &v, 4); }
 
-uint8_t* MapAligned(size_t bytes) {
+// `bytes` at a multiple of kHugePage, or null; unmapped with the last owner.
+std::shared_ptr<uint8_t> MapAligned(size_t bytes) {
   void* raw = mmap(nullptr, bytes + kHugePage, PROT_READ | PROT_WRITE,
                    MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
   if (raw == MAP_FAILED) return nullptr;
@@ -35,12 +32,10 @@ uint8_t* MapAligned(size_t bytes) {
   const size_t skip = (kHugePage - reinterpret_cast<uintptr_t>(begin) % kHugePage) % kHugePage;
   if (skip > 0) munmap(begin, skip);
   uint8_t* data = begin + skip;
-  if (skip < kHugePage) {
-    const size_t used = (bytes + 4095) / 4096 * 4096;
-    munmap(data + used, bytes + kHugePage - skip - used);
-  }
-  madvise(data, bytes, MADV_HUGEPAGE);  // advice: works without
-  return data;
+  const size_t used = (bytes + 4095) / 4096 * 4096;
+  if (skip < kHugePage) munmap(data + used, bytes + kHugePage - skip - used);
+  madvise(data, used, MADV_HUGEPAGE);  // advice: works without
+  return {data, [used](uint8_t* p) { munmap(p, used); }};
 }
 
 // One lane's part of a block: where its 4-byte words and its scales go.
@@ -288,43 +283,50 @@ class RowReader {
 
 }  // namespace
 
-PackedWeight::PackedWeight(const WeightSource& source) : Weight(source) {
+std::shared_ptr<uint8_t> WeightMemory::Take(size_t bytes) {
+  if (bytes > kChunk / 4) return MapAligned(bytes);
+  std::lock_guard lock(mu_);
+  if (chunk_ == nullptr || used_ + bytes > kChunk) {
+    chunk_ = MapAligned(kChunk);
+    used_ = 0;
+    if (chunk_ == nullptr) return nullptr;
+  }
+  uint8_t* at = chunk_.get() + used_;
+  used_ += (bytes + 63) / 64 * 64;
+  return {chunk_, at};
+}
+
+PackedWeight::PackedWeight(const WeightSource& source, WeightMemory& memory) : Weight(source) {
   const TileShape shape = TileShapeOf(source.type);
   const int64_t units = NeedsQuantized(source.type) ? source.inputs / kQuantGroup : source.inputs;
   tiles_ = (source.outputs + kTileOutputs - 1) / kTileOutputs;
   tile_bytes_ = static_cast<size_t>(shape.tile_bytes(units) + 63) / 64 * 64;
-  bytes_ = tile_bytes_ * static_cast<size_t>(tiles_);
-  data_ = bytes_ >= kMapBytes ? MapAligned(bytes_)
-                              : static_cast<uint8_t*>(std::aligned_alloc(64, bytes_));
+  data_ = memory.Take(bytes());
 }
 
-PackedWeight::~PackedWeight() {
-  if (bytes_ < kMapBytes) {
-    std::free(data_);
-  } else if (data_ != nullptr) {
-    munmap(data_, bytes_);
-  }
-}
+PackedWeight::~PackedWeight() = default;
 
-Result<std::unique_ptr<PackedWeight>> PackedWeight::Pack(const WeightSource& source) {
+Result<std::unique_ptr<PackedWeight>> PackedWeight::Pack(const WeightSource& source,
+                                                         WeightMemory& memory) {
   HOLDFAST_RETURN_IF_ERROR(reference::CheckSource(source));
-  std::unique_ptr<PackedWeight> weight(new PackedWeight(source));
+  std::unique_ptr<PackedWeight> weight(new PackedWeight(source, memory));
   if (weight->data_ == nullptr) {
-    return Status::Exhausted("no memory for a weight of " + std::to_string(weight->bytes_) +
+    return Status::Exhausted("no memory for a weight of " + std::to_string(weight->bytes()) +
                              " bytes");
   }
   for (int64_t tile = 0; tile < weight->tiles_; ++tile) {
     const int64_t first = tile * kTileOutputs;
     const int lanes = static_cast<int>(std::min<int64_t>(kTileOutputs, source.outputs - first));
-    uint8_t* at = weight->data_ + tile * weight->tile_bytes_;
+    uint8_t* at = weight->data_.get() + tile * weight->tile_bytes_;
     if (lanes < kTileOutputs) std::memset(at, 0, weight->tile_bytes_);
     PackTile(source, first, lanes, at);
   }
   return weight;
 }
 
-Result<std::unique_ptr<Weight>> PackCpuWeight(const WeightSource& source) {
-  HOLDFAST_ASSIGN_OR_RETURN(std::unique_ptr<PackedWeight> weight, PackedWeight::Pack(source));
+Result<std::unique_ptr<Weight>> PackCpuWeight(const WeightSource& source, WeightMemory& memory) {
+  HOLDFAST_ASSIGN_OR_RETURN(std::unique_ptr<PackedWeight> weight,
+                            PackedWeight::Pack(source, memory));
   return std::unique_ptr<Weight>(std::move(weight));
 }
 

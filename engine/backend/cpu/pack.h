@@ -30,6 +30,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <memory>
+#include <mutex>
 #include <type_traits>
 
 #include "engine/backend/backend.h"
@@ -168,27 +169,41 @@ struct PackedView {
   const uint8_t* data = nullptr;  // the first tile
 };
 
+// Where packed weights lie: in huge pages, which small ones share. A decoding step reads every weight
+// once; with pages of 4 KiB it would wait for a translation as often. Any thread.
+class WeightMemory {
+ public:
+  // Null when there is none; freed with the last owner of what lies in the same chunk. At a multiple
+  // of 64 bytes.
+  std::shared_ptr<uint8_t> Take(size_t bytes);
+
+ private:
+  static constexpr size_t kChunk = size_t{16} << 20;
+
+  std::mutex mu_;
+  std::shared_ptr<uint8_t> chunk_;  // the one that is being filled
+  size_t used_ = 0;                 // bytes of it
+};
+
 // Immutable after Pack; any number of threads may read it.
 class PackedWeight final : public Weight {
  public:
   // kInvalid as reference::CheckSource says; kExhausted when there is no memory.
-  static Result<std::unique_ptr<PackedWeight>> Pack(const WeightSource& source);
-  ~PackedWeight() override;
-  PackedWeight(const PackedWeight&) = delete;
-  PackedWeight& operator=(const PackedWeight&) = delete;
+  static Result<std::unique_ptr<PackedWeight>> Pack(const WeightSource& source,
+                                                    WeightMemory& memory);
+  ~PackedWeight() override;  // not inline: the vtable must not be of an instruction set's file
 
-  size_t bytes() const override { return bytes_; }
+  size_t bytes() const override { return tile_bytes_ * static_cast<size_t>(tiles_); }
   PackedView View() const {
-    return {type(), outputs(), inputs(), tiles_, static_cast<int64_t>(tile_bytes_), data_};
+    return {type(), outputs(), inputs(), tiles_, static_cast<int64_t>(tile_bytes_), data_.get()};
   }
 
  private:
-  explicit PackedWeight(const WeightSource& source);
+  PackedWeight(const WeightSource& source, WeightMemory& memory);
 
   int64_t tiles_ = 0;
   size_t tile_bytes_ = 0;
-  size_t bytes_ = 0;
-  uint8_t* data_ = nullptr;  // 64-byte aligned; mapped where bytes_ >= kMapBytes
+  std::shared_ptr<uint8_t> data_;
 };
 
 }  // namespace holdfast

@@ -11,6 +11,7 @@
 
 #include "engine/backend/backend.h"
 #include "engine/backend/cpu/matmul.h"
+#include "engine/backend/cpu/pack.h"
 #include "engine/backend/cpu/thread_pool.h"
 #include "engine/backend/half.h"
 #include "engine/backend/reference/reference.h"
@@ -42,12 +43,17 @@ std::vector<CpuLevel> LevelsHere() {
   return levels;
 }
 
+Result<std::unique_ptr<Weight>> Packed(const WeightSource& source) {
+  static WeightMemory memory;
+  return PackCpuWeight(source, memory);
+}
+
 // A matrix, rows to multiply it with, and what the reference makes of them.
 class Product {
  public:
   Product(const TestMatrix& m, std::vector<float> x, int64_t rows, std::vector<float> bias = {})
       : m_(m), x_(std::move(x)), bias_(std::move(bias)), want_(rows * m.outputs) {
-    weight_ = std::move(PackCpuWeight(m.Source()).value());
+    weight_ = std::move(Packed(m.Source()).value());
     const std::unique_ptr<Weight> raw = std::move(reference::Pack(m.Source()).value());
     reference::MatMul(Args(*raw, rows, Quantized(rows), want_.data(), m.outputs));
   }
@@ -249,7 +255,7 @@ TEST_CASE("embedding rows equal the reference's") {
   for (WeightType type : AllWeightTypes()) {
     for (Numbers numbers : {Numbers::kPlain, Numbers::kExtreme}) {
       const TestMatrix m(random, type, 35, InputsFor(type, 544), numbers);
-      const auto packed = PackCpuWeight(m.Source());
+      const auto packed = Packed(m.Source());
       const auto raw = reference::Pack(m.Source());
       std::vector<TokenId> ids;
       for (TokenId id = 34; id >= 0; --id) ids.push_back(id);
@@ -266,7 +272,7 @@ TEST_CASE("packed weights take no more memory than the file's, but 4 %") {
   Random random(9);
   for (WeightType type : AllWeightTypes()) {
     const TestMatrix m(random, type, 256, InputsFor(type, 896));
-    const auto packed = PackCpuWeight(m.Source());
+    const auto packed = Packed(m.Source());
     REQUIRE(packed.ok());
     CAPTURE(WeightTypeName(type));
     CHECK((*packed)->bytes() >= m.bytes.size());
@@ -276,14 +282,14 @@ TEST_CASE("packed weights take no more memory than the file's, but 4 %") {
 
 TEST_CASE("what is not a matrix is refused") {
   const std::byte data[512] = {};
-  CHECK(PackCpuWeight({WeightType::kQ8_0, 1, 33, data}).status().code() == Code::kInvalid);
-  CHECK(PackCpuWeight({WeightType::kQ4_K, 1, 128, data}).status().code() == Code::kInvalid);
-  CHECK(PackCpuWeight({WeightType::kF32, 0, 4, data}).status().code() == Code::kInvalid);
-  CHECK(PackCpuWeight({WeightType::kF32, 1, 4, nullptr}).status().code() == Code::kInvalid);
-  CHECK(PackCpuWeight({static_cast<WeightType>(5), 1, 32, data}).status().code() == Code::kInvalid);
+  CHECK(Packed({WeightType::kQ8_0, 1, 33, data}).status().code() == Code::kInvalid);
+  CHECK(Packed({WeightType::kQ4_K, 1, 128, data}).status().code() == Code::kInvalid);
+  CHECK(Packed({WeightType::kF32, 0, 4, data}).status().code() == Code::kInvalid);
+  CHECK(Packed({WeightType::kF32, 1, 4, nullptr}).status().code() == Code::kInvalid);
+  CHECK(Packed({static_cast<WeightType>(5), 1, 32, data}).status().code() == Code::kInvalid);
   // A shape whose size has no memory is an error, not an end.
   const WeightSource huge = {WeightType::kQ8_0, int64_t{1} << 40, 1024, data};
-  CHECK(PackCpuWeight(huge).status().code() == Code::kExhausted);
+  CHECK(Packed(huge).status().code() == Code::kExhausted);
 }
 
 }  // namespace
