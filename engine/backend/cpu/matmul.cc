@@ -1,6 +1,7 @@
 #include "engine/backend/cpu/matmul.h"
 
 #include <algorithm>
+#include <atomic>
 #include <cassert>
 #include <vector>
 
@@ -12,8 +13,8 @@ namespace {
 // Rows that pass over a panel before the next one is unpacked: their part of the activations
 // (1 KiB a row) stays in L2 while a task goes through its panels.
 constexpr int64_t kRowBlock = 384;
-// A task of few rows reads at least this much, so that taking it costs nothing beside.
-constexpr int64_t kTaskBytes = 64 << 10;
+// What a thread takes at a time of a product of few rows, so that taking it costs nothing beside.
+constexpr int64_t kStepBytes = 32 << 10;
 constexpr int64_t kTasksPerThread = 8;
 constexpr int64_t kPanelsPerTask = 8;
 constexpr int64_t kMinRowBlock = 48;     // below, unpacking a panel would take too much of the time
@@ -99,25 +100,43 @@ void ForRows(int64_t begin, int64_t end, int64_t most, const F& fn) {
   }
 }
 
-// As many tasks for each thread: with two or three that differ, one thread would wait.
-int64_t FewTasks(const PackedView& w, int64_t threads) {
-  const int64_t bytes = w.tiles * w.tile_bytes;
-  const int64_t per_thread =
-      std::clamp<int64_t>(bytes / (threads * kTaskBytes), 1, kTasksPerThread);
-  return std::min(w.tiles, threads * per_thread);
-}
+// A thread's part of a product's tiles: it walks through them, memory's stream unbroken, a step at a
+// time; whoever has finished his own takes steps from another's.
+struct alignas(64) Share {
+  std::atomic<int64_t> next{0};
+  int64_t end = 0;
+  int64_t step = 1;  // even, or there is but one tile: kernels like pairs
+  const MatMulCall* call = nullptr;
+
+  void Work(const MatMulKernels& kernels, int64_t rows) {
+    if (next.load(std::memory_order_relaxed) >= end) return;
+    for (;;) {
+      const int64_t first = next.fetch_add(step, std::memory_order_relaxed);
+      if (first >= end) return;
+      kernels.few(*call, rows, first, std::min(step, end - first));
+    }
+  }
+};
 
 // All products at once: a small model's take a few microseconds each, not much more than a join.
+// `shares` has products times threads.
 void RunFew(ThreadPool& pool, const MatMulKernels& kernels, std::span<const MatMulCall> calls,
-            int64_t rows) {
-  int64_t all = 0;
-  for (const MatMulCall& call : calls) all += FewTasks(call.w, pool.threads());
-  pool.Run(all, [&](int64_t task, int) {
-    const MatMulCall* call = calls.data();
-    int64_t tasks = FewTasks(call->w, pool.threads());
-    for (; task >= tasks; tasks = FewTasks((++call)->w, pool.threads())) task -= tasks;
-    const int64_t tiles = call->w.tiles, first = tiles * task / tasks;
-    kernels.few(*call, rows, first, tiles * (task + 1) / tasks - first);
+            int64_t rows, Share* shares) {
+  const int64_t threads = pool.threads(), products = static_cast<int64_t>(calls.size());
+  for (int64_t i = 0; i < products * threads; ++i) {
+    Share& share = shares[i];
+    share.call = &calls[i / threads];
+    const int64_t tiles = share.call->w.tiles, thread = i % threads;
+    share.next.store(tiles * thread / threads, std::memory_order_relaxed);
+    share.end = tiles * (thread + 1) / threads;
+    share.step = CeilDiv(kStepBytes, 2 * share.call->w.tile_bytes) * 2;
+  }
+  pool.Run(threads, [&](int64_t task, int) {
+    for (int64_t i = 0; i < threads; ++i) {
+      for (int64_t p = 0; p < products; ++p) {
+        shares[p * threads + (task + i) % threads].Work(kernels, rows);
+      }
+    }
   });
 }
 
@@ -179,6 +198,8 @@ void RunPanels(ThreadPool& pool, const MatMulKernels& kernels, const MatMulCall&
 struct MatMulScratch::Impl {
   std::vector<RowTerms> terms;  // of each product of a call
   std::vector<MatMulCall> calls;
+  std::unique_ptr<Share[]> shares;
+  int64_t shares_size = 0;
 };
 
 MatMulScratch::MatMulScratch() : impl_(std::make_unique<Impl>()) {}
@@ -211,7 +232,14 @@ void CpuMatMul(ThreadPool& pool, CpuLevel level, std::span<const MatMulArgs> pro
       call.x = args.x;
     }
   }
-  if (rows <= kernels.few_rows) return RunFew(pool, kernels, impl.calls, rows);
+  if (rows <= kernels.few_rows) {
+    const int64_t shares = static_cast<int64_t>(products.size()) * pool.threads();
+    if (shares > impl.shares_size) {
+      impl.shares = std::make_unique<Share[]>(shares);
+      impl.shares_size = shares;
+    }
+    return RunFew(pool, kernels, impl.calls, rows, impl.shares.get());
+  }
   for (const MatMulCall& call : impl.calls) RunPanels(pool, kernels, call, rows);
 }
 
