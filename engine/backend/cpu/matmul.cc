@@ -100,8 +100,8 @@ void ForRows(int64_t begin, int64_t end, int64_t most, const F& fn) {
   }
 }
 
-// A thread's part of a product's tiles: it walks through them, memory's stream unbroken, a step at a
-// time; whoever has finished his own takes steps from another's.
+// A thread's part of a product's tiles: it walks through them, memory's stream unbroken, a step at
+// a time; whoever has finished his own takes steps from another's.
 struct alignas(64) Share {
   std::atomic<int64_t> next{0};
   int64_t end = 0;

@@ -169,12 +169,12 @@ struct PackedView {
   const uint8_t* data = nullptr;  // the first tile
 };
 
-// Where packed weights lie: in huge pages, which small ones share. A decoding step reads every weight
-// once; with pages of 4 KiB it would wait for a translation as often. Any thread.
+// Where packed weights lie: in huge pages, which small ones share. A decoding step reads every
+// weight once; with pages of 4 KiB it would wait for a translation as often. Any thread.
 class WeightMemory {
  public:
-  // Null when there is none; freed with the last owner of what lies in the same chunk. At a multiple
-  // of 64 bytes.
+  // At a multiple of 64 bytes; freed with the last owner of what lies in the same chunk. Null when
+  // there is none.
   std::shared_ptr<uint8_t> Take(size_t bytes);
 
  private:
