@@ -193,6 +193,7 @@ void CheckMatMul(Backend& backend) {
     for (Numbers numbers : kFinite) {
       for (int64_t outputs : {1, 15, 16, 17, 47, 64, 129}) {
         for (int64_t inputs : {1, 33, 512, 513, 1024, 1300, 2304}) {
+          if (random.Skips()) continue;
           if (quantized) inputs = (inputs + block - 1) / block * block;
           const bool many = random.OneIn(8);
           const int64_t rows = many ? 70 : 1 + random.Below(6);
@@ -215,6 +216,7 @@ void CheckMatMul(Backend& backend) {
 void CheckMatMulOfManyRows(Backend& backend) {
   Random random(11);
   for (WeightType type : AllWeightTypes()) {
+    if (random.Skips()) continue;
     const int64_t inputs = WeightBlock(type).elements == 1 ? 65 : 256;
     const TestMatrix m(random, type, 21, inputs);
     CheckMatMulCase(backend, m, RandomFloats(random, 1040 * inputs, Numbers::kPlain),
@@ -482,6 +484,7 @@ void CheckAttend(Backend& backend) {
   constexpr int64_t kLengths[] = {1, 2, 31, 32, 33, 63, 64, 65, 255, 256, 257, 300, 520};
   constexpr int64_t kRows[] = {1, 1, 2, 3, 4, 5, 8, 15, 16, 17, 33, 70};
   for (int n = 0; n < 160; ++n) {
+    if (random.Skips()) continue;
     const auto& heads = kHeads[random.Below(5)];
     const auto& dims = kDims[random.Below(5)];
     const auto& types = kKv[n % 4 == 1 ? 4 + random.OneIn(3)

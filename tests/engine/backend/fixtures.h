@@ -20,6 +20,15 @@ class Random {
   uint64_t Next();
   int64_t Below(int64_t n);  // 0..n-1
   bool OneIn(int64_t n) { return Below(n) == 0; }
+  // For loops over shapes: sanitizers, which are slow and look at code rather than at results, see
+  // every fourth one.
+  bool Skips() {
+#if defined(__SANITIZE_THREAD__) || defined(__SANITIZE_ADDRESS__)
+    return !OneIn(4);
+#else
+    return false;
+#endif
+  }
 
  private:
   uint64_t state_;
