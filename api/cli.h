@@ -39,6 +39,7 @@ void AddToolCommands(CLI::App& app, CommonFlags* flags, Command* chosen);     //
 void AddSessionCommands(CLI::App& app, CommonFlags* flags, Command* chosen);  // sessions ...
 void AddBundleCommands(CLI::App* sessions, CommonFlags* flags, Command* chosen);  // export, import
 void AddUpkeepCommands(CLI::App* sessions, CommonFlags* flags, Command* chosen);  // gc, fsck, backup
+void AddReplayCommand(CLI::App& app, CommonFlags* flags, Command* chosen);    // replay
 void AddBenchCommand(CLI::App& app, CommonFlags* flags, Command* chosen);     // bench
 
 // Shared by the commands.

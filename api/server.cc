@@ -254,6 +254,7 @@ void Server::Impl::AddRoutes() {
   Add("POST", "/v1/admin/backup", &HandleBackup);
   Add("GET", "/v1/sessions/{}/export", &HandleExport);
   Add("POST", "/v1/sessions/import", &HandleImport, HttpServer::Body::kStreamed);
+  Add("POST", "/v1/sessions/{}/replay", &HandleReplay);
 }
 
 Server::Server(ServerOptions options) : impl_(new Impl(std::move(options))) {

@@ -68,7 +68,7 @@ struct Call {
   void Refuse(const Status& status) { Refuse(ErrorOf(status)); }
 };
 
-// The handlers, by subject (chat_routes.cc, session_routes.cc, server.cc).
+// The handlers, by subject (chat_routes.cc, session_routes.cc, replay_routes.cc, server.cc).
 void HandleChat(Call& call);
 void HandleTurns(Call& call);
 void HandleCreateSession(Call& call);
@@ -90,6 +90,7 @@ void HandleExport(Call& call);
 void HandleImport(Call& call);
 
 Json SessionJson(const SessionInfo& session);  // the session object
+void HandleReplay(Call& call);
 
 // Prometheus text of everything that is counted.
 std::string MetricsText(const Runtime::Stats& stats, const std::string& model, size_t connections);
