@@ -21,6 +21,8 @@ struct PlannedPage {
   std::vector<TokenId> tokens;
 };
 
+BundleSection SectionOf(const BundleBasis&) { return BundleSection::kBasis; }
+BundleSection SectionOf(const BundleContext&) { return BundleSection::kContext; }
 BundleSection SectionOf(const BundleBranch&) { return BundleSection::kBranch; }
 BundleSection SectionOf(const BundleTurn&) { return BundleSection::kTurn; }
 BundleSection SectionOf(const BundleSnapshot&) { return BundleSection::kSnapshot; }
@@ -79,7 +81,8 @@ struct BundleExport::Impl {
   TenantScope scope{""};
   BundleSession session;
   RowNumbers numbers;
-  std::vector<std::pair<BundleSection, std::vector<std::byte>>> small;
+  using Sections = std::vector<std::pair<BundleSection, std::vector<std::byte>>>;
+  Sections first, small;  // before and after the nodes
   std::vector<PlannedPage> pages;
   uint64_t bytes_expected = 0, page_bytes = 0;
 
@@ -97,12 +100,17 @@ Status BundleExport::Impl::Plan(Reader& reader, const SessionRow& row) {
   HOLDFAST_RETURN_IF_ERROR(LoadNumbers(reader, row.sid, &numbers));
   const int64_t now = keeper->NowMs();
   int64_t turns = 0;
+  const auto add = [&](Sections& to, auto& r) {
+    to.emplace_back(SectionOf(r), EncodeRow(r));
+    bytes_expected += kBundleSectionBytes + to.back().second.size();
+    return Status();
+  };
+  HOLDFAST_RETURN_IF_ERROR(ForEachBasisAndContext(
+      reader, numbers, row.sid, [&](auto& r) { return add(first, r); }));
   HOLDFAST_RETURN_IF_ERROR(ForEachSmallRow(reader, numbers, row.sid, [&](auto& r) {
     EndIfRunning(r, now);
-    small.emplace_back(SectionOf(r), EncodeRow(r));
-    turns += small.back().first == BundleSection::kTurn;
-    bytes_expected += kBundleSectionBytes + small.back().second.size();
-    return Status();
+    turns += SectionOf(r) == BundleSection::kTurn;
+    return add(small, r);
   }));
   session = SessionSection(row, numbers, turns);
   HOLDFAST_ASSIGN_OR_RETURN(const SessionTree tree, LoadTree(reader, row));
@@ -221,6 +229,7 @@ Result<BundleExport::Counts> BundleExport::WriteTo(const Sink& sink) {
   BundleWriter out(sink, impl_->options.key);
   HOLDFAST_RETURN_IF_ERROR(out.Begin());
   HOLDFAST_RETURN_IF_ERROR(Add(out, BundleSection::kSession, EncodeRow(impl_->session)));
+  for (const auto& [kind, row] : impl_->first) HOLDFAST_RETURN_IF_ERROR(Add(out, kind, row));
   HOLDFAST_RETURN_IF_ERROR(impl_->WriteNodes(out, &counts));
   for (const auto& [kind, row] : impl_->small) HOLDFAST_RETURN_IF_ERROR(Add(out, kind, row));
   HOLDFAST_RETURN_IF_ERROR(impl_->WritePages(out, &counts));

@@ -27,14 +27,16 @@ namespace holdfast {
 
 enum class BundleSection : uint32_t {
   kSession = 1,
-  kNode = 2,
-  kItem = 3,
-  kBranch = 4,
-  kTurn = 5,
-  kSnapshot = 6,
-  kEvent = 7,
-  kPage = 8,
-  kEnd = 9,
+  kBasis = 2,
+  kContext = 3,
+  kNode = 4,
+  kItem = 5,
+  kBranch = 6,
+  kTurn = 7,
+  kSnapshot = 8,
+  kEvent = 9,
+  kPage = 10,
+  kEnd = 11,
 };
 
 inline constexpr uint16_t kBundleVersion = 1;

@@ -13,6 +13,7 @@
 #include "sessions/bundle_rows.h"
 #include "sessions/keeper_impl.h"
 #include "sessions/log_check.h"
+#include "sessions/recording.h"
 
 namespace holdfast {
 namespace {
@@ -86,6 +87,7 @@ class BundleImport {
   template <typename Row>
   Status AddRow(BundleReader& in, std::vector<std::pair<const char*, SqlValue>> extra);
   Status Flush();
+  Status AddBasis(BundleReader& in);
   Status AddPage(BundleReader& in);
   void RenameIds(std::string* id) const;
   void Fit(BundleNode& node) const;
@@ -112,7 +114,7 @@ class BundleImport {
   bool same_ids_ = false;
   int64_t sid_ = 0, first_branch_ = 0, branches_ = 0;
   HeadLeases::Lease lease_;
-  std::vector<int64_t> node_ids_;  // by number, less one
+  std::vector<int64_t> node_ids_, basis_ids_;  // by number, less one
   std::vector<std::function<Status(Txn&)>> batch_;
   size_t batch_bytes_ = 0;
   std::vector<PageKey> page_keys_;  // by number; 0 = the root
@@ -154,6 +156,10 @@ Status BundleImport::CheckRow(const BundleReader& in, LogCheck& log) {
     return s.ok() ? s : Corrupt(in, s.message());
   };
   switch (in.kind()) {
+    case BundleSection::kBasis:
+      return check(DecodeRow<BundleBasis>(in.payload()), &LogCheck::Basis);
+    case BundleSection::kContext:
+      return check(DecodeRow<BundleContext>(in.payload()), &LogCheck::Context);
     case BundleSection::kNode: return check(DecodeRow<BundleNode>(in.payload()), &LogCheck::Node);
     case BundleSection::kItem: return check(DecodeRow<BundleItem>(in.payload()), &LogCheck::Item);
     case BundleSection::kBranch:
@@ -249,8 +255,9 @@ void BundleImport::RenameIds(std::string* id) const {
 
 // A session that nobody finds, with its head held.
 Status BundleImport::Stage() {
+  sid_ = k_.next_sid++;
   first_branch_ = k_.next_branch.fetch_add(session_.branches);
-  std::optional<HeadLeases::Lease> lease = k_.leases.TryTake(0, first_branch_);
+  std::optional<HeadLeases::Lease> lease = k_.leases.TryTake(sid_, first_branch_);
   if (!lease) return Status::Unavailable("shutting down");
   lease_ = std::move(*lease);
   BundleSession row = session_;
@@ -259,11 +266,9 @@ Status BundleImport::Stage() {
   row.anonymous = 0;
   return k_.options.db->Write(
       [&](Txn& txn) -> Status {
-        const std::pair<const char*, SqlValue> extra[] = {{"tenant", tenant_}, {"expires_ms", 0}};
-        HOLDFAST_RETURN_IF_ERROR(InsertRow(txn, row, extra));
-        sid_ = txn.last_insert_id();
-        k_.leases.Name(first_branch_, sid_);
-        return Status();
+        const std::pair<const char*, SqlValue> extra[] = {
+            {"sid", sid_}, {"tenant", tenant_}, {"expires_ms", 0}};
+        return InsertRow(txn, row, extra);
       },
       WriteClass::kBackground);
 }
@@ -283,8 +288,13 @@ Status BundleImport::Flush() {
 
 template <typename Row>
 Status BundleImport::InsertNumbered(Txn& txn, Row& row, ExtraColumns extra) {
-  MapRefs(row, [&](int64_t n) { return n == 0 ? 0 : node_ids_[n - 1]; },
-          [&](int64_t n) { return n == 0 ? 0 : first_branch_ + n - 1; });
+  MapRefs(row, [&](auto& ref) {
+    using Ref = std::remove_cvref_t<decltype(ref)>;
+    if (ref.n == 0) return;
+    if constexpr (std::same_as<Ref, NodeRef>) ref.n = node_ids_[ref.n - 1];
+    if constexpr (std::same_as<Ref, BranchRef>) ref.n = first_branch_ + ref.n - 1;
+    if constexpr (std::same_as<Ref, BasisRef>) ref.n = basis_ids_[ref.n - 1];
+  });
   return InsertRow(txn, row, extra);
 }
 
@@ -314,8 +324,22 @@ Status BundleImport::AddRow(BundleReader& in,
   return batch_.size() < kBatchRows && batch_bytes_ < kBatchBytes ? Status() : Flush();
 }
 
+// One that this database has already is that one: bases are known by their digests.
+Status BundleImport::AddBasis(BundleReader& in) {
+  HOLDFAST_ASSIGN_OR_RETURN(const BundleBasis row, DecodeRow<BundleBasis>(in.payload()));
+  return k_.options.db->Write(
+      [&](Txn& txn) -> Status {
+        HOLDFAST_ASSIGN_OR_RETURN(const int64_t id, InsertBasis(txn, BasisOf(row)));
+        basis_ids_.push_back(id);
+        return Status();
+      },
+      WriteClass::kBackground);
+}
+
 Status BundleImport::AddSection(BundleReader& in) {
   switch (in.kind()) {
+    case BundleSection::kBasis: return AddBasis(in);
+    case BundleSection::kContext: return AddRow<BundleContext>(in, {{"sid", sid_}});
     case BundleSection::kNode: return AddRow<BundleNode>(in, {{"sid", sid_}});
     case BundleSection::kItem: return AddRow<BundleItem>(in, {});
     case BundleSection::kBranch:

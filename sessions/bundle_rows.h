@@ -19,6 +19,7 @@
 #include "engine/base/hash.h"
 #include "engine/base/types.h"
 #include "engine/store/database.h"
+#include "sessions/basis.h"
 
 namespace holdfast {
 
@@ -27,6 +28,9 @@ struct NodeRef {
   int64_t n = 0;
 };
 struct BranchRef {
+  int64_t n = 0;
+};
+struct BasisRef {
   int64_t n = 0;
 };
 
@@ -63,6 +67,38 @@ struct BundleSession {
   }
 };
 
+// What answers rested on (basis.h), for replays elsewhere.
+struct BundleBasis {
+  Digest digest, weights, fp, numerics;
+  std::string operations;
+  Digest chat_template, tokenizer;
+  std::string kv;
+
+  static constexpr char kTable[] = "basis";
+  template <typename F>
+  void Columns(F&& f) {
+    f("digest", digest), f("weights", weights), f("fp", fp), f("numerics", numerics);
+    f("operations", operations), f("chat_template", chat_template), f("tokenizer", tokenizer);
+    f("kv", kv);
+  }
+};
+
+inline Basis BasisOf(const BundleBasis& b) {
+  return {b.weights, b.fp, b.numerics, b.operations, b.chat_template, b.tokenizer, b.kv};
+}
+
+// What a node's template_digest is over, beside the basis.
+struct BundleContext {
+  Digest digest;
+  std::string tools, template_kwargs;
+
+  static constexpr char kTable[] = "context";
+  template <typename F>
+  void Columns(F&& f) {
+    f("digest", digest), f("tools", tools), f("template_kwargs", template_kwargs);
+  }
+};
+
 struct BundleNode {
   NodeRef parent;
   int64_t parent_count = 0, kind = 0, status = 0;
@@ -74,6 +110,7 @@ struct BundleNode {
   int64_t seed = 0;
   Digest template_digest, model_digest;
   std::optional<Digest> lineage_hash;
+  BasisRef basis;
 
   static constexpr char kTable[] = "node";
   template <typename F>
@@ -81,7 +118,7 @@ struct BundleNode {
     f("parent", parent), f("parent_count", parent_count), f("kind", kind), f("status", status);
     f("turn", turn), f("tokens", tokens), f("origins", origins), f("digests", digests);
     f("sampling", sampling), f("seed", seed), f("template_digest", template_digest);
-    f("model_digest", model_digest), f("lineage_hash", lineage_hash);
+    f("model_digest", model_digest), f("lineage_hash", lineage_hash), f("basis", basis);
   }
 };
 
@@ -133,6 +170,7 @@ struct BundleTurn {
   std::string finish;
   int64_t created_ms = 0;
   std::optional<int64_t> ended_ms;
+  int64_t queue_us = 0, restore_us = 0, prefill_us = 0, decode_us = 0;
 
   static constexpr char kTable[] = "turn";
   template <typename F>
@@ -141,7 +179,8 @@ struct BundleTurn {
     f("input_digest", input_digest), f("parent", parent), f("parent_count", parent_count);
     f("status", status), f("seed", seed), f("sampling", sampling);
     f("prompt_tokens", prompt_tokens), f("output", output), f("finish", finish);
-    f("created_ms", created_ms), f("ended_ms", ended_ms);
+    f("created_ms", created_ms), f("ended_ms", ended_ms), f("queue_us", queue_us);
+    f("restore_us", restore_us), f("prefill_us", prefill_us), f("decode_us", decode_us);
   }
 };
 
@@ -187,6 +226,7 @@ class RowEncoder {
   void Add(int64_t v) { Raw(&v, sizeof(v)); }
   void Add(NodeRef v) { Add(v.n); }
   void Add(BranchRef v) { Add(v.n); }
+  void Add(BasisRef v) { Add(v.n); }
   void Add(const Digest& d) { Raw(d.bytes.data(), d.bytes.size()); }
   void Add(const std::string& s) { Sized(s.data(), s.size()); }
   template <typename T>
@@ -229,6 +269,7 @@ class RowDecoder {
   }
   void Take(NodeRef& v) { Take(v.n); }
   void Take(BranchRef& v) { Take(v.n); }
+  void Take(BasisRef& v) { Take(v.n); }
   void Take(Digest& d) {
     if (const std::byte* p = Raw(d.bytes.size())) std::memcpy(d.bytes.data(), p, d.bytes.size());
   }
@@ -287,6 +328,7 @@ class RowSqlReader {
   void Read(int64_t& v) { v = rows_.Int(column_); }
   void Read(NodeRef& v) { v.n = rows_.IsNull(column_) ? 0 : rows_.Int(column_); }
   void Read(BranchRef& v) { v.n = rows_.IsNull(column_) ? 0 : rows_.Int(column_); }
+  void Read(BasisRef& v) { v.n = rows_.IsNull(column_) ? 0 : rows_.Int(column_); }
   void Read(std::string& v) { v = rows_.Text(column_); }
   void Read(Digest& v) { v = rows_.DigestAt(column_); }
   template <typename T>
@@ -308,6 +350,7 @@ struct RowSqlValues {
   static SqlValue Of(const T& v) { return SqlValue(v); }
   static SqlValue Of(const NodeRef& v) { return v.n == 0 ? SqlValue() : SqlValue(v.n); }
   static SqlValue Of(const BranchRef& v) { return v.n == 0 ? SqlValue() : SqlValue(v.n); }
+  static SqlValue Of(const BasisRef& v) { return v.n == 0 ? SqlValue() : SqlValue(v.n); }
   template <typename T>
   static SqlValue Of(const std::vector<T>& v) { return std::as_bytes(std::span(v)); }
 };
@@ -370,13 +413,11 @@ Result<Row> DecodeRow(std::span<const std::byte> bytes) {
   return Status::Corrupt("bundle: a " + std::string(Row::kTable) + " that cannot be read");
 }
 
-// Applies `node` to each NodeRef of the row and `branch` to each BranchRef.
-template <typename Row, typename NodeF, typename BranchF>
-void MapRefs(Row& row, const NodeF& node, const BranchF& branch) {
+// Calls `f(ref)` for each NodeRef, BranchRef and BasisRef of the row.
+template <typename Row, typename F>
+void MapRefs(Row& row, const F& f) {
   row.Columns([&](const char*, auto& v) {
-    using T = std::remove_cvref_t<decltype(v)>;
-    if constexpr (std::same_as<T, NodeRef>) v.n = node(v.n);
-    if constexpr (std::same_as<T, BranchRef>) v.n = branch(v.n);
+    if constexpr (requires { v.n; }) f(v);
   });
 }
 

@@ -11,14 +11,17 @@
 
 namespace holdfast {
 
-// Ids of a session's nodes and branches, and their numbers (from 1, ascending by id).
+// Ids of a session's nodes and branches and of the bases they name, and their numbers (from 1,
+// ascending by id).
 struct RowNumbers {
-  std::vector<int64_t> node_ids, branch_ids;
-  std::unordered_map<int64_t, int64_t> nodes, branches;
+  std::vector<int64_t> node_ids, branch_ids, basis_ids;
+  std::unordered_map<int64_t, int64_t> nodes, branches, bases;
 
   // -1 for an id that is not of the session.
-  int64_t Node(int64_t id) const { return NumberOf(nodes, id); }
   int64_t Branch(int64_t id) const { return NumberOf(branches, id); }
+  void operator()(NodeRef& v) const { v.n = NumberOf(nodes, v.n); }
+  void operator()(BranchRef& v) const { v.n = NumberOf(branches, v.n); }
+  void operator()(BasisRef& v) const { v.n = NumberOf(bases, v.n); }
 
  private:
   static int64_t NumberOf(const std::unordered_map<int64_t, int64_t>& numbers, int64_t id) {
@@ -39,7 +42,10 @@ inline Status LoadNumbers(Reader& reader, int64_t sid, RowNumbers* out) {
   };
   HOLDFAST_RETURN_IF_ERROR(
       load("SELECT id FROM node WHERE sid = ? ORDER BY id", &out->node_ids, &out->nodes));
-  return load("SELECT id FROM branch WHERE sid = ? ORDER BY id", &out->branch_ids, &out->branches);
+  HOLDFAST_RETURN_IF_ERROR(
+      load("SELECT id FROM branch WHERE sid = ? ORDER BY id", &out->branch_ids, &out->branches));
+  return load("SELECT DISTINCT basis FROM node WHERE sid = ? AND basis IS NOT NULL ORDER BY basis",
+              &out->basis_ids, &out->bases);
 }
 
 // Calls `f(row)` for each numbered row that `where` (with one argument) selects.
@@ -47,10 +53,18 @@ template <typename Row, typename F>
 Status ForEachNumbered(Reader& reader, const RowNumbers& numbers, const std::string& where,
                        int64_t argument, const F& f) {
   return ForEachRow<Row>(reader, where, argument, [&](Row& row) {
-    MapRefs(row, [&](int64_t id) { return numbers.Node(id); },
-            [&](int64_t id) { return numbers.Branch(id); });
+    MapRefs(row, numbers);
     return f(row);
   });
+}
+
+// The bases that nodes name, then contexts: `f` takes either.
+template <typename F>
+Status ForEachBasisAndContext(Reader& reader, const RowNumbers& numbers, int64_t sid, const F& f) {
+  for (const int64_t id : numbers.basis_ids) {
+    HOLDFAST_RETURN_IF_ERROR(ForEachRow<BundleBasis>(reader, "id = ?", id, f));
+  }
+  return ForEachRow<BundleContext>(reader, "sid = ? ORDER BY digest", sid, f);
 }
 
 // Branches, turns, snapshots, events, in this order: `f` takes any of them.

@@ -33,6 +33,15 @@ Status CheckSession(Reader& reader, const SessionRow& row, LogCheck* log, const 
   RowNumbers numbers;
   HOLDFAST_RETURN_IF_ERROR(LoadNumbers(reader, row.sid, &numbers));
   int64_t turns = 0;
+  Status own;  // of the session and what its nodes rest on: the first that is wrong
+  const auto check_own = [&](const Status& status) {
+    if (own.ok()) own = status;
+  };
+  check_own(ForEachBasisAndContext(reader, numbers, row.sid, [&](auto& v) {
+    if constexpr (requires { v.kv; }) check_own(log->Basis(v));
+    if constexpr (requires { v.tools; }) check_own(log->Context(v));
+    return Status();
+  }));
   for (const int64_t id : numbers.node_ids) {
     Status read = ForEachNumbered<BundleNode>(reader, numbers, "id = ?", id, [&](auto& node) {
       out.Note(&r.nodes, log->Node(node));
@@ -56,9 +65,9 @@ Status CheckSession(Reader& reader, const SessionRow& row, LogCheck* log, const 
     turns += std::same_as<Row, BundleTurn>;
     return Status();
   };
-  Status all = ForEachSmallRow(reader, numbers, row.sid, small);
-  if (all.ok()) all = log->Finish(SessionSection(row, numbers, turns));
-  out.Note(&r.sessions, all);
+  check_own(ForEachSmallRow(reader, numbers, row.sid, small));
+  check_own(log->Finish(SessionSection(row, numbers, turns)));
+  out.Note(&r.sessions, own);
   return Status();
 }
 

@@ -10,6 +10,7 @@ namespace {
 
 constexpr size_t kMaxName = 256;     // bytes of ids, branch names, labels
 constexpr size_t kMaxDetail = 4096;  // of an event's texts
+constexpr size_t kMaxContext = 64 << 20;  // more than a request may have
 
 Status Bad(const std::string& what) { return Status::Corrupt("token log: " + what); }
 
@@ -50,6 +51,19 @@ Result<LogCheck::Way> LogCheck::WayTo(NodeRef node, int64_t count) const {
   return Way{n.tokens_before + count, n.items_before + items};
 }
 
+Status LogCheck::Basis(const BundleBasis& b) {
+  if (++bases_ > kMaxBranches) return Bad("too many bases");
+  if (b.kv.size() > kMaxName) return Bad("a basis names no kind of K");
+  if (BasisOf(b).digest() == b.digest) return Status();
+  return Bad("basis " + std::to_string(bases_) + " is not what its digest says");
+}
+
+Status LogCheck::Context(const BundleContext& c) {
+  if (++contexts_ > kMaxNodes) return Bad("too many contexts");
+  if (std::max(c.tools.size(), c.template_kwargs.size()) <= kMaxContext) return Status();
+  return Bad("a context of more than " + std::to_string(kMaxContext) + " bytes");
+}
+
 Status LogCheck::Node(const BundleNode& n) {
   const std::string what = "node " + std::to_string(nodes_.size() + 1);
   const Result<Way> way = WayTo(n.parent, n.parent_count);
@@ -72,6 +86,7 @@ Status LogCheck::Node(const BundleNode& n) {
                std::to_string(n.status));
   }
   if (n.turn.size() > kMaxName) return Bad(what + " names no turn");
+  if (n.basis.n < 0 || n.basis.n > bases_) return Bad(what + " names a basis that is not there");
   const bool ours = n.model_digest == model_;
   return CheckTokens(n, ours ? vocab_ : INT32_MAX, what);
 }

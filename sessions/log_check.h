@@ -1,8 +1,10 @@
 // The rules that the rows of a session keep, checked one row after another: by an import before a
 // row is believed, by fsck over what the database holds. Rows come as a bundle numbers them
-// (bundle_rows.h): nodes ascending, each followed by its items, then branches, turns, snapshots,
-// events.
+// (bundle_rows.h): bases, contexts, nodes ascending, each followed by its items, then branches,
+// turns, snapshots, events.
 //
+//   basis     its digest is that of its fields
+//   context   of bounded size
 //   node      parent before it, inside its tokens; committed only after committed ones; an origin
 //             for each token and a digest for each sampled one; tokens of the vocabulary
 //   item      inside its node, after the item before it; header and trailer inside it
@@ -26,11 +28,13 @@ namespace holdfast {
 class LogCheck {
  public:
   static constexpr int64_t kMaxNodes = 1 << 20;  // turns, snapshots and events likewise
-  static constexpr int64_t kMaxBranches = 4096;
+  static constexpr int64_t kMaxBranches = 4096;  // bases likewise
 
   // `vocab`: tokens below it are those of nodes made under `model`.
   LogCheck(const Digest& model, int64_t vocab) : model_(model), vocab_(vocab) {}
 
+  Status Basis(const BundleBasis& basis);
+  Status Context(const BundleContext& context);
   Status Node(const BundleNode& node);
   Status Item(const BundleItem& item);  // of the node before
   Status Branch(const BundleBranch& branch);
@@ -60,7 +64,7 @@ class LogCheck {
   const Digest model_;
   const int64_t vocab_;
   std::vector<NodeState> nodes_;
-  int64_t turns_ = 0, snapshots_ = 0, events_ = 0;
+  int64_t bases_ = 0, contexts_ = 0, turns_ = 0, snapshots_ = 0, events_ = 0;
   std::vector<int64_t> ordinals_;  // of the branches
 };
 
