@@ -7,6 +7,7 @@
 
 #include "engine/model/gguf.h"
 #include "engine/store/file_page_store.h"
+#include "tests/api/bundle_bench.h"
 #include "tests/api/runtime_bench.h"
 #include "tests/fixtures/tiny_model.h"
 
@@ -528,6 +529,22 @@ TEST_CASE("free: an edited tool output") {
   CHECK(Rerun(b, request).status.message().starts_with("edits[0].item"));
 }
 
+TEST_CASE("an imported session verifies against the digests that its bundle brought") {
+  RuntimeBench home, away;
+  Converse(home, "chat", 3);
+  const std::string key = "a bundle's key, shared";
+  const auto bundle = ExportBytes(home.runtime().keeper(), "ann", "chat", {.key = key});
+  REQUIRE_MESSAGE(bundle.ok(), bundle.status().ToString());
+  const auto report =
+      ImportBytes(away.runtime().keeper(), "ann", *bundle, {.key = key, .as = ""});
+  REQUIRE_MESSAGE(report.ok(), report.status().ToString());
+  const Replayed r = Good(away, Verify("chat"));
+  CHECK_FALSE(r.report.divergence);
+  CHECK(r.report.steps > 0);
+  CHECK(r.report.undigested == 0);
+  CHECK(r.report.changed.empty());
+}
+
 TEST_CASE("what cannot be replayed is refused by name") {
   RuntimeBench b;
   Converse(b, "chat", 2);
@@ -540,7 +557,7 @@ TEST_CASE("what cannot be replayed is refused by name") {
   };
   refused([](ReplayRequest& r) { r.session = "nobody"; }, Code::kNotFound, "session");
   refused([](ReplayRequest& r) { r.tenant = "bob"; }, Code::kNotFound, "session");
-  refused([](ReplayRequest& r) { r.branch = "x"; }, Code::kNotFound, "branch");
+  refused([](ReplayRequest& r) { r.branch = "another"; }, Code::kNotFound, "branch");
   refused([](ReplayRequest& r) { r.from = 10, r.to = 5; }, Code::kInvalid, "from, to");
   refused([](ReplayRequest& r) { r.to = 1 << 20; }, Code::kInvalid, "from, to");
   refused([](ReplayRequest& r) { r.from_item = 9; }, Code::kInvalid, "from_item");
