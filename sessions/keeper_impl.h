@@ -63,8 +63,7 @@ struct Keeper::Impl {
   HeadLeases leases;
   WarmHeads warm;
   std::atomic<bool> shut{false};
-  // A deleted session's stays closed: never again.
-  std::atomic<int64_t> next_branch{1}, next_sid{1};
+  std::atomic<int64_t> next_branch{1}, next_sid{1};  // deleted sessions' stay closed
   int64_t basis = 0;  // its row; constant after Open
   std::atomic<int64_t> next_sweep_ms{0};
   std::atomic<int64_t> reserved_pages{0};  // that running turns may still ask the pool for
