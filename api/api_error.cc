@@ -13,8 +13,11 @@ struct CodeWord {
   std::string_view word;
   int status;  // 0: as the Code says
 };
-constexpr std::array<CodeWord, 3> kCodeWords = {{
+constexpr std::array<CodeWord, 6> kCodeWords = {{
     {"context_length_exceeded", 400},
+    {"request_timeout", 408},
+    {"request_too_large", 413},
+    {"insufficient_storage", 507},
     {"store_degraded", 507},
     {"model_not_found", 404},
 }};

@@ -37,6 +37,8 @@ using Command = std::function<int()>;
 void AddServeCommands(CLI::App& app, CommonFlags* flags, Command* chosen);    // serve, chat
 void AddToolCommands(CLI::App& app, CommonFlags* flags, Command* chosen);     // pull, tokenize, ...
 void AddSessionCommands(CLI::App& app, CommonFlags* flags, Command* chosen);  // sessions ...
+void AddBundleCommands(CLI::App* sessions, CommonFlags* flags, Command* chosen);  // export, import
+void AddUpkeepCommands(CLI::App* sessions, CommonFlags* flags, Command* chosen);  // gc, fsck, backup
 void AddBenchCommand(CLI::App& app, CommonFlags* flags, Command* chosen);     // bench
 
 // Shared by the commands.

@@ -51,12 +51,16 @@ Result<RuntimeOptions> RuntimeOptionsOf(const CommonFlags& flags) {
 
 // DATA/server.json says where the server that holds the folder listens; readable by the owner only.
 void WriteServerFile(const std::string& data_dir, const std::string& url,
-                     const std::string& model) {
+                     const std::string& model, const std::string& admin_token) {
   const std::string path = data_dir + "/server.json";
   const int fd = open((path + ".tmp").c_str(), O_CREAT | O_WRONLY | O_TRUNC | O_CLOEXEC, 0600);
   if (fd < 0) return;  // a convenience: commands then say that the folder is locked
   const std::string text =
-      DumpJson({{"url", url}, {"pid", static_cast<int64_t>(getpid())}, {"model", model}}) + "\n";
+      DumpJson({{"url", url},
+                {"pid", static_cast<int64_t>(getpid())},
+                {"model", model},
+                {"admin_token", admin_token}}) +
+      "\n";
   const bool written = write(fd, text.data(), text.size()) == static_cast<ssize_t>(text.size());
   close(fd);
   if (written) std::rename((path + ".tmp").c_str(), path.c_str());
@@ -115,7 +119,7 @@ int Serve(const CommonFlags& flags, const ServeFlags& serve) {
                                                                       : serve.host;
   const std::string url = "http://" + shown + ":" + std::to_string(*port);
   server.Attach(runtime->get());
-  WriteServerFile(runtime_options->data_dir, url, flags.model);
+  WriteServerFile(runtime_options->data_dir, url, flags.model, server.admin_token());
   Announce(flags, url, (*runtime)->engine());
   int signal_number = 0;
   sigwait(&end_signals, &signal_number);

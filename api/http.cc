@@ -27,6 +27,8 @@ namespace {
 constexpr int kBacklog = 512;       // httplib asks for 5
 constexpr int kPollSliceMs = 100;   // how soon a stop is noticed while waiting for bytes
 constexpr size_t kReadBuffer = 16u << 10;
+constexpr size_t kClientPiece = 1u << 20;   // of an upload
+constexpr size_t kMaxErrorBody = 64u << 10; // kept of an answer that was to be downloaded
 
 using Clock = std::chrono::steady_clock;
 
@@ -66,7 +68,12 @@ class BudgetStream : public httplib::Stream {
   // From here on the body's budget counts.
   void BeginBody() {
     in_headers_ = false;
+    upload_end_.reset();
     deadline_ = Clock::now() + std::chrono::milliseconds(limits_.body_ms);
+  }
+  // The body is a long one: its budget is that of an upload.
+  void BeginUpload() {
+    upload_end_ = Clock::now() + std::chrono::milliseconds(limits_.upload_ms);
   }
 
   int refusal() const { return refusal_; }  // 408 or 431 when a budget was broken, else 0
@@ -76,6 +83,10 @@ class BudgetStream : public httplib::Stream {
   ssize_t read(char* out, size_t size) override {
     if (in_headers_ && header_bytes_ >= limits_.header_bytes) return Refuse(431);
     if (begin_ == end_) {
+      if (upload_end_) {
+        deadline_ = std::min(*upload_end_,
+                             Clock::now() + std::chrono::milliseconds(limits_.body_ms));
+      }
       for (;;) {
         const int left = MsUntil(deadline_);
         if (left <= 0) return Refuse(408);
@@ -161,6 +172,7 @@ class BudgetStream : public httplib::Stream {
   bool in_headers_ = true;
   int refusal_ = 0;
   Clock::time_point deadline_;
+  std::optional<Clock::time_point> upload_end_;
 };
 
 const char* Reason(int status) {
@@ -186,6 +198,7 @@ struct RouteEntry {
   std::string method;
   std::vector<std::string> pattern;
   HttpHandler handler;
+  HttpServer::Body body = HttpServer::Body::kWhole;
 
   bool Match(const std::vector<std::string>& path, std::vector<std::string>* captured) const {
     if (path.size() != pattern.size()) return false;
@@ -216,6 +229,7 @@ class SinkBody : public HttpBody {
     return alive_;
   }
   bool ClientGone() const override { return !alive_ || stopping_ || PeerClosed(fd_); }
+  void Break() override { alive_ = false; }
   bool alive() const { return alive_; }
 
  private:
@@ -284,7 +298,7 @@ std::string_view HttpRequest::header(const std::string& lower_name) const {
 struct HttpServer::Impl : public httplib::Server {
   explicit Impl(HttpLimits l) : limits(l) {
     new_task_queue = [this] { return new ThreadPerConnection(this); };
-    set_payload_max_length(limits.body_bytes);
+    set_payload_max_length(std::max<uint64_t>(limits.body_bytes, limits.upload_bytes));
     set_tcp_nodelay(true);
     set_keep_alive_timeout(limits.idle_ms / 1000);
     set_keep_alive_max_count(limits.requests_per_connection);
@@ -307,7 +321,11 @@ struct HttpServer::Impl : public httplib::Server {
     const auto with_body = [this](const httplib::Request& q, httplib::Response& p,
                                   const httplib::ContentReader& reader) {
       HttpRequest request = Convert(q);
-      if (ReadBody(q, reader, &request, &p)) Dispatch(std::move(request), &p);
+      if (IsStreamed(q)) {
+        DispatchStreamed(q, reader, std::move(request), &p);
+      } else if (ReadBody(q, reader, &request, &p)) {
+        Dispatch(std::move(request), &p);
+      }
     };
     Get("/.*", plain);
     Options("/.*", plain);
@@ -406,8 +424,8 @@ struct HttpServer::Impl : public httplib::Server {
     if (length.find_first_not_of("0123456789") != std::string::npos || length.size() > 18) {
       return Fail(&p, 400, "Content-Length is not a number"), false;
     }
-    if (!length.empty() && std::stoull(length) > limits.body_bytes) {
-      return Fail(&p, 413, TooLarge()), false;
+    if (!length.empty() && std::stoull(length) > BodyLimit(q)) {
+      return Fail(&p, 413, TooLarge(BodyLimit(q))), false;
     }
     if (!gate) return true;
     Exchange exchange(&p, current.stream->socket(), stopping);
@@ -419,8 +437,54 @@ struct HttpServer::Impl : public httplib::Server {
   // Makes the kernel's queue of unaccepted connections longer than httplib asks for.
   void LengthenBacklog() { ::listen(svr_sock_, kBacklog); }
 
-  std::string TooLarge() const {
-    return "the body is larger than " + std::to_string(limits.body_bytes) + " bytes";
+  static std::string TooLarge(uint64_t limit) {
+    return "the body is larger than " + std::to_string(limit) + " bytes";
+  }
+
+  bool IsStreamed(const httplib::Request& q) const {
+    const std::vector<std::string> path = Split(q.path);
+    std::vector<std::string> captured;
+    return std::any_of(routes.begin(), routes.end(), [&](const RouteEntry& r) {
+      return r.body == HttpServer::Body::kStreamed && r.method == q.method &&
+             r.Match(path, &captured);
+    });
+  }
+  uint64_t BodyLimit(const httplib::Request& q) const {
+    return IsStreamed(q) ? limits.upload_bytes : limits.body_bytes;
+  }
+
+  // A multipart body would be parsed by httplib; here it is bytes like any other.
+  static bool ReadPieces(const httplib::Request& q, const httplib::ContentReader& reader,
+                         const httplib::ContentReceiver& take) {
+    return q.is_multipart_form_data()
+               ? reader([](const httplib::MultipartFormData&) { return true; }, take)
+               : reader(take);
+  }
+
+  void DispatchStreamed(const httplib::Request& q, const httplib::ContentReader& reader,
+                        HttpRequest request, httplib::Response* p) {
+    bool whole = false;
+    request.read_body = [&](const HttpRequest::TakePiece& take) -> Status {
+      current.stream->BeginUpload();
+      Status status;
+      uint64_t bytes = 0;
+      const bool ok = ReadPieces(q, reader, [&](const char* data, size_t n) {
+        bytes += n;
+        if (bytes > limits.upload_bytes) {
+          status = Status::Invalid("request_too_large: " + TooLarge(limits.upload_bytes));
+        } else {
+          status = take({data, n});
+        }
+        return status.ok();
+      });
+      whole = ok && status.ok();
+      if (!status.ok() || ok) return status;
+      return current.stream->refusal() != 0
+                 ? Status::Invalid("request_timeout: the body came too slowly")
+                 : Status::Invalid("the body is not what its headers say");
+    };
+    Dispatch(std::move(request), p);
+    if (!whole) p->set_header("Connection", "close");  // bytes of it may still be on their way
   }
 
   bool ReadBody(const httplib::Request& q, const httplib::ContentReader& reader,
@@ -433,14 +497,11 @@ struct HttpServer::Impl : public httplib::Server {
       if (!too_large) request->body.append(data, n);
       return !too_large;
     };
-    // A multipart body would be parsed by httplib; here it is bytes like any other.
-    const bool ok = q.is_multipart_form_data()
-                        ? reader([](const httplib::MultipartFormData&) { return true; }, take)
-                        : reader(take);
+    const bool ok = ReadPieces(q, reader, take);
     if (ok && !too_large) return true;
     const int refused = current.stream->refusal();
     if (too_large) {
-      Fail(p, 413, TooLarge());
+      Fail(p, 413, TooLarge(limits.body_bytes));
     } else if (refused != 0) {
       Fail(p, refused, "the body came too slowly");
     } else {
@@ -486,8 +547,9 @@ HttpServer::HttpServer(HttpLimits limits) : impl_(new Impl(limits)) {}
 
 HttpServer::~HttpServer() { Stop(); }
 
-void HttpServer::Route(std::string method, std::string_view pattern, HttpHandler handler) {
-  impl_->routes.push_back({std::move(method), Split(pattern), std::move(handler)});
+void HttpServer::Route(std::string method, std::string_view pattern, HttpHandler handler,
+                       Body body) {
+  impl_->routes.push_back({std::move(method), Split(pattern), std::move(handler), body});
 }
 
 void HttpServer::SetGate(HttpGate gate) { impl_->gate = std::move(gate); }
@@ -539,21 +601,66 @@ size_t HttpServer::active_connections() const {
   return impl_->connections;
 }
 
+namespace {
+
+// `failed` keeps what the caller's reader said.
+void SetUpload(const HttpCallArgs::Upload& upload, httplib::Request* request, Status* failed) {
+  request->set_header("Content-Type", "application/octet-stream");
+  request->content_length_ = upload.size;
+  request->content_provider_ = [&upload, failed](size_t offset, size_t length,
+                                                 httplib::DataSink& sink) {
+    std::vector<std::byte> piece(std::min(length, kClientPiece));
+    *failed = upload.read(offset, piece);
+    return failed->ok() && sink.write(reinterpret_cast<const char*>(piece.data()), piece.size());
+  };
+}
+
+void SetDownload(const HttpCallArgs& args, httplib::Request* request, HttpReply* reply,
+                 Status* failed) {
+  auto expected = std::make_shared<uint64_t>(0);
+  request->response_handler = [&args, reply, expected](const httplib::Response& r) {
+    reply->status = r.status;
+    *expected = std::strtoull(r.get_header_value(args.size_header.c_str()).c_str(), nullptr, 10);
+    return true;
+  };
+  request->content_receiver = [&args, reply, failed, expected](const char* data, size_t n,
+                                                               uint64_t, uint64_t) {
+    if (reply->status >= 400) {
+      reply->body.append(data, std::min(n, kMaxErrorBody - std::min(kMaxErrorBody,
+                                                                    reply->body.size())));
+      return true;
+    }
+    *failed = args.download({data, n}, *expected);
+    return failed->ok();
+  };
+}
+
+}  // namespace
+
 Result<HttpReply> HttpCall(const HttpCallArgs& args) {
   httplib::Client client(args.base_url);
   client.set_read_timeout(args.timeout_s);
+  client.set_write_timeout(args.timeout_s);
   httplib::Request request;
   request.method = args.method;
   request.path = args.path;
   request.body = args.body;
   if (!args.body.empty()) request.set_header("Content-Type", "application/json");
   if (!args.api_key.empty()) request.set_header("Authorization", "Bearer " + args.api_key);
+  for (const auto& [name, value] : args.headers) request.set_header(name, value);
+  HttpReply reply;
+  Status failed;
+  if (args.upload) SetUpload(*args.upload, &request, &failed);
+  if (args.download) SetDownload(args, &request, &reply, &failed);
   const httplib::Result result = client.send(request);
+  HOLDFAST_RETURN_IF_ERROR(std::move(failed));
   if (!result) {
     return Status::Unavailable("no answer from " + args.base_url + ": " +
                                httplib::to_string(result.error()));
   }
-  return HttpReply{result->status, result->body};
+  reply.status = result->status;
+  if (!args.download) reply.body = result->body;
+  return reply;
 }
 
 }  // namespace holdfast

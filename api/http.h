@@ -15,6 +15,8 @@
 #include <functional>
 #include <map>
 #include <memory>
+#include <optional>
+#include <span>
 #include <string>
 #include <string_view>
 #include <utility>
@@ -29,6 +31,8 @@ struct HttpLimits {
   size_t header_bytes = 64u << 10;    // request line and headers: 431 beyond
   int header_ms = 10'000;             // to send all headers: closed beyond
   int body_ms = 60'000;               // to send the whole body: 408 beyond
+  uint64_t upload_bytes = uint64_t{64} << 30;  // of a streamed body: 413 beyond
+  int upload_ms = 3'600'000;          // to send it; a pause of body_ms is too long as well
   int idle_ms = 30'000;               // between requests of a kept-alive connection
   int write_ms = 30'000;              // a client that takes nothing for so long is cut
   size_t connections = 1024;
@@ -42,6 +46,10 @@ struct HttpRequest {
   std::string body;
   std::string remote;                  // "127.0.0.1:40112"
   std::vector<std::string> segments;   // what the route's {} matched, in order
+  // Of a streamed route, instead of `body`: hands the body's pieces to `take` until it ends or
+  // `take` fails. Once, during the handler. Errors begin with request_too_large, request_timeout.
+  using TakePiece = std::function<Status(std::string_view)>;
+  std::function<Status(const TakePiece& take)> read_body;
 
   std::string_view header(const std::string& lower_name) const;  // "" when absent
 };
@@ -54,6 +62,8 @@ class HttpBody {
   virtual bool Write(std::string_view piece) = 0;
   // True when the peer has closed its side or the server is stopping. Cheap: ask often.
   virtual bool ClientGone() const = 0;
+  // Ends the answer as a broken one, so that the client sees that it is not whole.
+  virtual void Break() = 0;
 };
 
 // The answer to one request. Lives until the handler returns; belongs to its thread.
@@ -86,8 +96,11 @@ class HttpServer {
   explicit HttpServer(HttpLimits limits);
   ~HttpServer();
 
-  // `pattern`: "/v1/sessions/{}/items"; {} matches one segment. Before Listen only.
-  void Route(std::string method, std::string_view pattern, HttpHandler handler);
+  // `pattern`: "/v1/sessions/{}/items"; {} matches one segment. Before Listen only. kStreamed: the
+  // body is not gathered; the handler reads it (HttpRequest::read_body).
+  enum class Body : uint8_t { kWhole, kStreamed };
+  void Route(std::string method, std::string_view pattern, HttpHandler handler,
+             Body body = Body::kWhole);
   void SetGate(HttpGate gate);
   // Answers what no route takes (404, or 405 with `allow` naming the methods), and every error that
   // arises before a handler (400, 408, 413, 415, 431, 503): status and a message.
@@ -118,9 +131,20 @@ struct HttpCallArgs {
   std::string method = "GET", path;
   std::string body;      // sent as application/json
   std::string api_key;   // "" = none
-  int timeout_s = 600;
+  int timeout_s = 600;   // without a byte
+  HttpExchange::Headers headers = {};
+  // A body that is read piece by piece instead: `size` bytes, from `read(offset, out)`.
+  struct Upload {
+    uint64_t size = 0;
+    std::function<Status(uint64_t offset, std::span<std::byte> out)> read;
+  };
+  std::optional<Upload> upload = {};
+  // Takes the body of a good answer piece by piece; HttpReply::body is then that of an error only.
+  // `expected`: the header `size_header` of the answer as a number, 0 where it is absent.
+  std::function<Status(std::string_view piece, uint64_t expected)> download = {};
+  std::string size_header = {};
 };
-// kUnavailable when nobody answers there.
+// kUnavailable when nobody answers there, or the answer breaks off.
 Result<HttpReply> HttpCall(const HttpCallArgs& args);
 
 }  // namespace holdfast

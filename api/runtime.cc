@@ -337,6 +337,8 @@ Result<std::unique_ptr<ChatStream>> Runtime::Impl::Start(const ChatRequest& requ
 Keeper& Runtime::keeper() { return *impl_->keeper; }
 Engine& Runtime::engine() { return *impl_->engine; }
 Database& Runtime::database() { return *impl_->db; }
+FilePageStore* Runtime::page_store() { return impl_->file_store; }
+const std::string& Runtime::data_path() const { return impl_->folder->path(); }
 
 void Runtime::Shutdown(int grace_ms) {
   impl_->closing = true;

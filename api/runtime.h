@@ -21,6 +21,8 @@
 
 namespace holdfast {
 
+class FilePageStore;
+
 struct RuntimeOptions {
   EngineOptions engine;
   std::string data_dir;       // "" = nothing is kept beyond the process (in-RAM page store, and a
@@ -127,6 +129,8 @@ class Runtime {
   Keeper& keeper();   // sessions, branches, items, snapshots
   Engine& engine();
   Database& database();
+  FilePageStore* page_store();  // null where pages are not kept on disk
+  const std::string& data_path() const;  // the folder, a temporary one where none was given
   // Stops new turns (kUnavailable), lets running ones end within `grace_ms`, writes tails, closes.
   void Shutdown(int grace_ms);
   struct Stats {

@@ -148,11 +148,14 @@ struct Server::Impl {
   explicit Impl(ServerOptions o) : options(std::move(o)), http(options.limits) {}
 
   using Handler = void (*)(Call&);
-  void Add(std::string method, std::string_view pattern, Handler handler) {
-    http.Route(std::move(method), pattern,
-               [this, handler](const HttpRequest& request, HttpExchange& exchange) {
-                 Serve(request, exchange, handler);
-               });
+  void Add(std::string method, std::string_view pattern, Handler handler,
+           HttpServer::Body body = HttpServer::Body::kWhole) {
+    http.Route(
+        std::move(method), pattern,
+        [this, handler](const HttpRequest& request, HttpExchange& exchange) {
+          Serve(request, exchange, handler);
+        },
+        body);
   }
 
   void Serve(const HttpRequest& request, HttpExchange& exchange, Handler handler) {
@@ -162,7 +165,7 @@ struct Server::Impl {
     Runtime* r = runtime.load();
     if (r == nullptr) return SendError(exchange, ErrorOf(503, "the model is loading"));
     Call call{request, exchange, *r, options, "default", std::move(id)};
-    if (!options.keys.empty()) {
+    if (!options.keys.empty() && !IsAdmin(request)) {
       const std::string* tenant = TenantOf(options.keys, BearerToken(request));
       if (tenant == nullptr) return SendError(exchange, ErrorOf(401, "the API key is not valid"));
       call.tenant = *tenant;
@@ -174,6 +177,15 @@ struct Server::Impl {
   // so that no web page elsewhere can talk to a server on its visitor's machine.
   bool Gate(const HttpRequest& request, HttpExchange& exchange) const {
     if (request.path == "/health") return true;
+    if (IsAdmin(request)) {
+      const std::string_view token = request.header("x-admin-token");
+      const bool good = SameInConstantTime(Sha256(token.data(), token.size()),
+                                           Sha256(options.admin_token.data(),
+                                                  options.admin_token.size()));
+      return good || (SendError(exchange, ErrorOf(403, "the token of DATA/server.json is missing "
+                                                       "or not valid")),
+                      false);
+    }
     if (!options.keys.empty()) {
       if (request.method == "OPTIONS" || TenantOf(options.keys, BearerToken(request)) != nullptr) {
         return true;
@@ -195,6 +207,9 @@ struct Server::Impl {
                                                 "' is not allowed; see --origin")), false;
   }
 
+  static bool IsAdmin(const HttpRequest& request) {
+    return request.path.starts_with("/v1/admin/");
+  }
   void AddRoutes();
 
   ServerOptions options;
@@ -234,9 +249,19 @@ void Server::Impl::AddRoutes() {
   Add("POST", "/v1/sessions/{}/snapshot", &HandleSnapshot);
   Add("GET", "/v1/sessions/{}/snapshots", &HandleSnapshots);
   Add("GET", "/v1/sessions/{}/events", &HandleEvents);
+  Add("POST", "/v1/admin/fsck", &HandleFsck);
+  Add("POST", "/v1/admin/gc", &HandleGc);
+  Add("POST", "/v1/admin/backup", &HandleBackup);
+  Add("GET", "/v1/sessions/{}/export", &HandleExport);
+  Add("POST", "/v1/sessions/import", &HandleImport, HttpServer::Body::kStreamed);
 }
 
-Server::Server(ServerOptions options) : impl_(new Impl(std::move(options))) { impl_->AddRoutes(); }
+Server::Server(ServerOptions options) : impl_(new Impl(std::move(options))) {
+  if (impl_->options.admin_token.empty()) impl_->options.admin_token = RandomId("");
+  impl_->AddRoutes();
+}
+
+const std::string& Server::admin_token() const { return impl_->options.admin_token; }
 
 Server::~Server() {
   Stop();

@@ -31,6 +31,7 @@ struct ServerOptions {
   std::vector<ApiKey> keys;
   std::vector<std::string> origins;  // allowed beside the server's own (pages of other sites)
   std::string model_name;          // as /v1/models shows it
+  std::string admin_token;         // of /v1/admin/...; "" = a random one
   bool strict_model = false;       // 404 for a request that names another model
 };
 
@@ -43,6 +44,7 @@ class Server {
   // keys. Requests are accepted from here on.
   Result<int> Listen();
   void Attach(Runtime* runtime);
+  const std::string& admin_token() const;
   void WaitUntilStopped();  // returns after Stop, when every connection has ended
   void Stop();
 
@@ -81,6 +83,13 @@ void HandleRewind(Call& call);
 void HandleSnapshot(Call& call);
 void HandleSnapshots(Call& call);
 void HandleEvents(Call& call);
+void HandleFsck(Call& call);
+void HandleGc(Call& call);
+void HandleBackup(Call& call);
+void HandleExport(Call& call);
+void HandleImport(Call& call);
+
+Json SessionJson(const SessionInfo& session);  // the session object
 
 // Prometheus text of everything that is counted.
 std::string MetricsText(const Runtime::Stats& stats, const std::string& model, size_t connections);

@@ -14,27 +14,6 @@ constexpr size_t kMaxTokensShown = 1u << 20;
 
 Json TextOrNull(const std::string& s) { return s.empty() ? Json(nullptr) : Json(s); }
 
-Json SessionJson(const SessionInfo& s) {
-  Json meta = nullptr;
-  if (!s.meta_json.empty()) {
-    if (auto parsed = ParseJson(s.meta_json); parsed.ok()) meta = std::move(*parsed);
-  }
-  return {{"object", "session"},
-          {"id", s.id},
-          {"external_id", TextOrNull(s.external_id)},
-          {"anonymous", s.anonymous},
-          {"model", s.model},
-          {"default_branch", s.default_branch},
-          {"branches", s.branches},
-          {"turns", s.turns},
-          {"items", s.items},
-          {"tokens", s.tokens},
-          {"ttl_s", s.ttl_s},
-          {"metadata", std::move(meta)},
-          {"created_at", s.created_ms / 1000},
-          {"updated_at", s.updated_ms / 1000}};
-}
-
 Json BranchJson(const BranchInfo& b) {
   return {{"object", "branch"},
           {"name", b.name},
@@ -159,6 +138,27 @@ void MakeBranchFrom(Call& call, MakeBranch::Default default_branch) {
 }
 
 }  // namespace
+
+Json SessionJson(const SessionInfo& s) {
+  Json meta = nullptr;
+  if (!s.meta_json.empty()) {
+    if (auto parsed = ParseJson(s.meta_json); parsed.ok()) meta = std::move(*parsed);
+  }
+  return {{"object", "session"},
+          {"id", s.id},
+          {"external_id", TextOrNull(s.external_id)},
+          {"anonymous", s.anonymous},
+          {"model", s.model},
+          {"default_branch", s.default_branch},
+          {"branches", s.branches},
+          {"turns", s.turns},
+          {"items", s.items},
+          {"tokens", s.tokens},
+          {"ttl_s", s.ttl_s},
+          {"metadata", std::move(meta)},
+          {"created_at", s.created_ms / 1000},
+          {"updated_at", s.updated_ms / 1000}};
+}
 
 void HandleCreateSession(Call& call) {
   const std::optional<Json> body = ReadBody(call);

@@ -146,7 +146,8 @@ std::string Keeper::Impl::NewId(std::string_view prefix) {
 Status Keeper::Impl::Recover() {
   HOLDFAST_RETURN_IF_ERROR(options.db->Read([&](Reader& reader) {
     Rows rows = reader.Query(
-        "SELECT (SELECT COALESCE(MAX(id), 0) FROM branch), (SELECT COUNT(*) FROM session)");
+        "SELECT (SELECT COALESCE(MAX(id), 0) FROM branch), "
+        "(SELECT COUNT(*) FROM session WHERE expires_ms IS NOT 0)");
     if (rows.Next()) {
       next_branch = rows.Int(0) + 1;
       sessions = static_cast<uint64_t>(rows.Int(1));
@@ -156,6 +157,8 @@ Status Keeper::Impl::Recover() {
   const int64_t now = NowMs();
   return options.db->Write(
       [now](Txn& txn) -> Status {
+        // Imports that did not end (bundle_import.cc).
+        HOLDFAST_RETURN_IF_ERROR(txn.Run("DELETE FROM session WHERE expires_ms = 0"));
         HOLDFAST_RETURN_IF_ERROR(
             txn.Run("INSERT INTO event(sid, at_ms, kind, branch, turn, detail) "
                     "SELECT t.sid, ?, 'turn_aborted', b.name, t.id, 'process ended' "

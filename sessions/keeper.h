@@ -22,11 +22,14 @@
 
 #include "engine/engine.h"
 #include "engine/store/database.h"
+#include "sessions/bundle.h"
 #include "sessions/tree.h"
 #include "sessions/turn.h"
 #include "stitcher/stitcher.h"
 
 namespace holdfast {
+
+class File;
 
 struct KeeperStats {
   uint64_t sessions = 0, turns_committed = 0, turns_aborted = 0, retries = 0, replays = 0;
@@ -34,6 +37,20 @@ struct KeeperStats {
   uint64_t resident_timelines = 0;
   uint64_t tails_written = 0, tails_restored = 0;
   bool degraded = false;             // the last commit failed; nothing durable is taken on
+};
+
+// What a check of the token log found.
+struct LogReport {
+  struct Kind {
+    int64_t rows = 0, damaged = 0;
+  };
+  Kind sessions, nodes, items, branches, turns, snapshots, events;
+  int64_t database_damaged = 0;   // SQLite's own pages and references
+  std::vector<std::string> what;  // the first that are damaged, with session and reason
+  int64_t damaged() const {
+    return database_damaged + sessions.damaged + nodes.damaged + items.damaged +
+           branches.damaged + turns.damaged + snapshots.damaged + events.damaged;
+  }
 };
 
 struct KeeperOptions {
@@ -98,6 +115,23 @@ class Keeper {
   Result<std::vector<SnapshotInfo>> Snapshots(std::string_view tenant, std::string_view id);
   Result<Listed<EventInfo>> Events(std::string_view tenant, std::string_view id,
                                    const ListRange& range);
+
+  // A session as a file that goes on elsewhere (bundle.h), as it is now. What runs on it is left out.
+  Result<std::unique_ptr<BundleExport>> Export(std::string_view tenant, std::string_view id,
+                                               const ExportOptions& options);
+  // Makes a session of a bundle (`size` bytes of `file`, read twice): all of it or nothing.
+  // kCorrupt: not a whole bundle; kInvalid: another version or another model; kConflict: its
+  // external id, or that of `options.as`, is there already.
+  Result<ImportReport> Import(std::string_view tenant, File* file, uint64_t size,
+                              const ImportOptions& options);
+
+  // fsck: every row of every tenant's sessions against the rules of log_check.h. Sessions may be used
+  // meanwhile.
+  Result<LogReport> CheckLog();
+  // gc: deletes the sessions whose time to live has ended, but for those that a turn runs on.
+  Result<int64_t> DeleteExpired();
+  // Which pages of this model (`fp`) some branch, snapshot or partial page needs, as of now.
+  Result<std::function<bool(const PageKey&)>> PagesInUse();
 
   // Lets go of warm heads until `pages` pool pages are free or none is warm.
   void MakeRoom(int64_t pages);

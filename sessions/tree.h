@@ -56,7 +56,8 @@ struct SnapshotInfo {
 struct EventInfo {
   int64_t seq = 0, at_ms = 0;
   std::string kind;             // "session_created", "turn_committed", "turn_aborted",
-                                // "branch_created", "snapshot_created", "default_changed"
+                                // "branch_created", "snapshot_created", "default_changed",
+                                // "session_imported"
   std::string branch, turn_id, detail;
 };
 

@@ -1,5 +1,6 @@
 #include "engine/base/hash.h"
 
+#include <openssl/crypto.h>
 #include <openssl/evp.h>
 
 #include <bit>
@@ -49,6 +50,32 @@ Digest Sha256Stream::Finish() {
   Digest d;
   EVP_DigestFinal_ex(ctx_, d.bytes.data(), nullptr);
   return d;
+}
+
+HmacSha256::HmacSha256(std::span<const std::byte> key) {
+  if (key.size() > kBlock) {
+    const Digest d = Sha256(key.data(), key.size());
+    std::memcpy(key_.data(), d.bytes.data(), d.bytes.size());
+  } else if (!key.empty()) {
+    std::memcpy(key_.data(), key.data(), key.size());
+  }
+  std::array<uint8_t, kBlock> pad = key_;
+  for (uint8_t& b : pad) b ^= 0x36;
+  inner_.Update(pad.data(), pad.size());
+}
+
+Digest HmacSha256::Finish() {
+  const Digest inner = inner_.Finish();
+  Sha256Stream outer;
+  std::array<uint8_t, kBlock> pad = key_;
+  for (uint8_t& b : pad) b ^= 0x5c;
+  outer.Update(pad.data(), pad.size());
+  outer.Update(inner.bytes.data(), inner.bytes.size());
+  return outer.Finish();
+}
+
+bool SameInConstantTime(const Digest& a, const Digest& b) {
+  return CRYPTO_memcmp(a.bytes.data(), b.bytes.data(), a.bytes.size()) == 0;
 }
 
 Hasher::Hasher(std::string_view tag) { Text(tag); }

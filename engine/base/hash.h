@@ -52,6 +52,21 @@ class Sha256Stream {
 };
 Digest Sha256(const void* data, size_t size);
 
+// HMAC-SHA256 (RFC 2104) of bytes in pieces, under a key of any length.
+class HmacSha256 {
+ public:
+  explicit HmacSha256(std::span<const std::byte> key);
+  void Update(const void* data, size_t size) { inner_.Update(data, size); }
+  Digest Finish();
+
+ private:
+  static constexpr size_t kBlock = 64;
+  std::array<uint8_t, kBlock> key_{};
+  Sha256Stream inner_;
+};
+// In a time that does not depend on where they differ: for tags and keys.
+bool SameInConstantTime(const Digest& a, const Digest& b);
+
 // Not thread-safe; one builder, one digest.
 class Hasher {
  public:

@@ -30,6 +30,7 @@ namespace {
 constexpr std::array<std::byte, kRecordAlign> kZeros{};
 constexpr uint64_t kFreeCheckBytes = 16 << 20;  // free space is asked for once per so many bytes
 constexpr size_t kRebuildBatch = 1024;          // entries that go to the index at once
+constexpr size_t kMaxNamed = 20;                // damaged pages that a check names
 constexpr int kMaxMoves = 3;                    // times that a Get follows a record being moved
 
 // Header, payloads and padding of a record, as parts of one read or write.
@@ -107,6 +108,9 @@ struct FilePageStore::Impl {
   Status PublishMoves(const std::vector<Move>& moved);
   enum class Copies { kPublished, kFailed };
   void SettleMoves(const std::vector<Move>& moved, Copies copies);
+  Status ReadSound(const IndexEntry& entry, std::vector<std::byte>* bytes, DecodedRecord* record);
+  std::optional<IndexEntry> IndexedEntry(const PageKey& key);
+  std::vector<PageKey> IndexedKeys();
   Status ScanFile(const PageFiles::Usage& usage, std::vector<IndexEntry>* found);
   Status AddFound(std::vector<IndexEntry>* found, uint64_t* added);
 };
@@ -434,6 +438,17 @@ bool FilePageStore::Impl::PickFileToCompact() {
   return !to_move.empty();
 }
 
+// Reads the whole record of an entry into `bytes`, which `record` looks into, and verifies it.
+Status FilePageStore::Impl::ReadSound(const IndexEntry& entry, std::vector<std::byte>* bytes,
+                                      DecodedRecord* record) {
+  bytes->resize(entry.place.length);
+  const std::span<std::byte> whole(*bytes);
+  HOLDFAST_RETURN_IF_ERROR(files->Read(entry.place, {&whole, 1}));
+  HOLDFAST_ASSIGN_OR_RETURN(*record, DecodeRecord(*bytes));
+  if (record->header.page.key == entry.key && record->header.tag == entry.tag) return Status();
+  return Status::Corrupt("page store: another record");
+}
+
 // Copies the record of `key`, if it is still there, and adds its new entry to `moved`. Returns its
 // length, 0 when there was nothing to copy. A record that is no longer sound is forgotten.
 Result<uint64_t> FilePageStore::Impl::MoveRecord(const PageKey& key,
@@ -448,16 +463,9 @@ Result<uint64_t> FilePageStore::Impl::MoveRecord(const PageKey& key,
     }
     entry = catalog.EntryOf(key);
   }
-  std::vector<std::byte> bytes(entry.place.length);
-  const std::span<std::byte> whole(bytes);
-  Status sound = files->Read(entry.place, {&whole, 1});
-  if (sound.ok()) {
-    Result<DecodedRecord> record = DecodeRecord(bytes);
-    sound = record.status();
-    if (record.ok() && (record->header.page.key != key || record->header.tag != entry.tag)) {
-      sound = Status::Corrupt("page store: another record");
-    }
-  }
+  std::vector<std::byte> bytes;
+  DecodedRecord record;
+  const Status sound = ReadSound(entry, &bytes, &record);
   if (!sound.ok()) {
     std::lock_guard lock(mu);
     ++(sound.code() == Code::kIo ? stats.io_errors : stats.corrupt);
@@ -587,6 +595,101 @@ Result<uint64_t> FilePageStore::RebuildIndex() {
   }
   HOLDFAST_RETURN_IF_ERROR(s.AddFound(&found, &added));
   return added;
+}
+
+// ---- CheckAll, DeleteUnless, CopyTo ------------------------------------------------------------
+
+std::vector<PageKey> FilePageStore::Impl::IndexedKeys() {
+  std::lock_guard lock(mu);
+  return catalog.Keys();
+}
+
+std::optional<IndexEntry> FilePageStore::Impl::IndexedEntry(const PageKey& key) {
+  std::lock_guard lock(mu);
+  const CatalogEntry* found = catalog.Find(key);
+  if (found == nullptr || found->state != PageState::kIndexed) return std::nullopt;
+  return catalog.EntryOf(key);
+}
+
+Result<FilePageStore::Check> FilePageStore::CheckAll(Repair repair) {
+  Impl& s = *impl_;
+  Check check;
+  std::vector<std::byte> bytes;
+  DecodedRecord record;
+  for (const PageKey& key : s.IndexedKeys()) {
+    const std::optional<IndexEntry> entry = s.IndexedEntry(key);
+    if (!entry) continue;
+    ++check.pages;
+    check.bytes += entry->place.length;
+    const Status sound = s.ReadSound(*entry, &bytes, &record);
+    if (sound.ok()) continue;
+    std::lock_guard lock(s.mu);
+    const CatalogEntry* found = s.catalog.Find(key);
+    if (found == nullptr || !(found->place == entry->place)) continue;  // moved or deleted
+    ++check.damaged;
+    if (check.what.size() < kMaxNamed) {
+      check.what.push_back("page " + key.Hex().substr(0, 16) + ": " + sound.message());
+    }
+    if (repair == Repair::kRepair) s.ForgetLocked(key);
+  }
+  if (repair == Repair::kRepair) {
+    HOLDFAST_RETURN_IF_ERROR(Sync());
+    HOLDFAST_RETURN_IF_ERROR(RebuildIndex().status());
+  }
+  std::vector<IndexEntry> found;
+  for (const PageFiles::Usage& usage : s.files->usage()) {
+    check.dead_bytes += usage.bytes - usage.live;
+    HOLDFAST_RETURN_IF_ERROR(s.ScanFile(usage, &found));
+  }
+  for (const IndexEntry& e : found) {
+    if (!s.IndexedEntry(e.key) && s.ReadSound(e, &bytes, &record).ok()) ++check.unindexed;
+  }
+  return check;
+}
+
+Result<FilePageStore::Deleted> FilePageStore::DeleteUnless(
+    const Digest& fp, const std::function<bool(const PageKey&)>& keep) {
+  Impl& s = *impl_;
+  Deleted deleted;
+  for (const PageKey& key : s.IndexedKeys()) {
+    if (keep(key)) continue;
+    const std::optional<IndexEntry> entry = s.IndexedEntry(key);
+    if (!entry) continue;
+    std::array<std::byte, kRecordHeaderBytes> bytes;
+    const std::span<std::byte> whole(bytes);
+    const PagePlace header_place{entry->place.file, entry->place.offset, kRecordHeaderBytes};
+    if (!s.files->Read(header_place, {&whole, 1}).ok()) continue;  // CheckAll's to find
+    const Result<RecordHeader> header = DecodeRecordHeader(bytes);
+    if (!header.ok() || header->page.fp != fp) continue;
+    std::lock_guard lock(s.mu);
+    const CatalogEntry* found = s.catalog.Find(key);
+    if (found == nullptr || found->state != PageState::kIndexed) continue;
+    s.ForgetLocked(key);
+    ++deleted.pages;
+    deleted.bytes += entry->place.length;
+  }
+  HOLDFAST_RETURN_IF_ERROR(Sync());
+  return deleted;
+}
+
+Result<uint64_t> FilePageStore::CopyTo(FilePageStore* to) {
+  Impl& s = *impl_;
+  uint64_t copied = 0;
+  std::vector<std::byte> bytes;
+  DecodedRecord record;
+  for (const PageKey& key : s.IndexedKeys()) {
+    const std::optional<IndexEntry> entry = s.IndexedEntry(key);
+    if (!entry || !s.ReadSound(*entry, &bytes, &record).ok()) continue;
+    std::vector<LayerGroup> shapes;
+    for (const RecordGroup& g : record.header.groups) {
+      if (g.shape.layout_id != 0) shapes.push_back(g.shape);
+    }
+    if (!shapes.empty()) to->DescribeModel(record.header.page.fp, std::move(shapes));
+    HOLDFAST_RETURN_IF_ERROR(to->Put(record.header.page, record.payloads));
+    ++copied;
+  }
+  HOLDFAST_RETURN_IF_ERROR(to->Sync());
+  return copied;
 }
 
 }  // namespace holdfast

@@ -19,6 +19,7 @@
 // Thread-safe; Gets and Puts run in parallel. Nobody else may use the folder (see DataDir).
 #pragma once
 
+#include <functional>
 #include <memory>
 #include <string>
 #include <vector>
@@ -65,6 +66,28 @@ class FilePageStore : public PageStore {
 
   // Scans all files and indexes the records that the index does not know. Returns their number.
   Result<uint64_t> RebuildIndex();
+
+  // Reads every page and verifies all of it. With kRepair pages that are not sound are forgotten,
+  // and sound records that the index does not know are indexed (what was deleted and whose hole was
+  // not punched may come back). Pages may be put, read and deleted meanwhile.
+  enum class Repair : uint8_t { kNo, kRepair };
+  struct Check {
+    uint64_t pages = 0, bytes = 0;   // looked at
+    uint64_t damaged = 0;            // of them, not what they must be, or unreadable
+    uint64_t unindexed = 0;          // sound records that no entry names: not damage
+    uint64_t dead_bytes = 0;         // of files, in no page
+    std::vector<std::string> what;   // the first of the damaged, by key
+  };
+  Result<Check> CheckAll(Repair repair);
+
+  // Deletes the pages of `fp` for which `keep` is false, in one go. Returns what they held.
+  struct Deleted {
+    uint64_t pages = 0, bytes = 0;
+  };
+  Result<Deleted> DeleteUnless(const Digest& fp, const std::function<bool(const PageKey&)>& keep);
+
+  // Puts every page into `to`, verified; what is not sound is left out. Returns their number.
+  Result<uint64_t> CopyTo(FilePageStore* to);
 
  private:
   struct Impl;

@@ -129,6 +129,15 @@ std::vector<PageKey> PageCatalog::KeysIn(uint32_t file) const {
   return keys;
 }
 
+std::vector<PageKey> PageCatalog::Keys() const {
+  std::vector<PageKey> keys;
+  keys.reserve(pages_);
+  for (const auto& [key, entry] : entries_) {
+    if (entry.state == PageState::kIndexed) keys.push_back(key);
+  }
+  return keys;
+}
+
 IndexEntry PageCatalog::EntryOf(const PageKey& key) const {
   const CatalogEntry& e = entries_.at(key);
   return {key, e.parent, e.place, e.tag, e.last_use};

@@ -52,6 +52,7 @@ class PageCatalog {
 
   std::optional<PageKey> EvictionCandidate() const;
   std::vector<PageKey> KeysIn(uint32_t file) const;  // indexed ones, by offset
+  std::vector<PageKey> Keys() const;                 // indexed ones, in no order
 
   IndexEntry EntryOf(const PageKey& key) const;
   uint64_t pages() const { return pages_; }              // kIndexed

@@ -9,6 +9,7 @@ namespace holdfast {
 
 RuntimeBench::RuntimeBench(const RuntimeBenchOptions& options) : options_(options) {
   TinyModelSpec spec;
+  spec.seed = options.model_seed;
   spec.head = TinyHead::kSeparate;  // with a tied one it says one letter for ever
   REQUIRE(WriteTinyModel(spec, folder_.File("tiny.gguf")).ok());
   Open();
@@ -18,6 +19,7 @@ void RuntimeBench::Open() {
   RuntimeOptions r;
   r.engine.model_path = folder_.File("tiny.gguf");
   r.engine.kv_bytes = options_.kv_bytes;
+  r.engine.cpu.level = options_.cpu;
   r.data_dir = folder_.File("data");
   r.disk_bytes = 256u << 20;
   r.page_store = options_.page_store;

@@ -16,6 +16,8 @@ struct RuntimeBenchOptions {
   size_t kv_bytes = 32u << 20;
   int max_resident = 64;
   std::string vfs = {};
+  std::string cpu = {};      // instruction set; "" = the best
+  uint64_t model_seed = 1;
 };
 
 // An answer, as a client keeps it.
@@ -37,6 +39,7 @@ class RuntimeBench {
   void Restart();
   void Close() { runtime_.reset(); }
   Runtime& runtime() { return *runtime_; }
+  std::string File(const std::string& name) const { return folder_.File(name); }
   Status Start(ChatRequest request, std::unique_ptr<ChatStream>* stream);
   Answer Say(ChatRequest request);              // to its end
   static Answer Drain(ChatStream* stream);

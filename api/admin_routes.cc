@@ -1,0 +1,94 @@
+// The data folder as a whole: POST /v1/admin/fsck, gc, backup. They concern all tenants and name
+// paths of this machine, so that they are for whoever can read DATA/server.json, where the token of
+// this process stands (header x-admin-token); server.cc checks it.
+#include "api/fields.h"
+#include "api/server.h"
+#include "api/upkeep.h"
+
+namespace holdfast {
+namespace {
+
+Json KindJson(const LogReport::Kind& kind) {
+  return {{"rows", kind.rows}, {"damaged", kind.damaged}};
+}
+
+Json FsckJson(const FsckReport& r) {
+  Json what = Json::array();
+  for (const auto* list : {&r.log.what, &r.pages.what}) {
+    for (const std::string& w : *list) what.push_back(w);
+  }
+  return {{"object", "fsck"},
+          {"clean", r.clean()},
+          {"database", {{"damaged", r.log.database_damaged}}},
+          {"sessions", KindJson(r.log.sessions)},
+          {"nodes", KindJson(r.log.nodes)},
+          {"items", KindJson(r.log.items)},
+          {"branches", KindJson(r.log.branches)},
+          {"turns", KindJson(r.log.turns)},
+          {"snapshots", KindJson(r.log.snapshots)},
+          {"events", KindJson(r.log.events)},
+          {"pages",
+           {{"rows", r.pages.pages},
+            {"damaged", r.pages.damaged},
+            {"bytes", r.pages.bytes},
+            {"unindexed", r.pages.unindexed},
+            {"dead_bytes", r.pages.dead_bytes}}},
+          {"what", std::move(what)}};
+}
+
+// The body as an object, {} where there is none. Null after a refusal.
+std::optional<Json> ReadObject(Call& call) {
+  if (call.request.body.empty()) return Json::object();
+  Result<Json> body = ParseJson(call.request.body);
+  if (body.ok() && body->is_object()) return std::move(*body);
+  call.Refuse(body.ok() ? Status::Invalid("the body must be an object") : body.status());
+  return std::nullopt;
+}
+
+// One field of the body; false after a refusal.
+template <typename Read>
+bool ReadField(Call& call, const Read& read) {
+  const std::optional<Json> body = ReadObject(call);
+  if (!body) return false;
+  std::optional<ApiError> error;
+  Fields fields(*body, "", &error);
+  read(fields);
+  if (error) call.Refuse(*error);
+  return !error;
+}
+
+}  // namespace
+
+void HandleFsck(Call& call) {
+  bool repair = false;
+  if (!ReadField(call, [&](Fields& f) { repair = f.Bool("repair", false); })) return;
+  const auto report = Fsck(call.runtime, repair ? FilePageStore::Repair::kRepair
+                                                : FilePageStore::Repair::kNo);
+  if (!report.ok()) return call.Refuse(report.status());
+  call.Reply(200, FsckJson(*report));
+}
+
+void HandleGc(Call& call) {
+  bool now = false;
+  if (!ReadField(call, [&](Fields& f) { now = f.Bool("now", false); })) return;
+  const auto report = CollectGarbage(call.runtime, now ? Gc::kNow : Gc::kExpired);
+  if (!report.ok()) return call.Refuse(report.status());
+  call.Reply(200, {{"object", "gc"},
+                   {"sessions", report->sessions},
+                   {"pages", report->pages.pages},
+                   {"bytes_freed", report->pages.bytes},
+                   {"bytes_moved", report->bytes_moved}});
+}
+
+void HandleBackup(Call& call) {
+  std::string path;
+  if (!ReadField(call, [&](Fields& f) { path = f.Text("path", "", 4096); })) return;
+  const auto report = Backup(call.runtime, path);
+  if (!report.ok()) return call.Refuse(report.status());
+  call.Reply(201, {{"object", "backup"},
+                   {"path", path},
+                   {"pages", report->pages},
+                   {"bytes", report->bytes}});
+}
+
+}  // namespace holdfast

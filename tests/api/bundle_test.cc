@@ -1,0 +1,319 @@
+// Sessions that go on elsewhere, and bundles that are not what they should be.
+#include "sessions/bundle.h"
+
+#include <doctest/doctest.h>
+
+#include <random>
+
+#include "tests/api/bundle_bench.h"
+#include "tests/api/runtime_bench.h"
+#include "tests/engine/store/fault_vfs.h"
+
+namespace holdfast {
+namespace {
+
+const std::string kKey = "a key of enough bytes", kOtherKey = "another key of enough bytes";
+const std::string kLong = "What is in the folder? List all of it, one name to a line, please.";
+
+// A conversation with a branch, a snapshot and two turns, and the one who holds it.
+struct Home {
+  RuntimeBench bench;
+  Talk talk{"chat"};
+  std::string snapshot;
+
+  Home() {
+    talk.User(kLong + kLong);
+    talk.Keep(bench.Say(talk.Request()));
+    MakeBranch side;
+    side.name = "side";
+    side.at_item = 1;
+    REQUIRE(keeper().Branch("ann", "chat", side).ok());
+    const auto taken = keeper().Snapshot("ann", "chat", "", "here");
+    REQUIRE(taken.ok());
+    snapshot = taken->id;
+    talk.User("Shorter.");
+    talk.Keep(bench.Say(talk.Request()));
+  }
+  Keeper& keeper() { return bench.runtime().keeper(); }
+  Bytes Export(const ExportOptions& options = {.key = kKey}) {
+    auto bytes = ExportBytes(keeper(), "ann", "chat", options);
+    REQUIRE_MESSAGE(bytes.ok(), bytes.status().ToString());
+    return std::move(*bytes);
+  }
+};
+
+// The next two turns: a greedy one and one that the session's seed decides.
+std::vector<Answer> GoOn(RuntimeBench& bench, Talk talk, const std::string& tenant,
+                         const std::string& id) {
+  std::vector<Answer> answers;
+  for (const float temperature : {0.0f, 1.0f}) {
+    talk.User("And what does the second one do?");
+    ChatRequest r = talk.Request();
+    r.tenant = tenant;
+    r.session.id = id;
+    r.sampling.temperature = temperature;
+    answers.push_back(bench.Say(r));
+    talk.Keep(answers.back());
+  }
+  return answers;
+}
+
+TEST_CASE("a session goes on elsewhere to the bit, and its pages are used where the key fits") {
+  Home home;
+  const Bytes bundle = home.Export();
+  const std::vector<Answer> want = GoOn(home.bench, home.talk, "ann", "chat");
+  struct Case {
+    std::string tenant, key, cpu, why;
+  };
+  for (const Case& c : {Case{"ann", kKey, "", ""}, Case{"bob", kKey, "portable", ""},
+                        Case{"bob", "", "", "no key was given"},
+                        Case{"ann", kOtherKey, "", "the signature is not of this key"}}) {
+    CAPTURE(c.tenant);
+    CAPTURE(c.key);
+    RuntimeBench away({.cpu = c.cpu});
+    const auto report =
+        ImportBytes(away.runtime().keeper(), c.tenant, bundle, {.key = c.key, .as = ""});
+    REQUIRE_MESSAGE(report.ok(), report.status().ToString());
+    const bool trusted = c.key == kKey;
+    CHECK(report->is_signed);
+    CHECK(report->authentic == trusted);
+    CHECK(report->pages > 3);
+    CHECK(report->pages_taken == (trusted ? report->pages : 0));
+    CHECK(report->pages_left_why == c.why);
+    CHECK(report->session.external_id == "chat");
+    CHECK(report->session.id == report->bundle_id);
+    const std::vector<Answer> got = GoOn(away, home.talk, c.tenant, "chat");
+    CHECK(got == want);
+    CHECK(got[0].done.report.start.stitch.from_warm == 0);
+    CHECK((got[0].done.report.start.stitch.from_store > 0) == trusted);
+    // All whole pages but for the rows that are always computed.
+    if (trusted) CHECK(got[0].done.report.start.stitch.from_store / 32 == report->pages);
+    CHECK(got[0].done.report.start.branch == "main");
+    CHECK_FALSE(got[0].done.report.start.miss);
+  }
+}
+
+TEST_CASE("a bundle of one instruction set goes on under the others") {
+  for (const char* level : {"portable", "avx2"}) {
+    CAPTURE(level);
+    if (std::string(level) == "avx2" && !__builtin_cpu_supports("avx2")) continue;
+    Home home;  // the best one
+    const Bytes bundle = home.Export();
+    RuntimeBench away({.cpu = level});
+    REQUIRE(ImportBytes(away.runtime().keeper(), "ann", bundle, {.key = kKey, .as = ""}).ok());
+    CHECK(GoOn(away, home.talk, "ann", "chat") == GoOn(home.bench, home.talk, "ann", "chat"));
+    CHECK(away.runtime().engine().cpu_level() == level);
+  }
+}
+
+TEST_CASE("branches, snapshots, items and events come along") {
+  Home home;
+  RuntimeBench away;
+  REQUIRE(ImportBytes(away.runtime().keeper(), "bob", home.Export(), {}).ok());
+  Keeper& k = away.runtime().keeper();
+  const auto branches = k.Branches("bob", "chat"), before = home.keeper().Branches("ann", "chat");
+  REQUIRE(branches->size() == before->size());
+  for (size_t i = 0; i < before->size(); ++i) {
+    const BranchInfo &a = (*before)[i], &b = (*branches)[i];
+    CHECK(a.name == b.name);
+    CHECK(a.tokens == b.tokens);
+    CHECK(a.items == b.items);
+    CHECK(a.is_default == b.is_default);
+    CHECK(a.generation == b.generation);
+    CHECK(*k.Tokens("bob", "chat", b.name) == *home.keeper().Tokens("ann", "chat", a.name));
+    CHECK(k.Items("bob", "chat", b.name, {})->rows.back().raw_json ==
+          home.keeper().Items("ann", "chat", a.name, {})->rows.back().raw_json);
+  }
+  CHECK(k.Snapshots("bob", "chat")->front().id == home.snapshot);
+  CHECK(k.Events("bob", "chat", {})->rows.size() ==
+        home.keeper().Events("ann", "chat", {})->rows.size() + 1);
+  CHECK(k.Events("bob", "chat", {})->rows.back().kind == "session_imported");
+  MakeBranch back;
+  back.snapshot = home.snapshot;
+  CHECK(k.Branch("bob", "chat", back).ok());
+  CHECK(k.CheckLog()->damaged() == 0);
+}
+
+TEST_CASE("an aborted turn is taken up again elsewhere, with the same tokens") {
+  Home home;
+  ChatRequest r = Talk(home.talk).User("And now?").Request();
+  r.sampling.temperature = 1;
+  r.max_tokens = 200;
+  {
+    std::unique_ptr<ChatStream> stream;
+    REQUIRE(home.bench.Start(r, &stream).ok());
+    for (size_t seen = 0; seen < 3;) seen += stream->Next(-1)->tokens.size();
+  }
+  const Bytes bundle = home.Export();
+  RuntimeBench away;
+  REQUIRE(ImportBytes(away.runtime().keeper(), "ann", bundle, {}).ok());
+  const Answer got = away.Say(r), want = home.bench.Say(r);
+  CHECK(got.done.report.start.retry);
+  CHECK(got == want);
+}
+
+TEST_CASE("ids that are there already") {
+  Home home;
+  const Bytes bundle = home.Export();
+  const Status there = ImportBytes(home.keeper(), "ann", bundle, {}).status();
+  CHECK(there.code() == Code::kConflict);
+  CHECK(there.message().find("--as") != std::string::npos);
+  const auto copy = ImportBytes(home.keeper(), "ann", bundle, {.key = kKey, .as = "copy"});
+  REQUIRE_MESSAGE(copy.ok(), copy.status().ToString());
+  CHECK(copy->session.id != copy->bundle_id);
+  CHECK(copy->session.external_id == "copy");
+  CHECK(home.keeper().Snapshots("ann", "copy")->front().id != home.snapshot);
+  CHECK(home.keeper().List("ann", {})->rows.size() == 2);
+  CHECK(ImportBytes(home.keeper(), "ann", bundle, {.key = "", .as = "sess_x"}).status().code() ==
+        Code::kInvalid);
+  CHECK(ImportBytes(home.keeper(), "ann", bundle, {.key = "short", .as = "x"}).status().code() ==
+        Code::kInvalid);
+  // The copy and the original are two sessions.
+  CHECK(GoOn(home.bench, home.talk, "ann", "copy") == GoOn(home.bench, home.talk, "ann", "chat"));
+}
+
+TEST_CASE("what another model said is refused, and no pages go out without a key") {
+  Home home;
+  RuntimeBench other({.model_seed = 2});
+  const Status refused =
+      ImportBytes(other.runtime().keeper(), "ann", home.Export(), {.key = kKey, .as = ""}).status();
+  CHECK(refused.code() == Code::kInvalid);
+  CHECK(refused.message().find("model") != std::string::npos);
+  RuntimeBench away;
+  for (const ExportOptions& o : {ExportOptions{.key = ""}, {.key = kKey, .pages = false}}) {
+    const auto report = ImportBytes(away.runtime().keeper(), "t" + o.key, home.Export(o), {});
+    REQUIRE(report.ok());
+    CHECK(report->pages == 0);
+    CHECK(report->is_signed == !o.key.empty());
+  }
+}
+
+TEST_CASE("an import that fails at any write leaves nothing") {
+  Home home;
+  const Bytes bundle = home.Export();
+  testing::FaultVfs vfs;
+  RuntimeBench away({.vfs = vfs.name()});
+  int n = 1;
+  for (;; ++n) {
+    REQUIRE(n < 500);
+    vfs.FailAt(n, testing::FaultVfs::Fault::kDiskFull, testing::FaultVfs::Repeat::kFromThenOn);
+    const Status s = ImportBytes(away.runtime().keeper(), "ann", bundle, {}).status();
+    vfs.Heal();
+    if (s.ok()) break;
+    away.Restart();  // as after a crash: nothing could be cleaned up
+    REQUIRE(away.runtime().keeper().List("ann", {})->rows.empty());
+    REQUIRE(away.runtime().stats().keeper.sessions == 0);
+    int64_t rows = -1;
+    const auto count = [&](Reader& reader) {
+      Rows r = reader.Query("SELECT (SELECT COUNT(*) FROM session) + (SELECT COUNT(*) FROM node)");
+      if (r.Next()) rows = r.Int(0);
+      return r.status();
+    };
+    REQUIRE(away.runtime().database().Read(count).ok());
+    REQUIRE(rows == 0);
+  }
+  CHECK(n > 2);
+  CHECK(GoOn(away, home.talk, "ann", "chat") == GoOn(home.bench, home.talk, "ann", "chat"));
+}
+
+// ---- damage ------------------------------------------------------------------------------------
+
+// Mutations that keep the frame right, as only somebody who means it can make them.
+class Forger {
+ public:
+  Forger(std::vector<RawSection> a, std::vector<RawSection> b, uint64_t seed)
+      : whole_(std::move(a)), other_(std::move(b)), random_(seed) {}
+
+  Bytes Next() {
+    std::vector<RawSection> s = whole_;
+    const size_t i = Pick(s.size()), j = Pick(s.size());
+    switch (Pick(7)) {
+      case 0: Flip(&s[i].payload); break;
+      case 1: std::swap(s[i], s[j]); break;
+      case 2: s.erase(s.begin() + i); break;
+      case 3: s.insert(s.begin() + j, s[i]); break;
+      case 4: Overwrite(&s[i].payload); break;
+      case 5: s[i].payload.resize(Pick(s[i].payload.size() + 9)); break;
+      case 6: s[i] = other_[Pick(other_.size())]; break;
+    }
+    return Framed(s, Pick(2) == 0 ? "" : kOtherKey);
+  }
+  size_t Pick(size_t n) { return n == 0 ? 0 : random_() % n; }
+  void Flip(Bytes* bytes) {
+    if (!bytes->empty()) (*bytes)[Pick(bytes->size())] ^= std::byte(1 << Pick(8));
+  }
+
+ private:
+  // A number that decoders trip over, somewhere.
+  void Overwrite(Bytes* bytes) {
+    static constexpr int64_t kValues[] = {0,  1,  -1, 2, INT64_MAX, INT64_MIN, 1 << 20, 0xffffffff,
+                                          31, 32, 33};
+    const int64_t v = kValues[Pick(std::size(kValues))];
+    if (bytes->size() >= sizeof(v)) {
+      std::memcpy(bytes->data() + Pick(bytes->size() - sizeof(v) + 1), &v, sizeof(v));
+    }
+  }
+
+  const std::vector<RawSection> whole_, other_;
+  std::mt19937_64 random_;
+};
+
+TEST_CASE("20,000 damaged bundles are refused, every one") {
+  Home home;
+  const Bytes good = home.Export();
+  Forger forger(SectionsOf(good), SectionsOf(good), 5);
+  RuntimeBench away;
+  Keeper& k = away.runtime().keeper();
+  for (int i = 0; i < 20'000; ++i) {
+    CAPTURE(i);
+    Bytes bad = good;
+    if (i % 2 == 0) {
+      forger.Flip(&bad);
+    } else {
+      bad.resize(forger.Pick(bad.size()));
+    }
+    const Status s = ImportBytes(k, "ann", bad, {.key = kKey, .as = ""}).status();
+    if (s.code() == Code::kCorrupt || s.code() == Code::kInvalid) continue;
+    FAIL(s.ToString());
+  }
+  CHECK(k.List("ann", {})->rows.empty());
+}
+
+TEST_CASE("4,000 forged bundles are refused or bring tokens alone") {
+  Home home, second;
+  Forger forger(SectionsOf(home.Export()), SectionsOf(second.Export()), 6);
+  RuntimeBench away;
+  Keeper& k = away.runtime().keeper();
+  int taken = 0;
+  for (int i = 0; i < 4'000; ++i) {
+    CAPTURE(i);
+    const auto report = ImportBytes(k, "ann", forger.Next(), {.key = kKey, .as = "forged"});
+    if (!report.ok()) {
+      const Code code = report.status().code();
+      if (code == Code::kCorrupt || code == Code::kInvalid || code == Code::kConflict) continue;
+      FAIL(report.status().ToString());
+    }
+    ++taken;
+    REQUIRE_FALSE(report->authentic);
+    REQUIRE(report->pages_taken == 0);
+    // What was taken can be looked at and gone on with.
+    REQUIRE(k.CheckLog()->damaged() == 0);
+    for (const BranchInfo& b : *k.Branches("ann", "forged")) {
+      REQUIRE(k.Tokens("ann", "forged", b.name).ok());
+      REQUIRE(k.Items("ann", "forged", b.name, {}).ok());
+    }
+    if (taken % 20 == 0) {
+      ChatRequest r = Talk(home.talk).User("go on").Request();
+      r.session.id = "forged";
+      std::unique_ptr<ChatStream> stream;
+      const Status begun = away.Start(r, &stream);
+      if (begun.ok()) RuntimeBench::Drain(stream.get());
+    }
+    REQUIRE(k.Delete("ann", "forged").ok());
+  }
+  CHECK(taken > 50);
+  CHECK(away.runtime().stats().store.pages < 40);  // those of the turns here
+}
+
+}  // namespace
+}  // namespace holdfast
