@@ -337,6 +337,10 @@ Result<std::unique_ptr<ChatStream>> Runtime::Impl::Start(const ChatRequest& requ
 Keeper& Runtime::keeper() { return *impl_->keeper; }
 Engine& Runtime::engine() { return *impl_->engine; }
 Database& Runtime::database() { return *impl_->db; }
+void Runtime::SyncPages() {
+  // A page that is not written is computed again.
+  if (impl_->writer != nullptr) impl_->writer->Flush().IgnoreError();
+}
 FilePageStore* Runtime::page_store() { return impl_->file_store; }
 const std::string& Runtime::data_path() const { return impl_->folder->path(); }
 
@@ -347,8 +351,7 @@ void Runtime::Shutdown(int grace_ms) {
   impl_->engine->Shutdown();  // what still runs ends as cancelled
   impl_->streams.WaitForNone(kCloseMs);
   impl_->keeper->Shutdown();
-  // A page that is not written is computed again.
-  if (impl_->writer != nullptr) impl_->writer->Flush().IgnoreError();
+  SyncPages();
 }
 
 Runtime::Stats Runtime::stats() {

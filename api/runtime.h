@@ -129,6 +129,7 @@ class Runtime {
   Keeper& keeper();   // sessions, branches, items, snapshots
   Engine& engine();
   Database& database();
+  void SyncPages();              // waits until the pages that are computed are in the store
   FilePageStore* page_store();  // null where pages are not kept on disk
   const std::string& data_path() const;  // the folder, a temporary one where none was given
   // Stops new turns (kUnavailable), lets running ones end within `grace_ms`, writes tails, closes.

@@ -16,6 +16,7 @@ Status CopyFolder(Runtime& runtime, const std::string& path, BackupReport* repor
   // other way round they would be of no use.
   RealEnv env;
   if (FilePageStore* from = runtime.page_store(); from != nullptr) {
+    runtime.SyncPages();
     FilePageStore::Options options;
     options.path = folder.pages_path();
     options.env = &env;

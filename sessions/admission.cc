@@ -426,6 +426,7 @@ Status Admission::RecordPlace(Txn& txn, const Place& place, const Target& target
   const int64_t now = k_.NowMs();
   if (target.make_session) {
     NewSession s;
+    s.sid = k_.next_sid++;
     s.id = k_.NewId("sess_");
     s.tenant = r_.tenant;
     s.external_id = r_.session.id;
@@ -439,7 +440,8 @@ Status Admission::RecordPlace(Txn& txn, const Place& place, const Target& target
     s.main_branch = target.branch;
     turn->start.session_id = s.id;
     turn->start.branch = "main";
-    return InsertSession(txn, s, &turn->sid);
+    turn->sid = s.sid;
+    return InsertSession(txn, s);
   }
   turn->sid = session_->sid;
   turn->start.session_id = session_->id;

@@ -249,8 +249,9 @@ void BundleImport::RenameIds(std::string* id) const {
 
 // A session that nobody finds, with its head held.
 Status BundleImport::Stage() {
+  sid_ = k_.next_sid++;
   first_branch_ = k_.next_branch.fetch_add(session_.branches);
-  std::optional<HeadLeases::Lease> lease = k_.leases.TryTake(0, first_branch_);
+  std::optional<HeadLeases::Lease> lease = k_.leases.TryTake(sid_, first_branch_);
   if (!lease) return Status::Unavailable("shutting down");
   lease_ = std::move(*lease);
   BundleSession row = session_;
@@ -259,11 +260,9 @@ Status BundleImport::Stage() {
   row.anonymous = 0;
   return k_.options.db->Write(
       [&](Txn& txn) -> Status {
-        const std::pair<const char*, SqlValue> extra[] = {{"tenant", tenant_}, {"expires_ms", 0}};
-        HOLDFAST_RETURN_IF_ERROR(InsertRow(txn, row, extra));
-        sid_ = txn.last_insert_id();
-        k_.leases.Name(first_branch_, sid_);
-        return Status();
+        const std::pair<const char*, SqlValue> extra[] = {
+            {"sid", sid_}, {"tenant", tenant_}, {"expires_ms", 0}};
+        return InsertRow(txn, row, extra);
       },
       WriteClass::kBackground);
 }

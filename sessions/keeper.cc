@@ -147,10 +147,12 @@ Status Keeper::Impl::Recover() {
   HOLDFAST_RETURN_IF_ERROR(options.db->Read([&](Reader& reader) {
     Rows rows = reader.Query(
         "SELECT (SELECT COALESCE(MAX(id), 0) FROM branch), "
-        "(SELECT COUNT(*) FROM session WHERE expires_ms IS NOT 0)");
+        "(SELECT COUNT(*) FROM session WHERE expires_ms IS NOT 0), "
+        "(SELECT COALESCE(MAX(sid), 0) FROM session)");
     if (rows.Next()) {
       next_branch = rows.Int(0) + 1;
       sessions = static_cast<uint64_t>(rows.Int(1));
+      next_sid = rows.Int(2) + 1;
     }
     return rows.status();
   }));

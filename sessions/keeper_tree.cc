@@ -170,8 +170,8 @@ Result<SessionInfo> Keeper::Create(std::string_view tenant, const CreateSession&
   s.ttl_s = request.ttl_s;
   s.now_ms = impl_->NowMs();
   s.main_branch = impl_->next_branch++;
-  int64_t sid = 0;
-  Status made = impl_->options.db->Write([&](Txn& txn) { return InsertSession(txn, s, &sid); },
+  s.sid = impl_->next_sid++;
+  Status made = impl_->options.db->Write([&](Txn& txn) { return InsertSession(txn, s); },
                                          WriteClass::kTurn);
   if (made.code() == Code::kConflict) {
     return Status::Conflict("session '" + request.external_id + "' is there already");

@@ -283,22 +283,21 @@ Result<std::optional<TurnRow>> FindAbortedFirst(Reader& reader, std::string_view
                                tenant, request_digest));
 }
 
-Status InsertSession(Txn& txn, const NewSession& s, int64_t* sid) {
+Status InsertSession(Txn& txn, const NewSession& s) {
   const SqlValue external = s.external_id.empty() ? SqlValue() : SqlValue(s.external_id);
   const SqlValue expires = s.ttl_s > 0 ? SqlValue(s.now_ms + s.ttl_s * 1000) : SqlValue();
   HOLDFAST_RETURN_IF_ERROR(txn.Run(
-      "INSERT INTO session(id, tenant, external_id, anonymous, model, model_digest, "
+      "INSERT INTO session(sid, id, tenant, external_id, anonymous, model, model_digest, "
       "default_branch, seed, next_ordinal, ttl_s, expires_ms, meta, created_ms, updated_ms) "
-      "VALUES(?, ?, ?, ?, ?, ?, ?, ?, 1, ?, ?, ?, ?, ?)",
-      s.id, s.tenant, external, s.anonymous, s.model, s.model_digest, s.main_branch, s.seed,
+      "VALUES(?, ?, ?, ?, ?, ?, ?, ?, ?, 1, ?, ?, ?, ?, ?)",
+      s.sid, s.id, s.tenant, external, s.anonymous, s.model, s.model_digest, s.main_branch, s.seed,
       s.ttl_s, expires, s.meta, s.now_ms, s.now_ms));
-  *sid = txn.last_insert_id();
   HOLDFAST_RETURN_IF_ERROR(txn.Run(
       "INSERT INTO branch(id, sid, name, ordinal, node, count, generation, head_hash, tokens, "
       "items, parent_name, parent_tokens, created_ms, updated_ms) "
       "VALUES(?, ?, 'main', 0, NULL, 0, 0, ?, 0, 0, '', 0, ?, ?)",
-      s.main_branch, *sid, s.root_hash, s.now_ms, s.now_ms));
-  return InsertEvent(txn, {*sid, s.now_ms, "session_created", "main", "", ""});
+      s.main_branch, s.sid, s.root_hash, s.now_ms, s.now_ms));
+  return InsertEvent(txn, {s.sid, s.now_ms, "session_created", "main", "", ""});
 }
 
 Status InsertBranch(Txn& txn, NewBranch* b, int64_t* ordinal) {

@@ -127,14 +127,15 @@ Result<std::optional<TurnRow>> FindAbortedFirst(Reader& reader, std::string_view
                                                 const Digest& request_digest);
 
 struct NewSession {
+  int64_t sid = 0;  // never one that was used since the process began
   std::string id, tenant, external_id, model, meta;
   bool anonymous = false;
   Digest model_digest, root_hash;
   uint64_t seed = 0;
   int64_t ttl_s = 0, now_ms = 0, main_branch = 0;
 };
-// With its branch "main" at the root. kConflict when the external id is there. Sets `sid`.
-Status InsertSession(Txn& txn, const NewSession& session, int64_t* sid);
+// With its branch "main" at the root. kConflict when the external id is there.
+Status InsertSession(Txn& txn, const NewSession& session);
 
 struct NewBranch {
   int64_t id = 0, sid = 0;

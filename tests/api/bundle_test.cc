@@ -188,31 +188,43 @@ TEST_CASE("what another model said is refused, and no pages go out without a key
   }
 }
 
-TEST_CASE("an import that fails at any write leaves nothing") {
+TEST_CASE("an import that fails at any write is there in whole or not at all") {
   Home home;
   const Bytes bundle = home.Export();
   testing::FaultVfs vfs;
   RuntimeBench away({.vfs = vfs.name()});
-  int n = 1;
+  const auto rows = [&] {
+    int64_t n = -1;
+    const Status s = away.runtime().database().Read([&](Reader& reader) {
+      Rows r = reader.Query("SELECT (SELECT COUNT(*) FROM session) + (SELECT COUNT(*) FROM node)");
+      if (r.Next()) n = r.Int(0);
+      return r.status();
+    });
+    REQUIRE(s.ok());
+    return n;
+  };
+  int n = 1, whole = 0;
   for (;; ++n) {
     REQUIRE(n < 500);
     vfs.FailAt(n, testing::FaultVfs::Fault::kDiskFull, testing::FaultVfs::Repeat::kFromThenOn);
     const Status s = ImportBytes(away.runtime().keeper(), "ann", bundle, {}).status();
+    if (!s.ok()) REQUIRE(away.runtime().keeper().List("ann", {})->rows.empty());
     vfs.Heal();
     if (s.ok()) break;
     away.Restart();  // as after a crash: nothing could be cleaned up
-    REQUIRE(away.runtime().keeper().List("ann", {})->rows.empty());
-    REQUIRE(away.runtime().stats().keeper.sessions == 0);
-    int64_t rows = -1;
-    const auto count = [&](Reader& reader) {
-      Rows r = reader.Query("SELECT (SELECT COUNT(*) FROM session) + (SELECT COUNT(*) FROM node)");
-      if (r.Next()) rows = r.Int(0);
-      return r.status();
-    };
-    REQUIRE(away.runtime().database().Read(count).ok());
-    REQUIRE(rows == 0);
+    Keeper& k = away.runtime().keeper();
+    if (k.List("ann", {})->rows.empty()) {
+      REQUIRE(away.runtime().stats().keeper.sessions == 0);
+      REQUIRE(rows() == 0);
+    } else {  // the last commit was on the disk when its sync failed
+      ++whole;
+      REQUIRE(k.CheckLog()->damaged() == 0);
+      REQUIRE(*k.Tokens("ann", "chat", "") == *home.keeper().Tokens("ann", "chat", ""));
+      REQUIRE(k.Delete("ann", "chat").ok());
+    }
   }
-  CHECK(n > 2);
+  CHECK(n > 4);
+  CHECK(whole < n / 2);
   CHECK(GoOn(away, home.talk, "ann", "chat") == GoOn(home.bench, home.talk, "ann", "chat"));
 }
 
@@ -258,7 +270,7 @@ class Forger {
   std::mt19937_64 random_;
 };
 
-TEST_CASE("20,000 damaged bundles are refused, every one") {
+TEST_CASE("20000 damaged bundles are refused, every one") {
   Home home;
   const Bytes good = home.Export();
   Forger forger(SectionsOf(good), SectionsOf(good), 5);
@@ -279,7 +291,7 @@ TEST_CASE("20,000 damaged bundles are refused, every one") {
   CHECK(k.List("ann", {})->rows.empty());
 }
 
-TEST_CASE("4,000 forged bundles are refused or bring tokens alone") {
+TEST_CASE("4000 forged bundles are refused or bring tokens alone") {
   Home home, second;
   Forger forger(SectionsOf(home.Export()), SectionsOf(second.Export()), 6);
   RuntimeBench away;
@@ -298,7 +310,9 @@ TEST_CASE("4,000 forged bundles are refused or bring tokens alone") {
     REQUIRE(report->pages_taken == 0);
     // What was taken can be looked at and gone on with.
     REQUIRE(k.CheckLog()->damaged() == 0);
-    for (const BranchInfo& b : *k.Branches("ann", "forged")) {
+    const auto branches = k.Branches("ann", "forged");
+    REQUIRE(branches.ok());
+    for (const BranchInfo& b : *branches) {
       REQUIRE(k.Tokens("ann", "forged", b.name).ok());
       REQUIRE(k.Items("ann", "forged", b.name, {}).ok());
     }

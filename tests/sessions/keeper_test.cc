@@ -12,6 +12,18 @@ namespace {
 
 using Messages = std::vector<ChatMessage>;
 
+TEST_CASE("a session made after another was deleted can be gone on with") {
+  SessionBench b;
+  for (int i = 0; i < 3; ++i) {  // SQLite would give it the number of the one before
+    std::vector<ChatMessage> talk = {User("hello")};
+    b.Say(Ask("again", talk), "yes");
+    talk.push_back(Assistant("yes"));
+    talk.push_back(User("more"));
+    CHECK(b.Say(Ask("again", talk), "no").branch == "main");
+    REQUIRE(b.keeper().Delete("ann", "again").ok());
+  }
+}
+
 TEST_CASE("a conversation goes on with its sampled tokens") {
   SessionBench b;
   Messages m = {System("be brief"), User("one")};
