@@ -1,4 +1,4 @@
-// sessions ls|show|tree|fork|rewind|snapshot|rm. Every one is a call of the REST API (cli_access.h).
+// sessions ls|show|tree|fork|rewind|snapshot|rm. Each is a call of the REST API (cli_access.h).
 #include <CLI/CLI.hpp>
 #include <cstdio>
 #include <ctime>

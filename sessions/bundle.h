@@ -5,9 +5,9 @@
 //
 // Tokens are taken from any bundle that is whole and keeps the rules of the token log
 // (log_check.h), since they can do no more harm than a client's messages. Pages are taken only
-// where the bundle's HMAC fits the key that the caller gives: wrong KV would answer wrongly. Without
-// them the KV is computed again, to the same bits. Page keys name their tenant and are derived anew
-// from the tokens.
+// where the bundle's HMAC fits the key that the caller gives: wrong KV would answer wrongly.
+// Without them the KV is computed again, to the same bits. Page keys name their tenant and are
+// derived anew from the tokens.
 #pragma once
 
 #include <cstdint>
@@ -52,8 +52,8 @@ class BundleExport {
   // What WriteTo will write, but for pages that are evicted before it comes to them.
   uint64_t bytes_expected() const;
   const std::string& session_id() const;
-  // The file, piece by piece, in pieces of at most one page. Once. The first error of the sink or of
-  // a read ends it: kConflict when the session was deleted meanwhile.
+  // The file, piece by piece. Once. The first error of the sink or of a read ends it: kConflict
+  // when the session was deleted meanwhile.
   Result<Counts> WriteTo(const Sink& sink);
 
   struct Impl;

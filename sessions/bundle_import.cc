@@ -303,7 +303,8 @@ Status BundleImport::AddRow(BundleReader& in,
   if constexpr (requires { decoded.turn; }) RenameIds(&decoded.turn);
   if constexpr (requires { decoded.detail; }) RenameIds(&decoded.detail);
   if constexpr (requires { decoded.id; }) RenameIds(&decoded.id);
-  batch_.push_back([this, row = std::move(decoded), extra = std::move(extra)](Txn& txn) mutable -> Status {
+  batch_.push_back([this, row = std::move(decoded),
+                    extra = std::move(extra)](Txn& txn) mutable -> Status {
     if constexpr (std::same_as<Row, BundleItem>) extra.emplace_back("node", node_ids_.back());
     HOLDFAST_RETURN_IF_ERROR(InsertNumbered(txn, row, extra));
     if constexpr (std::same_as<Row, BundleNode>) node_ids_.push_back(txn.last_insert_id());

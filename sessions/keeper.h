@@ -116,7 +116,7 @@ class Keeper {
   Result<Listed<EventInfo>> Events(std::string_view tenant, std::string_view id,
                                    const ListRange& range);
 
-  // A session as a file that goes on elsewhere (bundle.h), as it is now. What runs on it is left out.
+  // A session as a file that goes on elsewhere (bundle.h), as it is now; what runs is left out.
   Result<std::unique_ptr<BundleExport>> Export(std::string_view tenant, std::string_view id,
                                                const ExportOptions& options);
   // Makes a session of a bundle (`size` bytes of `file`, read twice): all of it or nothing.
@@ -125,8 +125,8 @@ class Keeper {
   Result<ImportReport> Import(std::string_view tenant, File* file, uint64_t size,
                               const ImportOptions& options);
 
-  // fsck: every row of every tenant's sessions against the rules of log_check.h. Sessions may be used
-  // meanwhile.
+  // fsck: every row of every tenant's sessions against the rules of log_check.h. Sessions may be
+  // used meanwhile.
   Result<LogReport> CheckLog();
   // gc: deletes the sessions whose time to live has ended, but for those that a turn runs on.
   Result<int64_t> DeleteExpired();

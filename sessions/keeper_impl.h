@@ -63,7 +63,7 @@ struct Keeper::Impl {
   HeadLeases leases;
   WarmHeads warm;
   std::atomic<bool> shut{false};
-  std::atomic<int64_t> next_branch{1}, next_sid{1};  // a deleted session's stays closed: never again
+  std::atomic<int64_t> next_branch{1}, next_sid{1};  // deleted sessions' stay closed
   std::atomic<int64_t> next_sweep_ms{0};
   std::atomic<int64_t> reserved_pages{0};  // that running turns may still ask the pool for
   std::atomic<uint64_t> sessions{0}, committed{0}, aborted{0}, retries{0}, replays{0};

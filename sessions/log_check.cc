@@ -117,7 +117,9 @@ Status LogCheck::Branch(const BundleBranch& b) {
   if (b.name.empty() || b.name.size() > kMaxName || b.parent_name.size() > kMaxName) {
     return Bad(what + " has no proper name");
   }
-  if (b.ordinal < 0 || b.generation < 0 || b.parent_tokens < 0) return Bad(what + " counts wrongly");
+  if (b.ordinal < 0 || b.generation < 0 || b.parent_tokens < 0) {
+    return Bad(what + " counts wrongly");
+  }
   return CheckWay(what, b.node, b.count, {b.tokens, b.items});
 }
 

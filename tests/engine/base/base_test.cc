@@ -19,6 +19,22 @@ TEST_CASE("SHA-256 is the standard's") {
         "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855");
 }
 
+TEST_CASE("HMAC-SHA256 is the standard's (RFC 4231, cases 1 and 6)") {
+  const auto mac = [](const std::string& key, const std::string& text) {
+    HmacSha256 h(std::as_bytes(std::span(key.data(), key.size())));
+    h.Update(text.data(), 3);
+    h.Update(text.data() + 3, text.size() - 3);
+    return h.Finish();
+  };
+  const Digest first = mac(std::string(20, '\x0b'), "Hi There");
+  CHECK(first.Hex() == "b0344c61d8db38535ca8afceaf0bf12b881dc200c9833da726e9376c2e32cff7");
+  const Digest long_key = mac(std::string(131, '\xaa'),
+                              "Test Using Larger Than Block-Size Key - Hash Key First");
+  CHECK(long_key.Hex() == "60e431591ee0b67f0d8a26aacbf5b77f8e0bc6213728c5140546040f0ee37f54");
+  CHECK(SameInConstantTime(first, first));
+  CHECK_FALSE(SameInConstantTime(first, long_key));
+}
+
 TEST_CASE("a digest goes to hexadecimal and back, and nothing else does") {
   const Digest d = Sha256("abc", 3);
   Digest back;
