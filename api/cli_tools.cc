@@ -11,6 +11,7 @@
 
 #include "api/cli.h"
 #include "api/pull.h"
+#include "engine/base/memory.h"
 #include "engine/model/perplexity.h"
 #include "engine/store/data_dir.h"
 #include "stitcher/verify.h"
@@ -184,14 +185,8 @@ Check CheckCpu(const CommonFlags& flags) {
 }
 
 Check CheckMemory() {
-  std::ifstream in("/proc/meminfo");
-  std::string key;
-  for (uint64_t kib = 0; in >> key; in.ignore(256, '\n')) {
-    if (key == "MemAvailable:" && in >> kib) {
-      return {"memory", kib > (1u << 20), std::to_string(kib / 1024) + " MiB free"};
-    }
-  }
-  return {"memory", false, "/proc/meminfo has no MemAvailable"};
+  const size_t bytes = AvailableMemory();
+  return {"memory", bytes > (size_t{1} << 30), std::to_string(bytes >> 20) + " MiB free"};
 }
 
 Check CheckDataDir(const CommonFlags& flags) {

@@ -1,8 +1,8 @@
 #include "engine/engine.h"
 
 #include <algorithm>
-#include <fstream>
 
+#include "engine/base/memory.h"
 #include "engine/sched/scheduler.h"
 
 namespace holdfast {
@@ -10,31 +10,6 @@ namespace {
 
 constexpr size_t kFreeFraction = 4;             // of free memory for pages
 constexpr size_t kKvBytesLeast = 64u << 20;     // what is assumed free where nothing can be read
-
-// A number in a file of one, 0 when there is none ("max").
-size_t NumberIn(const char* path) {
-  std::ifstream file(path);
-  size_t number = 0;
-  file >> number;
-  return file ? number : 0;
-}
-
-// Memory that this process may still take: what the kernel calls available, within its cgroup's
-// limit.
-size_t FreeMemory() {
-  size_t free = 0;
-  std::ifstream meminfo("/proc/meminfo");
-  for (std::string word; meminfo >> word;) {
-    if (word != "MemAvailable:") continue;
-    meminfo >> free;
-    free *= 1024;
-    break;
-  }
-  const size_t limit = NumberIn("/sys/fs/cgroup/memory.max");
-  const size_t used = NumberIn("/sys/fs/cgroup/memory.current");
-  if (limit > used) free = std::min(free, limit - used);
-  return free;
-}
 
 }  // namespace
 
@@ -61,7 +36,7 @@ Result<std::unique_ptr<Engine>> Engine::Open(const EngineOptions& options) {
   HOLDFAST_ASSIGN_OR_RETURN(impl->model, Model::Load(options.model_path, *impl->backend, load));
   const size_t bytes = options.kv_bytes != 0
                            ? options.kv_bytes
-                           : std::max(FreeMemory() / kFreeFraction, kKvBytesLeast);
+                           : std::max(AvailableMemory() / kFreeFraction, kKvBytesLeast);
   impl->pool = std::make_unique<PagePool>(impl->model->groups(), bytes);
   const auto pages = static_cast<int64_t>(impl->pool->stats().slots_max);
   if (pages < 2) {

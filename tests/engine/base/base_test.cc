@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "engine/base/hash.h"
+#include "engine/base/memory.h"
 #include "engine/base/queue.h"
 #include "engine/base/status.h"
 
@@ -101,6 +102,16 @@ TEST_CASE("many threads push and pop; nothing is lost or doubled") {
   for (std::thread& t : consumers) t.join();
   CHECK(count == 3000);
   CHECK(sum == 2999 * 3000 / 2);
+}
+
+TEST_CASE("memory that is touched is resident") {
+  constexpr size_t kBytes = size_t{64} << 20;
+  const size_t before = ResidentMemory();
+  CHECK(before > (size_t{1} << 20));
+  const std::vector<char> touched(kBytes, 1);
+  CHECK(ResidentMemory() >= before + kBytes * 9 / 10);
+  CHECK(touched.back() == 1);
+  CHECK(AvailableMemory() > (size_t{1} << 20));
 }
 
 }  // namespace
