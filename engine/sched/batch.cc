@@ -119,18 +119,34 @@ std::vector<Pick> PickLong(std::span<const Candidate> candidates, int64_t rows_m
   return picks;
 }
 
-size_t PickAdmission(std::span<const Waiting> tenants) {
-  const auto best =
-      std::min_element(tenants.begin(), tenants.end(), [](const Waiting& a, const Waiting& b) {
-        return a.running != b.running ? a.running < b.running : a.id < b.id;
-      });
-  return static_cast<size_t>(best - tenants.begin());
+double MeanContext(std::span<const Candidate> candidates, std::span<const Pick> picks) {
+  double rows = 0, sum = 0;
+  for (const Pick& pick : picks) {
+    const auto n = static_cast<double>(pick.rows);
+    rows += n;
+    sum += n * (static_cast<double>(candidates[pick.candidate].context) + (n - 1) / 2);
+  }
+  return rows == 0 ? 0 : sum / rows;
 }
 
-bool MayAdmit(const AdmissionState& state) {
-  if (state.running == 0) return true;
-  return state.running < state.running_max && state.starved == 0 &&
-         state.pages_needed <= state.pages_free;
+std::vector<size_t> PickAdmission(std::span<const Waiting> waiting, const Room& room) {
+  if (!room.is_open()) return {};
+  std::vector<size_t> order(waiting.size());
+  for (size_t i = 0; i < order.size(); ++i) order[i] = i;
+  std::sort(order.begin(), order.end(), [&](size_t a, size_t b) {
+    const Waiting &x = waiting[a], &y = waiting[b];
+    return x.tenant_running != y.tenant_running ? x.tenant_running < y.tenant_running
+                                                : x.id < y.id;
+  });
+  for (size_t n = 0; n < order.size(); ++n) {
+    const Waiting& next = waiting[order[n]];
+    if (room.running == 0 || next.pages <= room.pages) {
+      order.resize(n + 1);
+      return order;
+    }
+    if (next.passed_over >= kPassedOverMax) break;
+  }
+  return {};
 }
 
 size_t PickVictim(std::span<const Holder> running) {
@@ -141,23 +157,6 @@ size_t PickVictim(std::span<const Holder> running) {
     if (victim == kNobody || running[i].id > running[victim].id) victim = i;
   }
   return victim;
-}
-
-int64_t RowLimit::RowsWithin(double ms) const {
-  if (row_ms_ == 0 || ms >= row_ms_ * static_cast<double>(rows_)) return rows_;
-  return std::min(rows_, std::max(kRowsLeast, static_cast<int64_t>(ms / row_ms_)));
-}
-
-void RowLimit::Measured(int64_t rows, double ms) {
-  if (rows <= 0 || ms <= 0) return;
-  row_ms_ = ms / static_cast<double>(rows);
-  const double fit = static_cast<double>(rows) * step_ms_max_ / ms;
-  if (ms > step_ms_max_) {
-    rows_ = std::max<int64_t>(1, static_cast<int64_t>(std::min(fit, 1e9)));
-  } else if (rows >= rows_) {
-    const double grown = std::min({fit, 2.0 * static_cast<double>(rows_), 1e9});
-    rows_ = std::clamp<int64_t>(static_cast<int64_t>(grown), rows_, rows_max_);
-  }
 }
 
 }  // namespace holdfast

@@ -17,6 +17,7 @@ struct Candidate {
   uint64_t id = 0;             // order of submission
   std::string_view tenant;
   int64_t pending = 0;         // rows to compute, >= 1
+  int64_t context = 0;         // tokens before them
   int64_t chunk = 0;           // most rows in one pass; 0 = any
   uint64_t last_step = 0;      // when it last had rows in a pass
   PageKey next_block;          // Timeline::NextBlockKey
@@ -41,24 +42,30 @@ std::vector<Pick> PickShort(std::span<const Candidate> candidates, int64_t rows_
 // rest in order of submission. Of sequences that are about to compute the same page only the oldest
 // is picked: the others will find it in the pool.
 std::vector<Pick> PickLong(std::span<const Candidate> candidates, int64_t rows_max);
+// Tokens before a row of these picks, on average.
+double MeanContext(std::span<const Candidate> candidates, std::span<const Pick> picks);
 
-// A tenant with waiting requests.
+// A request that waits.
 struct Waiting {
-  uint64_t id = 0;  // of its first request
-  int running = 0;  // sequences of the tenant that run
+  uint64_t id = 0;
+  int tenant_running = 0;  // sequences of its tenant that run
+  int64_t pages = 0;       // for all that it has to compute
+  int passed_over = 0;     // times that a later one was admitted, for want of pages for this one
 };
-// Index of the tenant whose first request is admitted next: the fewest running, then the oldest.
-size_t PickAdmission(std::span<const Waiting> tenants);
-
-struct AdmissionState {
+struct Room {
   int running = 0, running_max = 0;
   int starved = 0;         // running sequences that wait for a page
-  int64_t pages_needed = 0;
-  int64_t pages_free = 0;  // not leased
+  int64_t pages = 0;       // that nobody holds and no running sequence has yet to fill
+
+  bool is_open() const { return running == 0 || (running < running_max && starved == 0); }
 };
-// Whether one more may run. An empty engine admits anything, so that too big a request fails with
-// an error of its own instead of waiting for ever.
-bool MayAdmit(const AdmissionState& state);
+// Who has waited for pages so often is waited for.
+inline constexpr int kPassedOverMax = 16;
+// Indices of requests, the last of which is admitted next and the others are passed over; empty:
+// nobody is. First comes the tenant with the fewest running sequences, then the oldest request;
+// where its pages are not there, the next may go ahead. An empty engine admits anything, so that too
+// big a request fails with an error of its own instead of waiting for ever.
+std::vector<size_t> PickAdmission(std::span<const Waiting> waiting, const Room& room);
 
 struct Holder {
   uint64_t id = 0;
@@ -68,26 +75,5 @@ inline constexpr size_t kNobody = SIZE_MAX;
 // Who gives its pages back when nobody can get on: the youngest that holds any. kNobody when a
 // single sequence is left: then others than sequences hold the memory.
 size_t PickVictim(std::span<const Holder> running);
-
-// How many rows a step may have so that it lasts at most `step_ms_max`: measured, one row at least.
-class RowLimit {
- public:
-  RowLimit(int64_t rows_max, double step_ms_max)
-      : rows_max_(rows_max), step_ms_max_(step_ms_max), rows_(rows_max < 64 ? rows_max : 64) {}
-  int64_t rows() const { return rows_; }
-  // The limit for a step of `ms`, when steps take for each row what the last one took: kRowsLeast
-  // at least (fewer would read the weights for too little), rows() at most.
-  int64_t RowsWithin(double ms) const;
-  static constexpr int64_t kRowsLeast = 16;
-  // A step of `rows` rows took `ms`. Shrinks at once; grows to at most double, and only after a
-  // step that used the limit.
-  void Measured(int64_t rows, double ms);
-
- private:
-  int64_t rows_max_;
-  double step_ms_max_;
-  int64_t rows_;
-  double row_ms_ = 0;  // of the last step; 0: none yet
-};
 
 }  // namespace holdfast

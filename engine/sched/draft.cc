@@ -10,11 +10,8 @@
 namespace holdfast {
 namespace {
 
-constexpr double kFirstRowShare = 0.1;  // of the first row's time, for a row never measured
-constexpr double kCostWeight = 0.25;    // of a new measurement
-constexpr double kOutlier = 2;          // a pass that took longer than this was interrupted
-constexpr double kForget = 0.9;         // per token tried
-constexpr double kWorthwhile = 1.15;    // tokens per time of draft rows, over those without
+constexpr double kForget = 0.9;       // per token tried
+constexpr double kWorthwhile = 1.15;  // tokens per time of draft rows, over those without
 
 }  // namespace
 
@@ -66,38 +63,6 @@ std::vector<TokenId> DraftFrom(std::span<const TokenId> tokens, const DraftIndex
     draft.push_back(at < tokens.size() ? tokens[at] : draft[at - tokens.size()]);
   }
   return draft;
-}
-
-void PassCost::Measured(int64_t rows, double ms) {
-  if (rows <= 0 || ms <= 0) return;
-  const auto n = static_cast<uint64_t>(rows - 1);
-  Point& point = points_[std::min<size_t>(std::bit_width(n), points_.size() - 1)];
-  const auto r = static_cast<double>(rows);
-  if (point.rows == 0) {
-    point = {r, ms};
-    return;
-  }
-  const double counted = std::min(ms, kOutlier * point.ms);
-  point.rows += kCostWeight * (r - point.rows);
-  point.ms += kCostWeight * (counted - point.ms);
-}
-
-double PassCost::ms(int64_t rows) const {
-  const auto r = static_cast<double>(rows);
-  Point before, last;  // the two known ones up to `rows`, or the last two
-  for (Point point : points_) {
-    if (point.rows == 0) continue;
-    point.ms = std::max(point.ms, last.ms);  // more rows never take less
-    before = last;
-    last = point;
-    if (r <= last.rows) break;
-  }
-  if (last.rows == 0) last = {1, 1};
-  if (before.rows == 0) {
-    const double row = last.ms / (1 / kFirstRowShare - 1 + last.rows);
-    return last.ms + row * (r - last.rows);
-  }
-  return before.ms + (last.ms - before.ms) * (r - before.rows) / (last.rows - before.rows);
 }
 
 size_t Acceptance::Class(int64_t match_length) {

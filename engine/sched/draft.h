@@ -12,6 +12,7 @@
 #include <vector>
 
 #include "engine/base/types.h"
+#include "engine/sched/pace.h"
 
 namespace holdfast {
 
@@ -45,20 +46,6 @@ class DraftIndex {
 // `count` tokens that follow a match. They may run on into themselves: after "abab" come "abab...".
 std::vector<TokenId> DraftFrom(std::span<const TokenId> tokens, const DraftIndex::Match& match,
                                int64_t count);
-
-// Time of a decode pass by its number of rows, as measured: an average per power of two, straight
-// lines between them. Before anything is known a further row costs a tenth of the first.
-class PassCost {
- public:
-  void Measured(int64_t rows, double ms);
-  double ms(int64_t rows) const;  // 1 when nothing was measured
-
- private:
-  struct Point {
-    double rows = 0, ms = 0;  // rows 0: none
-  };
-  std::array<Point, 16> points_{};
-};
 
 // How likely a draft token is right when those before it were, by the length of its match: what
 // happened to the last ten or so of the sequence.

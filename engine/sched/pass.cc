@@ -36,6 +36,18 @@ Status Pass::Add(Sequence& sequence, int64_t rows) {
   return {};
 }
 
+double Pass::context() const {
+  double sum = 0;
+  for (const Part& part : parts_) {
+    for (const int64_t index : part.index) sum += static_cast<double>(index);
+  }
+  return rows_ == 0 ? 0 : sum / static_cast<double>(rows_);
+}
+
+double Pass::done() const {
+  return static_cast<double>(layers_) / static_cast<double>(layers_ + forward_.layers_left());
+}
+
 bool Pass::is_moot() const {
   return std::all_of(parts_.begin(), parts_.end(),
                      [](const Part& part) { return part.sequence->abandoned(); });

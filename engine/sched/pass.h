@@ -23,6 +23,7 @@ class Pass {
   // them.
   Status Add(Sequence& sequence, int64_t rows);
   int64_t rows() const { return rows_; }
+  double context() const;  // tokens before a row, on average
   bool in_flight() const { return in_flight_; }
   // Everybody in it has been abandoned.
   bool is_moot() const;
@@ -33,6 +34,7 @@ class Pass {
   double ms() const { return ms_; }                    // in layers so far
   double layer_ms_max() const { return layer_ms_max_; }
   double layer_ms() const { return layers_ == 0 ? 0 : ms_ / layers_; }  // on average
+  double done() const;  // part of the layers
 
   // After the last layer: hands each sequence what came of its rows, and is empty again. Sequences
   // that no observer or constraint ties to this thread draw their tokens at once on all threads.

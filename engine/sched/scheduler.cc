@@ -10,7 +10,7 @@ namespace {
 // often.
 constexpr auto kParkedPoll = std::chrono::milliseconds(100);
 constexpr auto kStarvedPoll = std::chrono::milliseconds(10);
-constexpr double kPrefillShare = 0.75;  // of a decode step's time, for prefill after it
+constexpr double kEarly = 0.25;  // of a pass, after which it does not begin anew
 
 int64_t PagesFor(int64_t rows) { return (rows + kPageTokens - 1) / kPageTokens + 1; }
 
@@ -29,8 +29,9 @@ Scheduler::Scheduler(Model* model, PagePool* pool, const Options& options)
       inbox_(std::make_shared<Inbox>()),
       prefill_(*model),
       decode_(*model),
-      prefill_limit_(options.prefill_rows_max, options.step_ms_max),
-      decode_limit_(options.running_max * kShortRows, options.step_ms_max),
+      pace_({.prefill_rows_max = options.prefill_rows_max,
+             .decode_rows_max = options.running_max * kShortRows,
+             .step_ms_max = options.step_ms_max}),
       thread_([this] { Loop(); }) {}
 
 Scheduler::~Scheduler() { Shutdown(); }
@@ -109,51 +110,54 @@ bool Scheduler::TakeArrived() {
   return !closed;
 }
 
+std::vector<Sequence*> Scheduler::Everybody() {
+  std::vector<Sequence*> all;
+  for (auto& [tenant, queue] : waiting_) {
+    for (SequencePtr& sequence : queue) all.push_back(sequence.get());
+  }
+  for (SequencePtr& sequence : running_) all.push_back(sequence.get());
+  return all;
+}
+
 // Ends what was abandoned. A sequence in a pass ends with the pass.
 void Scheduler::Reap() {
   if (prefill_.in_flight() && prefill_.is_moot()) prefill_.Abandon();
-  const auto reap = [](Sequence& sequence) {
-    if (sequence.finished() || sequence.in_pass || !sequence.abandoned()) return;
-    sequence.Finish(FinishReason::kCancelled, Status::Cancelled("cancelled by its client"));
-  };
-  for (auto& [tenant, queue] : waiting_) {
-    for (SequencePtr& sequence : queue) reap(*sequence);
+  for (Sequence* sequence : Everybody()) {
+    if (sequence->finished() || sequence->in_pass || !sequence->abandoned()) continue;
+    sequence->Finish(FinishReason::kCancelled, Status::Cancelled("cancelled by its client"));
   }
-  for (SequencePtr& sequence : running_) reap(*sequence);
 }
 
 // Ends a turn: counts, tells the clients, lets go of what is finished. Who has heard of an event
 // sees it in the counts. True when something was finished.
 bool Scheduler::Settle() {
-  uint64_t generated = 0, finished = 0, failed = 0;
-  DraftCounts drafts;
-  int waiting = 0;
-  const auto count = [&](Sequence& sequence) {
-    const DraftCounts its = sequence.TakeDraftCounts();
-    drafts.drafted += its.drafted;
-    drafts.accepted += its.accepted;
-    generated += static_cast<uint64_t>(sequence.TakeGenerated());
-    finished += sequence.finished();
-    failed += sequence.failed();
-  };
-  for (auto& [tenant, queue] : waiting_) {
-    for (SequencePtr& sequence : queue) {
-      count(*sequence);
-      waiting += sequence->finished();
-    }
+  EngineStats news;  // what is new of the counters
+  for (Sequence* sequence : Everybody()) {
+    const DraftCounts drafts = sequence->TakeDraftCounts();
+    news.drafted += static_cast<uint64_t>(drafts.drafted);
+    news.accepted += static_cast<uint64_t>(drafts.accepted);
+    news.generated += static_cast<uint64_t>(sequence->TakeGenerated());
+    news.finished += sequence->finished();
+    news.failed += sequence->failed();
   }
-  for (SequencePtr& sequence : running_) count(*sequence);
+  const auto goes_on = [](const SequencePtr& sequence) { return !sequence->finished(); };
+  const auto count = [&](const auto& sequences) {
+    return static_cast<int>(std::count_if(sequences.begin(), sequences.end(), goes_on));
+  };
+  int ended_waiting = 0;
+  for (const auto& [tenant, queue] : waiting_) {
+    ended_waiting += static_cast<int>(queue.size()) - count(queue);
+  }
   {
     std::lock_guard lock(inbox_->mu);
-    inbox_->stats.generated += generated;
-    inbox_->stats.finished += finished;
-    inbox_->stats.failed += failed;
-    inbox_->stats.drafted += static_cast<uint64_t>(drafts.drafted);
-    inbox_->stats.accepted += static_cast<uint64_t>(drafts.accepted);
-    inbox_->stats.queued -= waiting;
-    const auto runs = [](const auto& s) { return !s->finished(); };
-    inbox_->stats.running =
-        static_cast<int>(std::count_if(running_.begin(), running_.end(), runs));
+    EngineStats& stats = inbox_->stats;
+    stats.generated += news.generated;
+    stats.finished += news.finished;
+    stats.failed += news.failed;
+    stats.drafted += news.drafted;
+    stats.accepted += news.accepted;
+    stats.queued -= ended_waiting;
+    stats.running = count(running_);
   }
   const auto deliver = [](const SequencePtr& sequence) {
     sequence->Deliver();
@@ -162,7 +166,7 @@ bool Scheduler::Settle() {
   for (auto& [tenant, queue] : waiting_) std::erase_if(queue, deliver);
   std::erase_if(waiting_, [](const auto& entry) { return entry.second.empty(); });
   std::erase_if(running_, deliver);
-  return finished > 0;
+  return news.finished > 0;
 }
 
 int64_t Scheduler::Starved() const {
@@ -170,28 +174,42 @@ int64_t Scheduler::Starved() const {
                        [](const SequencePtr& s) { return s->starved; });
 }
 
+Room Scheduler::FreeRoom() const {
+  const PoolStats pool = pool_->stats();
+  Room room{.running = static_cast<int>(running_.size()),
+            .running_max = options_.running_max,
+            .starved = static_cast<int>(Starved()),
+            .pages = static_cast<int64_t>(pool.slots_max - pool.leased)};
+  for (const SequencePtr& s : running_) room.pages -= PagesFor(s->timeline().pending());
+  return room;
+}
+
 void Scheduler::Admit() {
   while (!waiting_.empty()) {
-    std::vector<Waiting> tenants;
-    for (const auto& [tenant, queue] : waiting_) {
-      const auto running = std::count_if(running_.begin(), running_.end(), [&](const auto& s) {
-        return s->tenant() == tenant;
-      });
-      tenants.push_back({queue.front()->id(), static_cast<int>(running)});
+    const Room room = FreeRoom();
+    if (!room.is_open()) return;
+    std::vector<Waiting> waiting;
+    std::vector<std::pair<std::deque<SequencePtr>*, size_t>> place;
+    for (auto& [tenant, queue] : waiting_) {
+      const auto running = std::count_if(running_.begin(), running_.end(),
+                                         [&](const auto& s) { return s->tenant() == tenant; });
+      for (size_t i = 0; i < queue.size(); ++i) {
+        waiting.push_back({.id = queue[i]->id(),
+                           .tenant_running = static_cast<int>(running),
+                           .pages = PagesFor(queue[i]->timeline().pending()),
+                           .passed_over = queue[i]->passed_over});
+        place.emplace_back(&queue, i);
+      }
     }
-    const auto entry = std::next(waiting_.begin(), static_cast<int64_t>(PickAdmission(tenants)));
-    const Sequence& next = *entry->second.front();
-    const PoolStats pool = pool_->stats();
-    if (!MayAdmit({.running = static_cast<int>(running_.size()),
-                   .running_max = options_.running_max,
-                   .starved = static_cast<int>(Starved()),
-                   .pages_needed = PagesFor(next.timeline().pending()),
-                   .pages_free = static_cast<int64_t>(pool.slots_max - pool.leased)})) {
-      return;
+    const std::vector<size_t> picked = PickAdmission(waiting, room);
+    if (picked.empty()) return;
+    for (const size_t i : std::span(picked).first(picked.size() - 1)) {
+      ++(*place[i].first)[place[i].second]->passed_over;
     }
-    running_.push_back(std::move(entry->second.front()));
-    entry->second.pop_front();
-    if (entry->second.empty()) waiting_.erase(entry);
+    auto& [queue, at] = place[picked.back()];
+    running_.push_back(std::move((*queue)[at]));
+    queue->erase(queue->begin() + static_cast<int64_t>(at));
+    if (queue->empty()) waiting_.erase(running_.back()->tenant());
     running_.back()->Admitted();
     std::lock_guard lock(inbox_->mu);
     --inbox_->stats.queued;
@@ -216,10 +234,6 @@ std::vector<Candidate> Scheduler::Runnable(Rows rows, std::vector<Sequence*>* wh
   return candidates;
 }
 
-void Scheduler::Fill(Pass& pass, std::span<const Pick> picks, std::span<Sequence* const> who) {
-  for (const Pick& pick : picks) Add(pass, *who[pick.candidate], pick.rows);
-}
-
 bool Scheduler::Add(Pass& pass, Sequence& sequence, int64_t rows) {
   if (pass.Add(sequence, rows).ok()) return true;
   sequence.starved = true;
@@ -234,18 +248,22 @@ bool Scheduler::MayDraft() const {
   return pool.slots_max - pool.leased > 2 * running_.size();
 }
 
-// Fills the decode pass; what its limit leaves goes to drafts, in the order of the picks.
-void Scheduler::FillWithDrafts(std::span<const Pick> picks, std::span<Sequence* const> who) {
+// What the pass's limit leaves goes to drafts, in the order of the picks.
+void Scheduler::FillDecode() {
+  std::vector<Sequence*> who;
+  const std::vector<Candidate> candidates = Runnable(Rows::kShort, &who);
+  const std::vector<Pick> picks = PickShort(candidates, pace_.DecodeRows());
   PassSoFar pass{.rows = 0, .tokens = static_cast<double>(picks.size())};
   for (const Pick& pick : picks) pass.rows += pick.rows;
   const bool may_draft = MayDraft();
-  const PassCost* cost = options_.speculation == Speculation::kAlways ? nullptr : &decode_cost_;
+  const PassCost* cost =
+      options_.speculation == Speculation::kAlways ? nullptr : &pace_.decode_cost();
   for (const Pick& pick : picks) {
     Sequence& sequence = *who[pick.candidate];
     int64_t drafts = 0;
     double gain = 0;
     if (may_draft && pick.rows == sequence.timeline().pending()) {
-      drafts = sequence.Propose(decode_limit_.rows() - pass.rows, pass, cost, &gain);
+      drafts = sequence.Propose(pace_.DecodeRows() - pass.rows, pass, cost, &gain);
     }
     if (!Add(decode_, sequence, pick.rows + drafts)) continue;
     pass.rows += drafts;
@@ -253,46 +271,49 @@ void Scheduler::FillWithDrafts(std::span<const Pick> picks, std::span<Sequence* 
   }
 }
 
-// Whether another layer comes before the next decode step.
-bool Scheduler::PrefillHasTime() const {
-  if (!prefill_.in_flight()) return false;
-  return prefill_since_ms_ == 0 ||
-         prefill_since_ms_ + prefill_.layer_ms() <= kPrefillShare * decode_ms_;
-}
-
 bool Scheduler::DecodeStep() {
-  if (PrefillHasTime()) return false;
-  std::vector<Sequence*> who;
-  const std::vector<Candidate> candidates = Runnable(Rows::kShort, &who);
-  FillWithDrafts(PickShort(candidates, decode_limit_.rows()), who);
-  decodes_run_ = decode_.rows() > 0;
-  if (!decodes_run_) return false;
-  decode_.Begin();
-  while (!decode_.StepLayer()) {
+  if (prefill_.in_flight() && pace_.MayGoOn(prefill_.layer_ms())) return false;
+  FillDecode();
+  if (decode_.rows() > 0) {
+    decode_.Begin();
+    while (!decode_.StepLayer()) {
+    }
   }
-  prefill_since_ms_ = 0;
-  decode_limit_.Measured(decode_.rows(), decode_.ms());
-  decode_cost_.Measured(decode_.rows(), decode_.ms());
-  decode_ms_ = decode_cost_.ms(decode_.rows());
+  pace_.Decoded(decode_.rows(), decode_.ms());
+  if (decode_.rows() == 0) return false;
   Complete(decode_, Rows::kShort);
   return true;
 }
 
+void Scheduler::FillPrefill() {
+  std::vector<Sequence*> who;
+  const std::vector<Candidate> candidates = Runnable(Rows::kLong, &who);
+  const auto some = PickLong(candidates, Pace::kPrefillRowsLeast);  // as long as nobody ends, the
+  const int64_t rows = pace_.PrefillRows(MeanContext(candidates, some));  // parts are the same
+  for (const Pick& pick : PickLong(candidates, rows)) {
+    Add(prefill_, *who[pick.candidate], pick.rows);
+  }
+}
+
 bool Scheduler::PrefillStep() {
+  const auto measured = [&] {
+    pace_.Prefilled(prefill_.rows(), prefill_.context(), prefill_.layer_ms_max());
+  };
+  if (prefill_.in_flight() && prefill_.done() <= kEarly &&
+      pace_.IsTooLong(prefill_.rows(), prefill_.layer_ms())) {
+    measured();
+    prefill_.Abandon();
+  }
   if (!prefill_.in_flight()) {
-    std::vector<Sequence*> who;
-    const std::vector<Candidate> candidates = Runnable(Rows::kLong, &who);
-    const int64_t rows = decodes_run_ ? prefill_limit_.RowsWithin(kPrefillShare * decode_ms_)
-                                      : prefill_limit_.rows();
-    Fill(prefill_, PickLong(candidates, rows), who);
+    FillPrefill();
     if (prefill_.rows() == 0) return false;
     prefill_.Begin();
   }
   const double before = prefill_.ms();
   const bool is_done = prefill_.StepLayer();
-  prefill_since_ms_ += prefill_.ms() - before;
+  pace_.Layer(prefill_.ms() - before);
   if (is_done) {
-    prefill_limit_.Measured(prefill_.rows(), prefill_.layer_ms_max());
+    measured();
     Complete(prefill_, Rows::kLong);
   }
   return true;
@@ -371,13 +392,9 @@ void Scheduler::Sleep() {
 
 void Scheduler::EndAll() {
   prefill_.Abandon();
-  const auto end = [](Sequence& sequence) {
-    sequence.Finish(FinishReason::kCancelled, Status::Unavailable("engine: shutting down"));
-  };
-  for (auto& [tenant, queue] : waiting_) {
-    for (SequencePtr& sequence : queue) end(*sequence);
+  for (Sequence* sequence : Everybody()) {
+    sequence->Finish(FinishReason::kCancelled, Status::Unavailable("engine: shutting down"));
   }
-  for (SequencePtr& sequence : running_) end(*sequence);
   Settle();
 }
 

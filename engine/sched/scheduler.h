@@ -2,10 +2,7 @@
 // gives each its tokens. Blocks on nothing but its queue and does no I/O.
 //
 // A turn of the loop: take what came, end what was abandoned, admit; then a decode step, or a layer
-// of the prefill pass, or, when nobody can get on, make room or sleep. Between two decode steps
-// come as many layers of a prefill pass as fit into 3/4 of a step's time, at least one; a pass has
-// so many rows that one fits (measured). So running decodes keep more than half of their pace, and
-// a prefill 3/7 of its own.
+// of the prefill pass (pace.h says which), or, when nobody can get on, make room or sleep.
 #pragma once
 
 #include <condition_variable>
@@ -21,6 +18,7 @@
 
 #include "engine/engine.h"
 #include "engine/sched/batch.h"
+#include "engine/sched/pace.h"
 #include "engine/sched/pass.h"
 #include "engine/sched/sequence.h"
 
@@ -71,10 +69,9 @@ class Scheduler {
   void Admit();
   bool DecodeStep();
   bool PrefillStep();
-  bool PrefillHasTime() const;
+  void FillPrefill();
   std::vector<Candidate> Runnable(Rows rows, std::vector<Sequence*>* who);
-  void Fill(Pass& pass, std::span<const Pick> picks, std::span<Sequence* const> who);
-  void FillWithDrafts(std::span<const Pick> picks, std::span<Sequence* const> who);
+  void FillDecode();
   bool Add(Pass& pass, Sequence& sequence, int64_t rows);
   bool MayDraft() const;
   void Complete(Pass& pass, Rows rows);
@@ -84,7 +81,9 @@ class Scheduler {
   bool WaitForOthers();
   void Sleep();
   void EndAll();
+  std::vector<Sequence*> Everybody();  // who waits and who runs
   int64_t Starved() const;
+  Room FreeRoom() const;
 
   Model* const model_;
   PagePool* const pool_;
@@ -95,12 +94,8 @@ class Scheduler {
   std::map<std::string, std::deque<SequencePtr>> waiting_;  // by tenant, in order of submission
   std::vector<SequencePtr> running_;                        // in order of admission
   Pass prefill_, decode_;
-  RowLimit prefill_limit_, decode_limit_;
-  PassCost decode_cost_;
+  Pace pace_;
   uint64_t step_ = 0;
-  bool decodes_run_ = false;      // somebody had rows for the last decode step
-  double decode_ms_ = 0;          // that a decode step like the last one takes
-  double prefill_since_ms_ = 0;   // layers since then
   std::optional<Sequence::Clock::time_point> starved_since_;
   std::mutex join_mu_;
   std::thread thread_;

@@ -81,14 +81,14 @@ bool Sequence::Parked() {
 }
 
 Candidate Sequence::candidate() const {
-  // Who may not take pages from the pool has no use for following another.
-  const bool follows = request_.chunk == 0 && !request_.observe_logits;
   return {.id = id_,
           .tenant = tenant(),
           .pending = timeline().pending(),
+          .context = timeline().filled(),
           .chunk = request_.observe_logits && request_.chunk == 0 ? 64 : request_.chunk,
           .last_step = last_step_,
-          .next_block = follows ? timeline().NextBlockKey() : PageKey{}};
+          // Who may not take pages from the pool has no use for following another.
+          .next_block = computes_all() ? PageKey{} : timeline().NextBlockKey()};
 }
 
 bool Sequence::WantsLogits(int64_t index) const {
@@ -100,8 +100,7 @@ int64_t Sequence::Propose(int64_t most, const PassSoFar& pass, const PassCost* c
                           double* gain) {
   assert(drafts_ == 0);
   *gain = 0;
-  const bool may = request_.speculate && request_.chunk == 0 && !request_.observe_logits;
-  if (!may || distrusts_drafts_) return 0;
+  if (!request_.speculate || computes_all() || distrusts_drafts_) return 0;
   // The pass says one token in any case; what comes after the answer's end is of no use.
   most = std::min({most, kDraftTokensMax, request_.max_tokens - generated_ - 1,
                    context_max_ - timeline().size() - 1});
@@ -152,7 +151,7 @@ DraftCounts Sequence::TakeDraftCounts() {
 }
 
 bool Sequence::TakeFromPool() {
-  if (request_.chunk != 0 || request_.observe_logits) return false;
+  if (computes_all()) return false;
   // The last row is computed in any case: its logits are wanted.
   const int64_t end = timeline().size() - (request_.max_tokens > 0 ? 1 : 0);
   reused_ += timeline().Reuse(end);

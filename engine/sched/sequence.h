@@ -83,12 +83,15 @@ class Sequence {
   // Scheduling state, kept by the scheduler.
   bool in_pass = false;  // its pages are being written
   bool starved = false;  // the pool had no page for it
+  int passed_over = 0;   // as Waiting's
 
  private:
   struct Planned {
     TokenId token;
     bool by_grammar;
   };
+  // Each of its rows is to be computed, as it stands: none from the pool, none drafted.
+  bool computes_all() const { return request_.chunk != 0 || request_.observe_logits != nullptr; }
   int64_t said() const { return timeline().size() - drafts_; }  // tokens that are no drafts
   void Append(TokenId token);
   void FillVerified();

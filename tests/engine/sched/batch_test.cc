@@ -36,7 +36,8 @@ struct PickCase {
 
 Candidate C(uint64_t id, std::string_view tenant, int64_t pending, uint64_t last_step = 0,
             int64_t chunk = 0, uint8_t block = 0) {
-  return {id, tenant, pending, chunk, last_step, Block(block)};
+  return {.id = id, .tenant = tenant, .pending = pending, .context = 0, .chunk = chunk,
+          .last_step = last_step, .next_block = Block(block)};
 }
 
 TEST_CASE("PickShort takes tenants in turn, who waited longest first") {
@@ -83,26 +84,49 @@ TEST_CASE("PickLong shares rows among tenants, and in a tenant between first and
   }
 }
 
-TEST_CASE("PickAdmission prefers the tenant with the fewest running, then the oldest request") {
-  const std::vector<Waiting> tenants = {{5, 2}, {9, 0}, {7, 0}, {1, 3}};
-  CHECK(PickAdmission(tenants) == 2);
+TEST_CASE("MeanContext counts each row of the picks") {
+  std::vector<Candidate> candidates = {C(1, "a", 500), C(2, "a", 500), C(3, "a", 500)};
+  candidates[0].context = 1000;
+  candidates[1].context = 10;
+  CHECK(MeanContext(candidates, {}) == 0);
+  CHECK(MeanContext(candidates, std::vector<Pick>{{0, 3}}) == 1001);
+  CHECK(MeanContext(candidates, std::vector<Pick>{{0, 1}, {1, 3}}) == (1000 + 3 * 11) / 4.0);
 }
 
-TEST_CASE("MayAdmit") {
-  const AdmissionState base{.running = 2, .running_max = 4, .starved = 0, .pages_needed = 3,
-                            .pages_free = 3};
-  CHECK(MayAdmit(base));
-  AdmissionState s = base;
-  s.running = 4;
-  CHECK_FALSE(MayAdmit(s));
-  s = base;
-  s.starved = 1;
-  CHECK_FALSE(MayAdmit(s));
-  s = base;
-  s.pages_free = 2;
-  CHECK_FALSE(MayAdmit(s));
-  s.running = 0;  // an empty engine takes anything
-  CHECK(MayAdmit(s));
+TEST_CASE("PickAdmission prefers the tenant with the fewest running, then the oldest request") {
+  const Room room{.running = 2, .running_max = 4, .starved = 0, .pages = 10};
+  const std::vector<Waiting> waiting = {{5, 2, 1, 0}, {9, 0, 1, 0}, {7, 0, 1, 0}, {1, 3, 1, 0}};
+  CHECK(PickAdmission(waiting, room) == std::vector<size_t>{2});
+  CHECK(PickAdmission({}, room).empty());
+}
+
+TEST_CASE("PickAdmission lets nobody in without room") {
+  const Room base{.running = 2, .running_max = 4, .starved = 0, .pages = 3};
+  const auto admitted = [](const Room& room) {
+    return PickAdmission(std::vector<Waiting>{{1, 0, 3, 0}}, room).size();
+  };
+  CHECK(admitted(base) == 1);
+  Room room = base;
+  room.running = 4;
+  CHECK(admitted(room) == 0);
+  room = base;
+  room.starved = 1;
+  CHECK(admitted(room) == 0);
+  room = base;
+  room.pages = 2;
+  CHECK(admitted(room) == 0);
+  room.running = 0;  // an empty engine takes anything
+  CHECK(admitted(room) == 1);
+}
+
+TEST_CASE("PickAdmission lets small requests pass large ones, for a while") {
+  const Room room{.running = 1, .running_max = 9, .starved = 0, .pages = 5};
+  std::vector<Waiting> waiting = {{1, 1, 50, 0}, {2, 1, 6, 3}, {3, 1, 5, 0}, {4, 1, 1, 0}};
+  CHECK(PickAdmission(waiting, room) == std::vector<size_t>{0, 1, 2});
+  waiting[1].passed_over = kPassedOverMax;
+  CHECK(PickAdmission(waiting, room).empty());
+  waiting[1].pages = 5;
+  CHECK(PickAdmission(waiting, room) == std::vector<size_t>{0, 1});
 }
 
 TEST_CASE("PickVictim takes the youngest that holds pages, never the last one") {
@@ -111,39 +135,6 @@ TEST_CASE("PickVictim takes the youngest that holds pages, never the last one") 
   CHECK(PickVictim(std::vector<Holder>{{4, 0}, {9, 0}}) == kNobody);
   CHECK(PickVictim(std::vector<Holder>{{4, 5}}) == kNobody);
   CHECK(PickVictim({}) == kNobody);
-}
-
-TEST_CASE("RowLimit follows what steps take") {
-  RowLimit limit(256, 200);
-  CHECK(limit.rows() == 64);
-  limit.Measured(32, 1);  // the limit was not used: nothing to learn
-  CHECK(limit.rows() == 64);
-  limit.Measured(64, 10);
-  CHECK(limit.rows() == 128);
-  limit.Measured(128, 150);  // 170 would fit
-  CHECK(limit.rows() == 170);
-  limit.Measured(170, 400);
-  CHECK(limit.rows() == 85);
-  limit.Measured(10, 100000);
-  CHECK(limit.rows() == 1);
-  limit.Measured(1, 500);  // one row at least
-  CHECK(limit.rows() == 1);
-  for (int i = 0; i < 20; ++i) limit.Measured(limit.rows(), 1);
-  CHECK(limit.rows() == 256);
-  CHECK(RowLimit(16, 200).rows() == 16);
-}
-
-TEST_CASE("RowLimit tells how many rows fit into less time") {
-  RowLimit limit(256, 200);
-  CHECK(limit.RowsWithin(1) == 64);  // nothing measured
-  for (int i = 0; i < 3; ++i) limit.Measured(limit.rows(), 0.1 * static_cast<double>(limit.rows()));
-  CHECK(limit.rows() == 256);
-  CHECK(limit.RowsWithin(1000) == 256);
-  CHECK(limit.RowsWithin(12) == 120);
-  CHECK(limit.RowsWithin(0.3) == RowLimit::kRowsLeast);
-  CHECK(RowLimit(4, 200).RowsWithin(0.3) == 4);
-  limit.Measured(120, 24);  // rows cost twice as much by now
-  CHECK(limit.RowsWithin(12) == 60);
 }
 
 }  // namespace

@@ -65,25 +65,6 @@ TEST_CASE("an index that grew token by token finds what a new one finds") {
   }
 }
 
-TEST_CASE("the cost of a pass lies on lines between measurements") {
-  PassCost cost;
-  CHECK(cost.ms(1) == doctest::Approx(1));
-  CHECK(cost.ms(11) == doctest::Approx(2));
-  cost.Measured(1, 10);
-  CHECK(cost.ms(1) == doctest::Approx(10));
-  CHECK(cost.ms(11) == doctest::Approx(20));
-  cost.Measured(8, 24);
-  CHECK(cost.ms(4) == doctest::Approx(16));
-  CHECK(cost.ms(15) == doctest::Approx(38));
-  cost.Measured(16, 20);  // noise: more rows never take less
-  CHECK(cost.ms(16) == doctest::Approx(24));
-  for (int i = 0; i < 40; ++i) cost.Measured(1, i == 20 ? 1000 : 12);  // one was interrupted
-  CHECK(cost.ms(1) == doctest::Approx(12).epsilon(0.01));
-  PassCost many;
-  many.Measured(16, 50);
-  CHECK(many.ms(1) == doctest::Approx(20));
-}
-
 TEST_CASE("acceptance follows what happened, by length of match") {
   Acceptance acceptance;
   const double begin = acceptance.Rate(2);

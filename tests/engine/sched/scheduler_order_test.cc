@@ -194,6 +194,108 @@ TEST_CASE("decoding goes on between the layers of a long prompt") {
   CHECK(at_end - at_submit >= 3);  // once before the pass begins; the others inside it
 }
 
+// Notes when a row was computed, by the rows of prompts that were computed in passes before.
+std::function<void(int64_t, std::span<const float>)> NoteRows(Rig& rig, int64_t row,
+                                                              uint64_t* rows) {
+  return [&rig, row, rows](int64_t index, std::span<const float>) {
+    if (index == row) *rows = rig.scheduler().stats().prefill_rows;
+  };
+}
+
+TEST_CASE("a short request behind a long prompt starts at once") {
+  struct Case {
+    int prompt;
+    const char* tenant;
+    uint64_t passes;  // of 64 rows, before its first token
+  };
+  for (const Case& c : {Case{8, "a", 1}, Case{8, "b", 1}, Case{100, "a", 4}, Case{100, "b", 4}}) {
+    CAPTURE(c.prompt);
+    CAPTURE(c.tenant);
+    RigOptions options;
+    options.scheduler.prefill_rows_max = 64;
+    Rig rig(options);
+    Gate gate;
+    GenerateRequest first = rig.Request(SomePrompt(1800, 1), 1);
+    first.observe_logits = gate.Hook();
+    auto long_one = rig.Submit(std::move(first));
+    gate.AwaitClosed();  // in the middle of the prompt
+    const uint64_t before = rig.scheduler().stats().prefill_rows;
+    uint64_t rows = 0;
+    GenerateRequest request = rig.Request(SomePrompt(c.prompt, 2), 1, c.tenant);
+    request.observe_logits = NoteRows(rig, c.prompt - 1, &rows);
+    auto short_one = rig.Submit(std::move(request));
+    gate.Open();
+    Hear(*short_one);
+    CHECK(rows - before <= 64 * c.passes);
+    CHECK(Hear(*long_one).finish.prefilled == 1800);
+  }
+}
+
+TEST_CASE("small requests pass one that finds no pages, but not for ever") {
+  RigOptions options;
+  options.pages = 44;
+  Rig rig(options);
+  Gate gate;
+  GenerateRequest holder = rig.Request(SomePrompt(600, 1), 600);  // 19 pages, then 38
+  holder.observe_logits = gate.Hook();
+  auto held = rig.Submit(std::move(holder));
+  gate.AwaitClosed();
+  std::string order;
+  std::vector<std::shared_ptr<Generation>> all;
+  const auto submit = [&](int prompt, int seed, char name) {
+    GenerateRequest request = rig.Request(SomePrompt(prompt, seed), 1);
+    request.observe_logits = [&order, name](int64_t index, std::span<const float>) {
+      if (index == 0) order += name;
+    };
+    all.push_back(rig.Submit(std::move(request)));
+  };
+  submit(1000, 2, 'L');
+  for (int i = 0; i < 20; ++i) submit(20, 3 + i, 's');
+  gate.Open();
+  Hear(*held);
+  for (auto& generation : all) Hear(*generation);
+  CHECK(order.find('L') == kPassedOverMax);
+  CHECK(order.size() == 21);
+  CHECK(rig.scheduler().stats().preempted == 0);
+}
+
+TEST_CASE("prompts that do not fit together come one after the other") {
+  RigOptions options;
+  options.pages = 44;  // of 26 and 26
+  Rig rig(options);
+  Gate gate;
+  GenerateRequest first = rig.Request(SomePrompt(5, 1), 1);
+  first.observe_logits = gate.Hook();
+  auto held = rig.Submit(std::move(first));
+  gate.AwaitClosed();
+  auto a = rig.Submit(rig.Request(SomePrompt(800, 2), 1));
+  auto b = rig.Submit(rig.Request(SomePrompt(800, 3), 1));
+  gate.Open();
+  for (auto* generation : {&held, &a, &b}) Hear(**generation);
+  CHECK(rig.scheduler().stats().preempted == 0);
+}
+
+TEST_CASE("64 sequences decode in one pass") {
+  RigOptions options;
+  options.spec.context_length = 256;
+  options.pages = 300;
+  options.scheduler.speculation = Scheduler::Speculation::kOff;
+  Rig rig(options);
+  Gate gate;
+  GenerateRequest first = rig.Request(SomePrompt(5, 1), 1);
+  first.observe_logits = gate.Hook();
+  auto held = rig.Submit(std::move(first));
+  gate.AwaitClosed();
+  std::vector<std::shared_ptr<Generation>> all;
+  for (int i = 0; i < 63; ++i) all.push_back(rig.Submit(rig.Request(SomePrompt(5, 2 + i), 40)));
+  const uint64_t before = rig.scheduler().stats().steps;
+  gate.Open();
+  Hear(*held);
+  for (auto& generation : all) CHECK(Hear(*generation).tokens.size() == 40);
+  // Five rows of each at first: a limit of rows that begins with 64 doubles until all fit.
+  CHECK(rig.scheduler().stats().steps - before <= 1 + 40 + 5);
+}
+
 TEST_CASE("requests with one beginning compute it once") {
   Rig rig;
   Gate gate;
