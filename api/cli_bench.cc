@@ -41,8 +41,25 @@ void PrintPoints(const Json& result, const std::set<std::string>& peers) {
   }
 }
 
+void PrintSoak(const Json& soak) {
+  for (const Json& p : soak["points"]) {
+    std::printf("  minute %-6s %8s tok/s, %8s of prompts %8s MiB resident\n",
+                Formatted(p, "minute", "%.1f").c_str(), Formatted(p, "tokens_per_s", "%.1f").c_str(),
+                Formatted(p, "prompt_tokens_per_s", "%.1f").c_str(),
+                Formatted(p, "resident_mib", "%.0f").c_str());
+  }
+  std::printf("  %s turns, %s failed; memory %s MiB per hour, speed %s %% per hour\n",
+              soak["turns"].dump().c_str(), soak["failed"].dump().c_str(),
+              Formatted(soak, "resident_mib_per_hour", "%+.1f").c_str(),
+              Formatted(soak, "speed_change_per_hour", "%+.1f", 100).c_str());
+  if (soak["error"].is_string()) {
+    std::printf("  last failure: %s\n", soak["error"].get<std::string>().c_str());
+  }
+}
+
 void PrintDetails(const Json& result, const std::set<std::string>& peers) {
   if (result.contains("points")) PrintPoints(result, peers);
+  if (result.contains("soak")) PrintSoak(result["soak"]);
   if (result.contains("share_of_cold")) {
     std::printf("  cold %.0f ms; after the restart %.1f %% of it (%lld tokens restored)\n",
                 result["cold_ms"].get<double>(), 100 * result["share_of_cold"].get<double>(),
@@ -89,11 +106,12 @@ void PrintTable(const Json& report) {
 
 int ListNames(const CommonFlags& flags) {
   if (flags.json) {
-    PrintJson({{"names", BenchNames()}, {"plots", BenchScaleNames()}});
+    PrintJson({{"names", BenchNames()}, {"plots", BenchScaleNames()}, {"long", BenchLongNames()}});
     return 0;
   }
-  for (const std::string& n : BenchNames()) std::cout << n << "\n";
-  for (const std::string& n : BenchScaleNames()) std::cout << n << "\n";
+  for (const auto& names : {BenchNames(), BenchScaleNames(), BenchLongNames()}) {
+    for (const std::string& n : names) std::cout << n << "\n";
+  }
   return 0;
 }
 

@@ -11,6 +11,7 @@
 
 #include "api/bench/bench_run.h"
 #include "api/bench/rewrite.h"
+#include "api/bench/soak.h"
 #include "api/bench/start_bench.h"
 #include "engine/backend/cpu/roofline.h"
 
@@ -25,13 +26,14 @@ struct BenchKind {
   const char* unit;
   bool rate;       // more is better
   int64_t n;       // where the name does not say
+  int64_t sequences = 1;  // so, too; 0: the name must say
 };
 constexpr BenchKind kKinds[] = {
     {"roofline", "", true, 0},         {"prefill", "tok/s", true, 512},
     {"decode", "tok/s", true, 4096},   {"append16", "tok/s", true, 4096},
-    {"agents", "tok/s", true, 1024},   {"fork", "ms", false, 4096},
+    {"agents", "tok/s", true, 1024, 0}, {"fork", "ms", false, 4096},
     {"restore", "ms", false, 4000},    {"load", "s", false, 0},
-    {"rewrite", "tok/s", true, 0},
+    {"rewrite", "tok/s", true, 0},     {"soak", "tok/s", true, 30, 16},
     {"scale-context", "", false, 0},   {"scale-sequences", "", false, 0},
     {"scale-threads", "", false, 0},
 };
@@ -57,16 +59,21 @@ Result<BenchName> ParseName(const std::string& text) {
   const size_t at = text.find('@');
   std::string kind = text.substr(0, at);
   BenchName name{.text = text};
+  int64_t sequences = 0;
   bool good = true;
-  if (kind.starts_with("agents")) {
-    good = ReadNumber(std::string_view(kind).substr(6), 1, kSequencesMost, &name.sequences);
-    kind = "agents";
+  for (const char* several : {"agents", "soak"}) {
+    if (!kind.starts_with(several) || kind == several) continue;
+    good = ReadNumber(std::string_view(kind).substr(std::strlen(several)), 1, kSequencesMost,
+                      &sequences);
+    kind = several;
   }
   for (const BenchKind& k : kKinds) {
     if (kind == k.name) name.kind = &k;
   }
   if (name.kind != nullptr) {
     name.n = name.kind->n;
+    name.sequences = sequences > 0 ? sequences : name.kind->sequences;
+    good = good && name.sequences > 0;
     if (at != std::string::npos) {
       good = good && name.n > 0 &&
              ReadNumber(std::string_view(text).substr(at + 1), name.Is("decode") ? 0 : 1,
@@ -262,11 +269,45 @@ Result<Json> BenchRewrite(BenchRun& run, const BenchName& name) {
   return result;
 }
 
+Result<Json> BenchSoak(BenchRun& run, const BenchName& name) {
+  run.Close();
+  SoakOptions options{.engine = run.options().engine,
+                      .agents = static_cast<int>(name.sequences),
+                      .seconds = 60.0 * static_cast<double>(name.n),
+                      .progress = {}};
+  if (const auto& progress = run.options().progress) {
+    options.progress = [&](double fraction) { progress(name.text, fraction); };
+  }
+  HOLDFAST_ASSIGN_OR_RETURN(const SoakFigures figures, MeasureSoak(options));
+  Samples samples;
+  Json points = Json::array();
+  for (const SoakPoint& p : figures.points) {
+    samples.ours.push_back(p.tokens_per_s);
+    points.push_back({{"minute", p.minute},
+                      {"tokens_per_s", p.tokens_per_s},
+                      {"prompt_tokens_per_s", p.prompt_per_s},
+                      {"resident_mib", p.resident_mib},
+                      {"pool_mib", p.pool_mib}});
+  }
+  Json result = ResultJson(run.options(), name, samples, 0);
+  result["soak"] = {{"agents", options.agents},
+                    {"minutes", name.n},
+                    {"turns", figures.turns},
+                    {"conversations", figures.conversations},
+                    {"failed", figures.failed},
+                    {"error", figures.error.empty() ? Json(nullptr) : Json(figures.error)},
+                    {"resident_mib_per_hour", figures.resident_mib_per_hour},
+                    {"speed_change_per_hour", figures.speed_change_per_hour},
+                    {"points", std::move(points)}};
+  return result;
+}
+
 Result<Json> BenchOne(BenchRun& run, const BenchName& name) {
   if (name.Is("fork")) return BenchFork(run, name);
   if (name.Is("restore")) return BenchRestore(run, name);
   if (name.Is("load")) return BenchLoad(run, name);
   if (name.Is("rewrite")) return BenchRewrite(run, name);
+  if (name.Is("soak")) return BenchSoak(run, name);
   return BenchEngine(run, name);
 }
 
@@ -292,6 +333,8 @@ std::vector<std::string> BenchNames() {
 std::vector<std::string> BenchScaleNames() {
   return {"scale-context", "scale-sequences", "scale-threads"};
 }
+
+std::vector<std::string> BenchLongNames() { return {"soak"}; }
 
 bool BenchNeedsModel(const std::string& name) { return name != "roofline"; }
 

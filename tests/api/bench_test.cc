@@ -10,6 +10,9 @@
 #include "api/bench/peers.h"
 #include "api/bench/plot.h"
 #include "api/bench/process.h"
+#include "api/bench/soak.h"
+#include "tests/engine/base/temp_dir.h"
+#include "tests/fixtures/tiny_model.h"
 
 using namespace holdfast;
 
@@ -191,9 +194,37 @@ TEST_CASE("a chart draws every finite point and escapes its words") {
 
 TEST_CASE("unknown names are refused before anything runs") {
   for (const char* bad : {"nonsense@1", "decode@", "decode@x", "decode@-1", "prefill@0", "agents",
-                          "agents0", "agents8@0", "roofline@1", "load@3", "scale-context@1", ""}) {
+                          "agents0", "agents8@0", "soak0", "soakx", "soak@0", "soak16@", "roofline@1", "load@3", "scale-context@1", ""}) {
     BenchOptions options;
     options.names = {"roofline", bad};
     CHECK_MESSAGE(RunBench(options).status().code() == Code::kInvalid, bad);
   }
+}
+
+TEST_CASE("a soak counts turns and sees memory and speed") {
+  testing::TempDir dir;
+  TinyModelSpec spec;
+  spec.head = TinyHead::kSeparate;
+  REQUIRE(WriteTinyModel(spec, dir.File("tiny.gguf")).ok());
+  SoakOptions options;
+  options.engine.model_path = dir.File("tiny.gguf");
+  options.engine.kv_bytes = 4u << 20;  // soon full
+  options.agents = 5;
+  options.seconds = 3;
+  const auto figures = MeasureSoak(options);
+  REQUIRE_MESSAGE(figures.ok(), figures.status().ToString());
+  CHECK(figures->points.size() == kSoakPoints);
+  CHECK(figures->points.back().minute == doctest::Approx(0.05));
+  CHECK(figures->turns >= 5);
+  CHECK(figures->conversations >= 5);
+  CHECK_MESSAGE(figures->failed == 0, figures->error);
+  double tokens = 0, prompts = 0;
+  for (const SoakPoint& p : figures->points) {
+    CHECK(p.pool_mib <= 4);
+    CHECK(p.resident_mib > p.pool_mib);
+    tokens += p.tokens_per_s;
+    prompts += p.prompt_per_s;
+  }
+  CHECK(tokens > 0);
+  CHECK(prompts > 0);
 }
