@@ -1,5 +1,6 @@
 """The REST API on a tiny model: what is refused and how, tenants, sessions, limits."""
 import json
+import os
 import socket
 import threading
 import time
@@ -366,6 +367,59 @@ class Streaming(TinyServerTest):
         self.assertTrue(all(t != 2 for t in tokens))
         back = self.server.call("POST", "/detokenize", {"tokens": tokens})[2]["content"]
         self.assertEqual(back, "hello <|im_end|>")
+
+
+class Speculation(TinyServerTest):
+    """Drafts are seen in the usage and in the metrics, and nowhere else."""
+    # Long enough that what was said comes again: a draft is tried at least every 64 steps.
+    ASK = {"max_tokens": 400, "logit_bias": {"2": -100}}
+
+    def drafts(self, answer):
+        details = answer["usage"]["completion_tokens_details"]
+        return details["accepted_prediction_tokens"], details["rejected_prediction_tokens"]
+
+    def counters(self, server):
+        return [server.metric(name + "_total") for name in ("accepted_draft_tokens",
+                                                            "drafted_tokens")]
+
+    def test_usage_and_metrics_count_the_same_drafts(self):
+        before = self.counters(self.server)
+        accepted, rejected = self.drafts(self.server.chat("again and again " * 20, **self.ASK))
+        self.assertGreater(accepted + rejected, 0)
+        after = self.counters(self.server)
+        self.assertEqual(after[0] - before[0], accepted)
+        self.assertEqual(after[1] - before[1], accepted + rejected)
+        events = self.server.call("POST", CHAT, {
+            "messages": HELLO, **self.ASK, "stream": True,
+            "stream_options": {"include_usage": True}})[2]
+        usage = [json.loads(l[6:]) for l in events.split("\n") if l.startswith("data: {")][-1]
+        self.assertEqual(self.counters(self.server)[1] - after[1], sum(self.drafts(usage)))
+
+    def test_a_request_can_refuse_drafts_and_gets_the_same_tokens(self):
+        for fields in ({"temperature": 0}, {"temperature": 0.7, "seed": 5}):
+            with self.subTest(**fields):
+                ask = {**self.ASK, **fields}
+                with_drafts = self.server.chat("the same text", **ask)
+                before = self.counters(self.server)
+                without = self.server.chat("the same text", speculate=False, **ask)
+                self.assertEqual(self.counters(self.server), before)
+                self.assertEqual(self.drafts(without), (0, 0))
+                self.assertEqual(with_drafts["choices"], without["choices"])
+        self.assertRefused(self.server.call("POST", CHAT, {"messages": HELLO, "speculate": "no"}),
+                           400, "speculate")
+
+    def test_a_server_can_go_without(self):
+        want = self.server.chat("the same text", **self.ASK)
+        for flags, env in ((("--no-speculation",), {}), ((), {"HOLDFAST_NO_SPECULATION": "true"})):
+            folder = os.path.join(self.folder.name, "without" + str(len(flags)))
+            other = Server(self.model, folder, *flags, **env)
+            try:
+                got = other.chat("the same text", speculate=True, **self.ASK)
+                self.assertEqual(self.drafts(got), (0, 0))
+                self.assertEqual(self.counters(other), [0, 0])
+                self.assertEqual(got["choices"], want["choices"])
+            finally:
+                other.kill()
 
 
 if __name__ == "__main__":
