@@ -8,7 +8,7 @@
 #include <random>
 #include <thread>
 
-#include "api/bench/plot.h"
+#include "api/bench/limits.h"
 #include "api/bench/scratch.h"
 #include "api/bench/turn.h"
 #include "engine/base/memory.h"
@@ -29,8 +29,8 @@ struct Soak {
   Runtime& runtime;
   Clock::time_point end;
   std::atomic<int64_t> turns{0}, conversations{0}, failed{0};
-  std::mutex mu;
-  std::string error;
+  std::mutex mu{};
+  std::string error{};
 
   bool is_over() const { return Clock::now() >= end; }
   void Failed(const Status& status) {
