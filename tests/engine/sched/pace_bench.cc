@@ -4,11 +4,11 @@
 //
 //   pace_bench MODEL.gguf [agents] [prefill tokens] [threads]
 #include <algorithm>
+#include <atomic>
 #include <chrono>
 #include <cstdio>
 #include <cstdlib>
 #include <ctime>
-#include <future>
 #include <thread>
 #include <vector>
 
@@ -56,8 +56,8 @@ std::shared_ptr<Generation> Submit(Engine& engine, int64_t prompt, int64_t max_t
   return std::move(*generation);
 }
 
-// Takes the events of a stream until its end; keeps `warm` when kBefore have come.
-void Listen(Generation& stream, std::vector<Gap>* gaps, std::promise<void>* warm = nullptr) {
+// Takes the events of a stream until its end; `*heard`: gaps so far.
+void Listen(Generation& stream, std::vector<Gap>* gaps, std::atomic<size_t>* heard = nullptr) {
   std::optional<Clock::time_point> last;
   double last_cpu = 0;
   while (auto event = stream.Next(-1)) {
@@ -68,11 +68,24 @@ void Listen(Generation& stream, std::vector<Gap>* gaps, std::promise<void>* warm
     const auto now = Clock::now();
     const double cpu = CpuMillis();
     if (last) gaps->push_back({now, Millis(now - *last), cpu - last_cpu});
-    if (warm != nullptr && gaps->size() == kBefore) warm->set_value();
+    if (heard != nullptr) *heard = gaps->size();
     last = now;
     last_cpu = cpu;
   }
 }
+
+// Until every stream has heard so many more.
+void AwaitGaps(const std::vector<std::atomic<size_t>>& heard, size_t more) {
+  for (const std::atomic<size_t>& count : heard) {
+    const size_t goal = count + more;
+    while (count < goal) std::this_thread::sleep_for(std::chrono::milliseconds(5));
+  }
+}
+
+// When what is measured begins and ends.
+struct Times {
+  Clock::time_point alone, prefill, end;
+};
 
 double Percentile(std::vector<double> values, double p) {
   if (values.empty()) return 0;
@@ -81,15 +94,14 @@ double Percentile(std::vector<double> values, double p) {
 }
 
 template <typename F>
-void Report(const char* what, const std::vector<std::vector<Gap>>& gaps, Clock::time_point start,
-            Clock::time_point end, F measure) {
+void Report(const char* what, const std::vector<std::vector<Gap>>& gaps, const Times& times,
+            F measure) {
   std::vector<double> before, beside;
   for (const auto& stream : gaps) {
-    for (size_t i = 3; i < stream.size(); ++i) {
-      const Gap& gap = stream[i];
-      if (gap.end < start) before.push_back(measure(gap));
-      const bool is_beside = gap.end - std::chrono::milliseconds(50) > start && gap.end < end;
-      if (is_beside) beside.push_back(measure(gap));
+    for (const Gap& gap : stream) {
+      const Clock::time_point begin = gap.end - std::chrono::microseconds(int64_t(1000 * gap.ms));
+      if (begin >= times.alone && gap.end < times.prefill) before.push_back(measure(gap));
+      if (begin >= times.prefill && gap.end < times.end) beside.push_back(measure(gap));
     }
   }
   std::printf("%s between tokens: alone p50 %.1f p99 %.1f ms; beside p50 %.1f p99 %.1f max %.1f ms "
@@ -116,7 +128,7 @@ int Main(int argc, char** argv) {
   const int64_t rows =
       std::min<int64_t>(argc > 3 ? std::atoi(argv[3]) : 8000, (*engine)->max_context() - 1);
   // The prefill alone, which also measures the limits.
-  auto start = Clock::now();
+  const auto start = Clock::now();
   std::vector<Gap> none;
   Listen(*Submit(**engine, rows, 1, 1), &none);
   const double alone_ms = Millis(Clock::now() - start);
@@ -124,22 +136,25 @@ int Main(int argc, char** argv) {
   std::vector<std::shared_ptr<Generation>> streams;
   std::vector<std::vector<Gap>> gaps(static_cast<size_t>(agents));
   std::vector<std::thread> listeners;
-  std::promise<void> warm;
+  std::vector<std::atomic<size_t>> heard(static_cast<size_t>(agents));
   for (int i = 0; i < agents; ++i) streams.push_back(Submit(**engine, kPrompt, 4000, 10 + i));
   for (int i = 0; i < agents; ++i) {
-    listeners.emplace_back([&, i] { Listen(*streams[i], &gaps[i], i == 0 ? &warm : nullptr); });
+    listeners.emplace_back([&, i] { Listen(*streams[i], &gaps[i], &heard[i]); });
   }
-  warm.get_future().wait();
-  start = Clock::now();
+  Times times;
+  AwaitGaps(heard, 3);  // all decode
+  times.alone = Clock::now();
+  AwaitGaps(heard, kBefore);
+  times.prefill = Clock::now();
   Listen(*Submit(**engine, rows, 1, 2), &none);
-  const auto end = Clock::now();
+  times.end = Clock::now();
   for (auto& stream : streams) stream->Cancel();
   for (std::thread& listener : listeners) listener.join();
 
   std::printf("%d agents, a prefill of %lld rows: %.0f ms alone, %.0f ms beside them\n", agents,
-              static_cast<long long>(rows), alone_ms, Millis(end - start));
-  Report("clock", gaps, start, end, [](const Gap& gap) { return gap.ms; });
-  Report("processor time", gaps, start, end, [](const Gap& gap) { return gap.cpu_ms; });
+              static_cast<long long>(rows), alone_ms, Millis(times.end - times.prefill));
+  Report("clock", gaps, times, [](const Gap& gap) { return gap.ms; });
+  Report("processor time", gaps, times, [](const Gap& gap) { return gap.cpu_ms; });
   return 0;
 }
 
