@@ -44,7 +44,8 @@ void PrintPoints(const Json& result, const std::set<std::string>& peers) {
 void PrintSoak(const Json& soak) {
   for (const Json& p : soak["points"]) {
     std::printf("  minute %-6s %8s tok/s, %8s of prompts %8s MiB resident\n",
-                Formatted(p, "minute", "%.1f").c_str(), Formatted(p, "tokens_per_s", "%.1f").c_str(),
+                Formatted(p, "minute", "%.1f").c_str(),
+                Formatted(p, "tokens_per_s", "%.1f").c_str(),
                 Formatted(p, "prompt_tokens_per_s", "%.1f").c_str(),
                 Formatted(p, "resident_mib", "%.0f").c_str());
   }

@@ -11,8 +11,8 @@
 //   load          s      from the start of a server process until it listens, file in memory
 //   rewrite       tok/s  a chat turn that writes a 120-line file again with one edit, greedily, its
 //                        first token not timed; beside it without speculation, same tokens or not
-//   soakS@M      tok/s  S agents (16) hold conversations for M minutes (30), median of 30 parts; with
-//                        memory and speed of each part, and how both change per hour (soak.h)
+//   soakS@M       tok/s  S agents (16) hold conversations for M minutes (30): median of 30 parts,
+//                        memory and speed of each, how both change per hour (soak.h)
 //   scale-context, scale-sequences, scale-threads
 //                        time per new token against context, sequences and threads: points, fitted
 //                        slope, the limit's slope; drawn by `plot`

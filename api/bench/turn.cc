@@ -33,8 +33,10 @@ Result<TimedTurn> TakeTurn(Runtime& runtime, ChatRequest request) {
     if (!event->done.has_value()) continue;
     if (!event->done->status.ok()) return event->done->status;
     const auto answered = first.value_or(Clock::now());
-    const double seconds = std::chrono::duration<double>(last.value_or(answered) - answered).count();
-    return TimedTurn{std::chrono::duration<double, std::milli>(answered - start).count(),
+    const std::chrono::duration<double> first_s = answered - start;
+    const std::chrono::duration<double> rest_s = last.value_or(answered) - answered;
+    const double seconds = rest_s.count();
+    return TimedTurn{1000 * first_s.count(),
                      seconds > 0 ? static_cast<double>(after_first) / seconds : 0,
                      std::move(*event->done)};
   }

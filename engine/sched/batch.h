@@ -63,8 +63,8 @@ struct Room {
 inline constexpr int kPassedOverMax = 16;
 // Indices of requests, the last of which is admitted next and the others are passed over; empty:
 // nobody is. First comes the tenant with the fewest running sequences, then the oldest request;
-// where its pages are not there, the next may go ahead. An empty engine admits anything, so that too
-// big a request fails with an error of its own instead of waiting for ever.
+// where its pages are not there, the next may go ahead. An empty engine admits anything, so that a
+// request that is too big fails with an error of its own instead of waiting for ever.
 std::vector<size_t> PickAdmission(std::span<const Waiting> waiting, const Room& room);
 
 struct Holder {

@@ -62,7 +62,8 @@ void RowCost::Measured(double context, double ms) {
 }
 
 double RowCost::ms(double context) const {
-  const auto wanted = static_cast<int>(Class(context)), all = static_cast<int>(ms_per_token_.size());
+  const auto wanted = static_cast<int>(Class(context));
+  const auto all = static_cast<int>(ms_per_token_.size());
   for (int away = 0; away < all; ++away) {
     for (const int at : {wanted - away, wanted + away}) {
       if (at < 0 || at >= all || ms_per_token_[static_cast<size_t>(at)] == 0) continue;

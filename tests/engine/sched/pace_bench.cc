@@ -68,7 +68,10 @@ void Listen(Generation& stream, std::vector<Gap>* gaps, std::atomic<size_t>* hea
     const auto now = Clock::now();
     const double cpu = CpuMillis();
     if (last) gaps->push_back({now, Millis(now - *last), cpu - last_cpu});
-    if (heard != nullptr) *heard = gaps->size();
+    if (heard != nullptr) {
+      *heard = gaps->size();
+      heard->notify_all();
+    }
     last = now;
     last_cpu = cpu;
   }
@@ -78,7 +81,7 @@ void Listen(Generation& stream, std::vector<Gap>* gaps, std::atomic<size_t>* hea
 void AwaitGaps(const std::vector<std::atomic<size_t>>& heard, size_t more) {
   for (const std::atomic<size_t>& count : heard) {
     const size_t goal = count + more;
-    while (count < goal) std::this_thread::sleep_for(std::chrono::milliseconds(5));
+    for (size_t now = count; now < goal; now = count) count.wait(now);
   }
 }
 
