@@ -579,7 +579,8 @@ Status Verifier::E7(RungResult* r) {
         return Status::Exhausted("verify: E7 needs a larger pool");
       }
       for (size_t q = 1; q <= question.size(); ++q) {
-        kl[k] += KlDivergence(want[want.size() - q], got[got.size() - q]) / (kE7Cases * question.size());
+        const double one = KlDivergence(want[want.size() - q], got[got.size() - q]);
+        kl[k] += one / (kE7Cases * question.size());
       }
       ++r->cases;
       Step(r, kE7Cases * 5);

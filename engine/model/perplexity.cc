@@ -90,8 +90,8 @@ Status CheckOptions(const Model& model, size_t tokens, const PerplexityOptions& 
 }
 
 // Visits the scored rows of `windows`, of which `done` lie before.
-Status VisitWindows(std::span<const std::unique_ptr<WindowPass>> passes, const Windows& windows, int64_t done,
-                    const PerplexityOptions& options, const Visit& visit) {
+Status VisitWindows(std::span<const std::unique_ptr<WindowPass>> passes, const Windows& windows,
+                    int64_t done, const PerplexityOptions& options, const Visit& visit) {
   for (int begin = 0; begin < options.window; begin += options.chunk) {
     const int end = std::min(options.window, begin + options.chunk);
     for (auto& pass : passes) HOLDFAST_RETURN_IF_ERROR(pass->Run(windows, begin, end));

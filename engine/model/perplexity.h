@@ -1,5 +1,6 @@
-// Perplexity of a model on a text, as llama-perplexity measures it, so that figures compare; and how
-// far a second model (the same file with KV of another type) departs from it on the same tokens.
+// Perplexity of a model on a text, as llama-perplexity measures it, so that figures compare; and
+// how far a second model (the same file with KV of another type) departs from it on the same
+// tokens.
 //
 // The text is cut into windows of N tokens; a partial last one is dropped. Each window is a
 // sequence of its own; its tokens at positions N/2+1 .. N-1 are scored given all before them in the

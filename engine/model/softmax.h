@@ -1,6 +1,6 @@
-// exp over a row of logits and its sum, for the sampler, perplexity and divergence: fixed arithmetic, equal
-// on every machine (ExpF and Log of exact_math.h; sums as NUMERICS.md section 1 has them), and fast
-// enough for a vocabulary per token: eight lanes where the processor has AVX2.
+// exp over a row of logits and what follows from it, for the sampler, perplexity and divergence:
+// fixed arithmetic, equal on every machine (ExpF, Exp and Log of exact_math.h; fp32 sums as
+// NUMERICS.md section 1 has them), and exp fast enough for a vocabulary per token: with AVX2.
 #pragma once
 
 #include <span>
