@@ -35,9 +35,9 @@ void AddCommonFlags(CLI::App* command, CommonFlags* flags, bool with_data) {
       ->envname("HOLDFAST_KV_MEMORY");
     command->add_flag("--no-speculation", flags->no_speculation, "Decode without draft tokens")
         ->envname("HOLDFAST_NO_SPECULATION");
-    command->add_option("--kv-type", flags->kv_type, "How K is stored: f16 or i8 (V is f16)")
+    command->add_option("--kv-type", flags->kv_type, "How K is stored: f16, i8 or f32 (for tests)")
         ->envname("HOLDFAST_KV_TYPE")
-        ->check(CLI::IsMember({"f16", "i8"}))
+        ->check(CLI::IsMember({"f16", "i8", "f32"}))
         ->capture_default_str();
   command->add_flag("--json", flags->json, "One JSON document on standard output");
   if (with_data) {
@@ -95,7 +95,10 @@ Result<size_t> ParseBytes(const std::string& text) {
 }
 
 KvType KvTypeOf(const CommonFlags& flags) {
-  return flags.kv_type == "i8" ? KvType::kI8 : KvType::kF16;
+  for (KvType type : {KvType::kI8, KvType::kF32}) {
+    if (flags.kv_type == KvTypeName(type)) return type;
+  }
+  return KvType::kF16;
 }
 
 Result<EngineOptions> EngineOptionsOf(const CommonFlags& flags) {

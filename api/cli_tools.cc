@@ -33,12 +33,12 @@ struct LoadedModel {
   std::unique_ptr<Model> model;
 };
 
-Result<LoadedModel> LoadModelOf(const CommonFlags& flags) {
+Result<LoadedModel> LoadModelOf(const CommonFlags& flags, KvType kv_type) {
   LoadedModel loaded;
   HOLDFAST_ASSIGN_OR_RETURN(const std::string path, ModelPathOf(flags));
   HOLDFAST_ASSIGN_OR_RETURN(loaded.backend, MakeCpuBackend({flags.threads, flags.cpu}));
   LoadOptions options;
-  options.kv_type = KvTypeOf(flags);
+  options.kv_type = kv_type;
   options.threads = flags.threads;
   options.progress = [](double f) { ShowProgress("loading", f); };
   HOLDFAST_ASSIGN_OR_RETURN(loaded.model, Model::Load(path, *loaded.backend, options));
@@ -109,7 +109,7 @@ class ScratchDir {
 };
 
 int Verify(const CommonFlags& flags, int tokens) {
-  auto loaded = LoadModelOf(flags);
+  auto loaded = LoadModelOf(flags, KvTypeOf(flags));
   if (!loaded.ok()) return Fail(flags, loaded.status());
   std::vector<std::unique_ptr<Backend>> others;
   std::vector<Backend*> borrowed;
@@ -142,19 +142,24 @@ int Verify(const CommonFlags& flags, int tokens) {
   return report->pass() ? 0 : 1;
 }
 
+PerplexityOptions EvalOptions(const char* figure, int window) {
+  PerplexityOptions options;
+  options.window = window;
+  options.progress = [figure](const PerplexityProgress& p) {
+    char what[64];
+    std::snprintf(what, sizeof(what), "%s %.6g", figure, p.figure);
+    ShowProgress(what, p.windows > 0 ? static_cast<double>(p.windows_done) / p.windows : 1);
+  };
+  return options;
+}
+
 int EvalPerplexity(const CommonFlags& flags, const std::string& file, int window) {
   auto text = ReadFile(file);
   if (!text.ok()) return Fail(flags, text.status());
-  auto loaded = LoadModelOf(flags);
+  auto loaded = LoadModelOf(flags, KvTypeOf(flags));
   if (!loaded.ok()) return Fail(flags, loaded.status());
-  PerplexityOptions options;
-  options.window = window;
-  options.progress = [](const PerplexityProgress& p) {
-    char what[64];
-    std::snprintf(what, sizeof(what), "perplexity %.4f", p.perplexity);
-    ShowProgress(what, p.windows > 0 ? static_cast<double>(p.windows_done) / p.windows : 1);
-  };
-  auto result = MeasureTextPerplexity(*loaded->model, *text, options);
+  auto result =
+      MeasureTextPerplexity(*loaded->model, *text, EvalOptions("perplexity", window));
   ShowProgress("perplexity", 1);
   if (!result.ok()) return Fail(flags, result.status());
   if (flags.json) {
@@ -166,6 +171,36 @@ int EvalPerplexity(const CommonFlags& flags, const std::string& file, int window
     std::printf("perplexity %.4f over %lld tokens (%lld windows of %d)\n", result->perplexity,
                 static_cast<long long>(result->tokens), static_cast<long long>(result->windows),
                 window);
+  }
+  return 0;
+}
+
+// What --kv-type costs: the model with its KV so stored, against itself with F16 KV.
+int EvalKl(const CommonFlags& flags, const std::string& file, int window) {
+  auto text = ReadFile(file);
+  if (!text.ok()) return Fail(flags, text.status());
+  auto plain = LoadModelOf(flags, KvType::kF16);
+  if (!plain.ok()) return Fail(flags, plain.status());
+  auto other = LoadModelOf(flags, KvTypeOf(flags));
+  if (!other.ok()) return Fail(flags, other.status());
+  auto result =
+      MeasureTextDivergence(*plain->model, *other->model, *text, EvalOptions("KL", window));
+  ShowProgress("KL", 1);
+  if (!result.ok()) return Fail(flags, result.status());
+  if (flags.json) {
+    PrintJson({{"kv_type", flags.kv_type},
+               {"kl", result->mean_kl},
+               {"kl_half_width", result->half_width},
+               {"kl_largest", result->largest_kl},
+               {"same_top", result->same_top},
+               {"tokens", result->tokens},
+               {"windows", result->windows},
+               {"ctx", window}});
+  } else {
+    std::printf("KL %.6f +- %.6f nats (largest %.4f), same first choice %.2f %%, over %lld tokens "
+                "(%lld windows of %d)\n", result->mean_kl, result->half_width, result->largest_kl,
+                100 * result->same_top, static_cast<long long>(result->tokens),
+                static_cast<long long>(result->windows), window);
   }
   return 0;
 }
@@ -254,14 +289,17 @@ void AddToolCommands(CLI::App& app, CommonFlags* flags, Command* chosen) {
 
   CLI::App* eval = app.add_subcommand("eval", "Measure the quality of a model");
   eval->require_subcommand(1);
-  CLI::App* perplexity = eval->add_subcommand("perplexity", "Perplexity on a text");
-  AddCommonFlags(perplexity, flags, false);
-  perplexity->add_option("--file", *text, "The text")->required();
-  perplexity->add_option("--ctx", *number, "Tokens of a window (default 512)")
-      ->check(CLI::Range(4, 1 << 20));
-  perplexity->callback([=] {
-    *chosen = [=] { return EvalPerplexity(*flags, *text, *number == 0 ? 512 : *number); };
-  });
+  const auto add_eval = [&](const char* name, const char* what, auto run) {
+    CLI::App* command = eval->add_subcommand(name, what);
+    AddCommonFlags(command, flags, false);
+    command->add_option("--file", *text, "The text")->required();
+    command->add_option("--ctx", *number, "Tokens of a window (default 512)")
+        ->check(CLI::Range(4, 1 << 20));
+    command->callback(
+        [=] { *chosen = [=] { return run(*flags, *text, *number == 0 ? 512 : *number); }; });
+  };
+  add_eval("perplexity", "Perplexity on a text", EvalPerplexity);
+  add_eval("kl", "How far --kv-type departs from f16 KV on a text", EvalKl);
 
   CLI::App* doctor = app.add_subcommand("doctor", "Look at what Holdfast needs on this machine");
   AddCommonFlags(doctor, flags, true);

@@ -16,6 +16,7 @@
 #include <system_error>
 
 #include "engine/backend/half.h"
+#include "engine/model/softmax.h"
 #include "engine/store/file_page_store.h"
 #include "stitcher/stitcher.h"
 
@@ -42,23 +43,6 @@ std::vector<TokenId> MakePrompt(const Tokenizer& tokenizer, int n, uint64_t seed
     if (!tokenizer.IsSpecial(id) && !tokenizer.TokenText(id).empty()) out.push_back(id);
   }
   return out;
-}
-
-// KL(p || q) in nats over the whole vocabulary, in fp64.
-double Kl(std::span<const float> p, std::span<const float> q) {
-  auto log_sum = [](std::span<const float> v) {
-    const double top = *std::max_element(v.begin(), v.end());
-    double sum = 0;
-    for (float x : v) sum += std::exp(x - top);
-    return top + std::log(sum);
-  };
-  const double zp = log_sum(p), zq = log_sum(q);
-  double kl = 0;
-  for (size_t i = 0; i < p.size(); ++i) {
-    const double lp = p[i] - zp;
-    kl += std::exp(lp) * (lp - (q[i] - zq));
-  }
-  return std::max(kl, 0.0);
 }
 
 // The KV of one sequence in pages of its own, where row i lies in slot i mod 32.
@@ -522,7 +506,7 @@ Status Verifier::E5(RungResult* r) {
     const std::vector<float> want = last_logits_;
     Forward(pass_, {{&moved, 0, moved.size(), home}});
     ++r->cases;
-    const double kl = last_logits_.size() == want.size() ? Kl(want, last_logits_)
+    const double kl = last_logits_.size() == want.size() ? KlDivergence(want, last_logits_)
                                                          : std::numeric_limits<double>::infinity();
     worst = std::max(worst, kl);
     Step(r, 3);
@@ -589,7 +573,8 @@ Status Verifier::E7(RungResult* r) {
         return Status::Exhausted("verify: E7 needs a larger pool");
       }
       for (size_t q = 1; q <= question.size(); ++q) {
-        kl[k] += Kl(want[want.size() - q], got[got.size() - q]) / (kE7Cases * question.size());
+        const double one = KlDivergence(want[want.size() - q], got[got.size() - q]);
+        kl[k] += one / (kE7Cases * question.size());
       }
       ++r->cases;
       Step(r, kE7Cases * 5);

@@ -32,6 +32,7 @@ struct ForwardPass::Impl {
   void Logits();
   void Normalize(const std::vector<float>& weight);
   void NormalizeHeads(int heads, const std::vector<float>& weight, std::vector<float>& x);
+  void Balance(const std::vector<float>& factor, std::vector<float>& x);
   void AddBranch(const std::vector<float>& post_norm);
   void Project(const float* x, int64_t cols, std::initializer_list<Projection> projections);
   void StoreKv(int layer);
@@ -83,6 +84,8 @@ void ForwardPass::Impl::Layer(int layer) {
     NormalizeHeads(c.heads, w.q_norm, q);
     NormalizeHeads(c.kv_heads, w.k_norm, k);
   }
+  Balance(w.q_factor, q);
+  Balance(w.k_factor, k);
   StoreKv(layer);
   if (layer + 1 == c.layers) KeepLogitRows();
   if (rows == 0) return;
@@ -128,6 +131,15 @@ void ForwardPass::Impl::NormalizeHeads(int heads, const std::vector<float>& weig
                                        std::vector<float>& x) {
   backend.RmsNorm({.rows = rows * heads, .cols = model.config.head_dim, .x = x.data(),
                    .w = weight.data(), .eps = model.config.norm_eps, .y = x.data()});
+}
+
+// Powers of two: exact, so that this is no operation of the backend (key_balance.h).
+void ForwardPass::Impl::Balance(const std::vector<float>& factor, std::vector<float>& x) {
+  if (factor.empty()) return;
+  backend.ForEach(rows, [&](int64_t r) {
+    float* row = x.data() + r * factor.size();
+    for (size_t i = 0; i < factor.size(); ++i) row[i] = row[i] * factor[i];
+  });
 }
 
 void ForwardPass::Impl::AddBranch(const std::vector<float>& post_norm) {

@@ -7,6 +7,7 @@
 #include "engine/model/config.h"
 #include "engine/model/file_map.h"
 #include "engine/model/gguf.h"
+#include "engine/model/key_balance.h"
 #include "engine/model/model_impl.h"
 
 namespace holdfast {
@@ -60,6 +61,9 @@ Digest Model::Impl::Fingerprint(const Digest& operations) const {
     h.U64(std::bit_cast<uint64_t>(c.local_rope_base));
   }
   if (c.logit_cap != 0) h.U64(std::bit_cast<uint32_t>(c.logit_cap));
+  for (const LayerWeights& layer : weights.layers) {  // INT8 K: the rule shows in its outcome
+    if (!layer.k_factor.empty()) h.Values(std::span<const float>(layer.k_factor));
+  }
   h.U64(groups.size());
   for (const LayerGroup& group : groups) group.HashInto(h);
   h.U64(kPageTokens).U64(kNumericsVersion).Add(operations);
@@ -112,6 +116,7 @@ Result<std::unique_ptr<Model>> Model::Load(const std::string& path, Backend& bac
   impl->PlaceLayers(options.kv_type);
   HOLDFAST_ASSIGN_OR_RETURN(
       impl->weights, LoadWeights(*map, gguf, c, backend, options.threads, options.progress));
+  if (options.kv_type == KvType::kI8) BalanceKeys(c, backend, &impl->weights);
   const NumericsDigest numerics =
       options.numerics != nullptr ? *options.numerics : ComputeNumericsDigest(backend);
   impl->fingerprint =

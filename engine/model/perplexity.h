@@ -1,4 +1,6 @@
-// Perplexity of a model on a text, as llama-perplexity measures it, so that figures compare.
+// Perplexity of a model on a text, as llama-perplexity measures it, so that figures compare; and
+// how far a second model (the same file with KV of another type) departs from it on the same
+// tokens.
 //
 // The text is cut into windows of N tokens; a partial last one is dropped. Each window is a
 // sequence of its own; its tokens at positions N/2+1 .. N-1 are scored given all before them in the
@@ -18,7 +20,7 @@ namespace holdfast {
 
 struct PerplexityProgress {
   int64_t windows_done = 0, windows = 0;
-  double perplexity = 0;  // so far
+  double figure = 0;  // so far: the perplexity, or the mean divergence
 };
 
 struct PerplexityOptions {
@@ -35,11 +37,25 @@ struct Perplexity {
   int64_t windows = 0;
 };
 
-// On the calling thread, with the model's backend. kInvalid: fewer tokens than one window, options
-// out of range; kCorrupt: a logit is not finite.
+// Of the scored tokens, each given the same true tokens before it in both models.
+struct Divergence {
+  double mean_kl = 0;      // KL(model || other) over the vocabulary, nats
+  double half_width = 0;   // of its 95 % interval, from the means of windows; 0 where there is one
+  double largest_kl = 0;
+  double same_top = 0;     // share of the tokens whose likeliest continuation is the same
+  int64_t tokens = 0;      // scored
+  int64_t windows = 0;
+};
+
+// On the calling thread, with the models' backends. kInvalid: fewer tokens than one window, options
+// out of range, models of different vocabularies; kCorrupt: a logit is not finite.
 Result<Perplexity> MeasurePerplexity(Model& model, std::span<const TokenId> tokens,
                                      const PerplexityOptions& options);
 Result<Perplexity> MeasureTextPerplexity(Model& model, std::string_view text,
+                                         const PerplexityOptions& options);
+Result<Divergence> MeasureDivergence(Model& model, Model& other, std::span<const TokenId> tokens,
+                                     const PerplexityOptions& options);
+Result<Divergence> MeasureTextDivergence(Model& model, Model& other, std::string_view text,
                                          const PerplexityOptions& options);
 
 }  // namespace holdfast

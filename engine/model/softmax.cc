@@ -4,6 +4,7 @@
 #include <cassert>
 
 #include "engine/backend/cpu/lanes_portable.h"
+#include "engine/backend/exact_math.h"
 #include "engine/model/softmax_inl.h"
 
 namespace holdfast {
@@ -39,6 +40,19 @@ double LogSumExp(std::span<const float> x) {
   const float max = RowMax(x);
   const float sum = RunExpRow({static_cast<int64_t>(x.size()), x.data(), max, 1.0f, nullptr});
   return static_cast<double>(max) + Log(static_cast<double>(sum));
+}
+
+double KlDivergence(std::span<const float> p, std::span<const float> q) {
+  assert(p.size() == q.size());
+  const double top = RowMax(p), other_top = RowMax(q);
+  double sum = 0, other_sum = 0, weighted = 0;
+  for (size_t i = 0; i < p.size(); ++i) {
+    const double e = Exp(p[i] - top);
+    sum += e;
+    other_sum += Exp(q[i] - other_top);
+    weighted += e * ((p[i] - top) - (q[i] - other_top));
+  }
+  return std::max(0.0, weighted / sum + Log(other_sum / sum));
 }
 
 }  // namespace holdfast

@@ -1,6 +1,6 @@
-// exp over a row of logits and its sum, for the sampler and for perplexity: fixed arithmetic, equal
-// on every machine (ExpF and Log of exact_math.h; sums as NUMERICS.md section 1 has them), and fast
-// enough for a vocabulary per token: eight lanes where the processor has AVX2.
+// exp over a row of logits and what follows from it, for the sampler, perplexity and divergence:
+// fixed arithmetic, equal on every machine (ExpF, Exp and Log of exact_math.h; fp32 sums as
+// NUMERICS.md section 1 has them), and exp fast enough for a vocabulary per token: with AVX2.
 #pragma once
 
 #include <span>
@@ -16,5 +16,9 @@ float ExpRow(std::span<const float> x, float max, float temperature, float* out)
 
 // log(sum(exp(x[i]))), x finite and not empty.
 double LogSumExp(std::span<const float> x);
+
+// KL(p || q) in nats between the distributions of two rows of logits of one length, finite and not
+// empty; never below 0, and 0 for equal rows.
+double KlDivergence(std::span<const float> p, std::span<const float> q);
 
 }  // namespace holdfast

@@ -27,6 +27,7 @@ struct LayerWeights {
   std::vector<float> q_norm, k_norm;                  // [head_dim]
   std::unique_ptr<Weight> q, k, v, o;                 // heads * head_dim, or kv_heads * head_dim
   std::vector<float> q_bias, k_bias, v_bias, o_bias;  // [outputs]
+  std::vector<float> q_factor, k_factor;  // [outputs], INT8 K alone (key_balance.h)
   std::unique_ptr<Weight> gate, up, down;             // width -> ffn, ffn -> width
 };
 

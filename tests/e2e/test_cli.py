@@ -57,6 +57,18 @@ class Cli(unittest.TestCase):
         self.assertGreater(report["tokens"], 100)
         self.assertLess(report["perplexity"], 5)  # it says the same sentence again and again
 
+    def test_kl_of_a_kv_type(self):
+        with tempfile.NamedTemporaryFile("w", suffix=".txt") as f:
+            f.write(TEXT)
+            f.flush()
+            args = ["eval", "kl", "--model", SMOL, "--file", f.name, "--ctx", "128", "--kv-type"]
+            same, codes = self.json_of(*args, "f16"), self.json_of(*args, "i8")
+        self.assertEqual((same["kl"], same["same_top"]), (0, 1))
+        self.assertGreater(codes["tokens"], 100)
+        self.assertGreater(codes["kl"], 0)
+        self.assertLess(codes["kl"], 0.02)
+        self.assertGreater(codes["same_top"], 0.9)
+
     def test_bench(self):
         self.assertIn("decode@4096", self.json_of("bench", "list")["names"])
         report = self.json_of("bench", "prefill@64", "decode@0", "--model", SMOL, "--reps", "1")

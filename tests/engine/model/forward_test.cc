@@ -286,6 +286,23 @@ TEST_CASE("the variants of the architectures are equal on all instruction sets")
   CHECK_FALSE(SameBits(before, Compute(f32.model(), tokens, 40)));
 }
 
+TEST_CASE("INT8 K is equal on all instruction sets, in chunks and beside biases and head norms") {
+  const auto tokens = SomeTokens(40, 5);
+  for (const char* architecture : {"llama", "qwen2", "qwen3", "gemma3"}) {
+    CAPTURE(architecture);
+    TinyModelSpec spec;
+    spec.architecture = architecture;
+    Fixture reference(spec, "reference", KvType::kI8), f16(spec, "");
+    const Logits want = Compute(reference.model(), tokens, 40);
+    CHECK_FALSE(SameBits(want, Compute(f16.model(), tokens, 40)));
+    for (const char* level : {"portable", "avx2", "avx512"}) {
+      CAPTURE(level);
+      Fixture f(spec, level, KvType::kI8, 2);
+      if (f.available()) CHECK(SameBits(want, Compute(f.model(), tokens, 9)));
+    }
+  }
+}
+
 TEST_CASE("a bad row ends its own sequence and touches no other") {
   for (WeightType type : {WeightType::kF32, WeightType::kQ8_0}) {
     TinyModelSpec spec = SpecFor(type);

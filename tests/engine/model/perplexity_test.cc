@@ -1,6 +1,8 @@
-// Perplexity: the figure is the definition's, however windows and chunks are grouped.
+// Perplexity and divergence: the figures are the definitions', however windows and chunks are
+// grouped.
 #include "engine/model/perplexity.h"
 
+#include <algorithm>
 #include <cmath>
 #include <memory>
 #include <string>
@@ -17,8 +19,9 @@ namespace {
 
 class Fixture {
  public:
-  Fixture() {
+  explicit Fixture(uint64_t seed = 1) {
     spec_.type = WeightType::kF32;
+    spec_.seed = seed;
     backend_ = *MakeCpuBackend({.threads = 1, .level = ""});
     REQUIRE(WriteTinyModel(spec_, dir_.File("m")).ok());
     const NumericsDigest none;
@@ -51,6 +54,10 @@ class Fixture {
     }
     return std::exp(nll / count);
   }
+  std::vector<std::vector<double>> Plain(std::span<const TokenId> tokens) const {
+    return NaiveLogits(TinyModelFile(spec_), tokens);
+  }
+  std::span<const TokenId> tokens() const { return tokens_; }
   Model& model() { return *model_; }
 
  private:
@@ -83,6 +90,54 @@ TEST_CASE("grouping changes no figure") {
       CHECK(p.perplexity == doctest::Approx(want).epsilon(1e-12));
     }
   }
+}
+
+double PlainKl(const std::vector<double>& p, const std::vector<double>& q) {
+  double p_sum = 0, q_sum = 0, kl = 0;
+  for (double x : p) p_sum += std::exp(x);
+  for (double x : q) q_sum += std::exp(x);
+  for (size_t i = 0; i < p.size(); ++i) {
+    kl += std::exp(p[i]) / p_sum * (p[i] - std::log(p_sum) - q[i] + std::log(q_sum));
+  }
+  return kl;
+}
+
+TEST_CASE("divergence is what its definition says") {
+  Fixture f, other(2);
+  constexpr int kWindow = 16, kWindows = 4, kScored = 7;
+  double means[kWindows] = {}, largest = 0;
+  int same = 0;
+  for (int w = 0; w < kWindows; ++w) {
+    const auto part = f.tokens().subspan(w * kWindow, kWindow);
+    const auto p = f.Plain(part), q = other.Plain(part);
+    for (int i = kWindow / 2; i + 1 < kWindow; ++i) {
+      const double kl = PlainKl(p[i], q[i]);
+      means[w] += kl / kScored;
+      largest = std::max(largest, kl);
+      same += std::ranges::max_element(p[i]) - p[i].begin() ==
+              std::ranges::max_element(q[i]) - q[i].begin();
+    }
+  }
+  const double mean = (means[0] + means[1] + means[2] + means[3]) / 4;
+  double squares = 0;
+  for (double m : means) squares += (m - mean) * (m - mean);
+  for (int together : {1, 3}) {
+    const auto d = MeasureDivergence(
+        f.model(), other.model(), f.tokens(),
+        {.window = kWindow, .windows_together = together, .chunk = 5, .progress = {}});
+    REQUIRE(d.ok());
+    CHECK(d->tokens == kWindows * kScored);
+    CHECK(d->windows == kWindows);
+    CHECK(d->mean_kl == doctest::Approx(mean).epsilon(1e-4));
+    CHECK(d->largest_kl == doctest::Approx(largest).epsilon(1e-4));
+    CHECK(d->half_width == doctest::Approx(1.96 * std::sqrt(squares / 3 / 4)).epsilon(1e-3));
+    CHECK(d->same_top == doctest::Approx(same / 28.0));
+  }
+  const auto none = MeasureDivergence(f.model(), f.model(), f.tokens(),
+                                      {.window = kWindow, .progress = {}});
+  REQUIRE(none.ok());
+  CHECK(none->mean_kl == 0);
+  CHECK(none->same_top == 1);
 }
 
 TEST_CASE("progress counts windows") {
