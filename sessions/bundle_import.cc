@@ -88,9 +88,6 @@ class BundleImport {
   Status Flush();
   Status AddPage(BundleReader& in);
   void RenameIds(std::string* id) const;
-  void Fit(BundleNode& node) const;
-  template <typename Row>
-  void Fit(Row&) const {}
   template <typename Row>
   Status InsertNumbered(Txn& txn, Row& row, ExtraColumns extra);
   Status Publish();
@@ -287,19 +284,10 @@ Status BundleImport::InsertNumbered(Txn& txn, Row& row, ExtraColumns extra) {
   return InsertRow(txn, row, extra);
 }
 
-// Tokens beyond our vocabulary are those of another model, and must never be taken for ours.
-void BundleImport::Fit(BundleNode& node) const {
-  const auto vocab = static_cast<int64_t>(k_.options.tokenizer->vocab_size());
-  if (std::any_of(node.tokens.begin(), node.tokens.end(), [&](TokenId t) { return t >= vocab; })) {
-    node.template_digest = {};
-  }
-}
-
 template <typename Row>
 Status BundleImport::AddRow(BundleReader& in,
                             std::vector<std::pair<const char*, SqlValue>> extra) {
   HOLDFAST_ASSIGN_OR_RETURN(Row decoded, DecodeRow<Row>(in.payload()));
-  Fit(decoded);
   if constexpr (requires { decoded.turn; }) RenameIds(&decoded.turn);
   if constexpr (requires { decoded.detail; }) RenameIds(&decoded.detail);
   if constexpr (requires { decoded.id; }) RenameIds(&decoded.id);

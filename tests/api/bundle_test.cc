@@ -5,6 +5,7 @@
 
 #include <random>
 
+#include "sessions/bundle_rows.h"
 #include "tests/api/bundle_bench.h"
 #include "tests/api/runtime_bench.h"
 #include "tests/engine/store/fault_vfs.h"
@@ -279,16 +280,45 @@ TEST_CASE("20000 damaged bundles are refused, every one") {
   for (int i = 0; i < 20'000; ++i) {
     CAPTURE(i);
     Bytes bad = good;
-    if (i % 2 == 0) {
-      forger.Flip(&bad);
-    } else {
-      bad.resize(forger.Pick(bad.size()));
+    switch (i % 3) {
+      case 0: forger.Flip(&bad); break;
+      case 1: bad.resize(forger.Pick(bad.size())); break;
+      case 2: bad.insert(bad.end(), 1 + forger.Pick(99), std::byte(i)); break;
     }
     const Status s = ImportBytes(k, "ann", bad, {.key = kKey, .as = ""}).status();
     if (s.code() == Code::kCorrupt || s.code() == Code::kInvalid) continue;
     FAIL(s.ToString());
   }
   CHECK(k.List("ann", {})->rows.empty());
+}
+
+TEST_CASE("tokens that the model does not have are refused") {
+  Home home;
+  std::vector<RawSection> sections = SectionsOf(home.Export());
+  const auto node = std::find_if(sections.begin(), sections.end(), [](const RawSection& s) {
+    return s.kind == BundleSection::kNode;
+  });
+  BundleNode row = *DecodeRow<BundleNode>(node->payload);
+  const TokenId good = row.tokens[3];
+  RuntimeBench away;
+  Keeper& k = away.runtime().keeper();
+  const auto import = [&](TokenId token) {
+    row.tokens[3] = token;
+    node->payload = EncodeRow(row);
+    return ImportBytes(k, "ann", Framed(sections, ""), {}).status();
+  };
+  for (const TokenId t : {-1, 320, INT32_MAX, INT32_MIN}) {
+    CHECK(import(t).code() == Code::kCorrupt);
+  }
+  // A node that says that another model made it may hold them; the engine computes none of them.
+  row.model_digest = {};
+  REQUIRE(import(320).ok());
+  ChatRequest r = Talk(home.talk).User("go on").Request();
+  std::unique_ptr<ChatStream> stream;
+  CHECK(away.Start(r, &stream).code() == Code::kInvalid);
+  REQUIRE(k.Delete("ann", "chat").ok());
+  row = *DecodeRow<BundleNode>(SectionsOf(home.Export())[1].payload);
+  CHECK(import(good).ok());
 }
 
 TEST_CASE("4000 forged bundles are refused or bring tokens alone") {
