@@ -90,6 +90,8 @@ struct GenerateRequest {
   // no. Every pending row is then computed, also where the pool has its page, and there are no
   // drafts.
   std::function<void(int64_t index, std::span<const float> logits)> observe_logits;
+  // With observe_logits: the rows that it is called for (any thread); null = every one.
+  std::function<bool(int64_t index)> observes;
   // Verify only: at most this many rows of the request in one pass, none from the pool, no drafts;
   // 0 = the engine's choice.
   int chunk = 0;

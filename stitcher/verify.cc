@@ -1,9 +1,8 @@
 // Design. Most rungs work on raw pages (RawSequence) and ForwardPass, below pool and scheduler, so
 // that a rung can put NaN wherever it likes. E1, E2 and E7 go through Stitcher and Timeline, the
-// way that requests go. "The same bits" compares every row's logits by a 64-bit piece of their
-// SHA-256; only the KL rungs keep logits. The prompts are made from the model's own vocabulary by a
-// fixed generator: the laws do not care for meaning, and tokens at random reach more of the
-// weights.
+// way that requests go. "The same bits" compares every row's logits by LogitsDigest; only the KL
+// rungs keep logits. The prompts are made from the model's own vocabulary by a fixed generator: the
+// laws do not care for meaning, and tokens at random reach more of the weights.
 #include "stitcher/verify.h"
 
 #include <algorithm>
@@ -43,13 +42,6 @@ std::vector<TokenId> MakePrompt(const Tokenizer& tokenizer, int n, uint64_t seed
     if (!tokenizer.IsSpecial(id) && !tokenizer.TokenText(id).empty()) out.push_back(id);
   }
   return out;
-}
-
-uint64_t RowDigest(std::span<const float> logits) {
-  const Digest d = Sha256(logits.data(), logits.size_bytes());
-  uint64_t v;
-  std::memcpy(&v, d.bytes.data(), sizeof(v));
-  return v;
 }
 
 // KL(p || q) in nats over the whole vocabulary, in fp64.
@@ -256,7 +248,7 @@ std::vector<RowDigests> Verifier::Forward(ForwardPass& pass, const std::vector<J
   for (const Job& job : jobs) {
     auto& digests = out.emplace_back();
     for (int32_t i = job.begin; i < job.end; ++i, ++at) {
-      digests.push_back(pass.failed(at) ? 0 : RowDigest(pass.logits(at)));
+      digests.push_back(pass.failed(at) ? 0 : LogitsDigest(pass.logits(at)));
     }
   }
   const auto last = pass.logits(rows - 1);
@@ -316,7 +308,9 @@ std::vector<std::vector<float>> Verifier::PendingLogits(Timeline& timeline) {
 
 RowDigests Verifier::ComputePending(Timeline& timeline) {
   RowDigests out;
-  for (const auto& row : PendingLogits(timeline)) out.push_back(row.empty() ? 0 : RowDigest(row));
+  for (const auto& row : PendingLogits(timeline)) {
+    out.push_back(row.empty() ? 0 : LogitsDigest(row));
+  }
   return out;
 }
 

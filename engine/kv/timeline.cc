@@ -272,7 +272,7 @@ void Timeline::Filled(int64_t count) {
     filled_ += n;
     pending_ -= n;
     count -= n;
-    if (run.count == kBlock && filled_ == run.end()) {
+    if (run.count == kBlock && filled_ == run.end() && !is_private_) {
       const int64_t block = run.begin / kBlock;
       const auto tokens = std::span<const TokenId>(tokens_).subspan(run.begin, kBlock);
       run.page = pool_->Seal(std::move(run.page), chain_[block].key, chain_key(block), tokens,
@@ -319,6 +319,7 @@ Result<Timeline> Timeline::Fork(int64_t length) const {
     fork.pending_ += std::max<int64_t>(0, run.begin + count - std::max(filled_, run.begin));
   }
   fork.filled_ = std::min(filled_, length);
+  fork.is_private_ = is_private_;
   fork.RestoreTaint();
   fork.CheckInvariants();
   return fork;

@@ -100,6 +100,10 @@ class Timeline {
   // Timelines with equal keys here would compute the same page.
   PageKey NextBlockKey() const;
 
+  // From now on no page that becomes full is sealed: what this timeline computes is its own alone,
+  // and takes nobody's page in its place (replay, which judges stored pages by it).
+  void KeepPrivate() { is_private_ = true; }
+
   // The next `count` rows of the last NextRows have their KV now; seals what became full.
   void Filled(int64_t count);
 
@@ -163,6 +167,7 @@ class Timeline {
   int64_t filled_ = 0;
   int64_t pending_ = 0;
   Digest taint_;
+  bool is_private_ = false;
 };
 
 }  // namespace holdfast

@@ -1,11 +1,11 @@
 #include "engine/model/sampler.h"
 
+#include <xxhash.h>
+
 #include <algorithm>
 #include <cfloat>
-#include <cstring>
 #include <string>
 
-#include "engine/base/hash.h"
 #include "engine/model/softmax.h"
 
 namespace holdfast {
@@ -196,9 +196,12 @@ Result<Sample> SampleToken(const SamplingParams& params, const SampleContext& co
   const double log_sum = LogSumExp(c.logits);
   sample.logprob = static_cast<float>(static_cast<double>(c.logits[sample.token]) - log_sum);
   if (c.top_logprobs > 0) sample.top = TopLogprobs(c.logits, c.top_logprobs, log_sum);
-  const Digest digest = Sha256(c.logits.data(), c.logits.size_bytes());
-  std::memcpy(&sample.logits_digest, digest.bytes.data(), sizeof(sample.logits_digest));
+  sample.logits_digest = LogitsDigest(c.logits);
   return sample;
+}
+
+uint64_t LogitsDigest(std::span<const float> logits) {
+  return XXH3_64bits(logits.data(), logits.size_bytes());
 }
 
 PhiloxBlock Philox(uint64_t key, uint64_t counter_lo, uint64_t counter_hi) {

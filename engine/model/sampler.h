@@ -41,7 +41,7 @@ struct Sample {
   TokenId token = kNoToken;
   float logprob = 0;               // of `token`, natural log, from raw logits
   std::vector<TokenLogprob> top;   // when asked for, best first
-  uint64_t logits_digest = 0;      // first 8 bytes of SHA-256 of the raw logits row
+  uint64_t logits_digest = 0;      // LogitsDigest of the raw row
 };
 
 struct SampleContext {
@@ -55,6 +55,10 @@ struct SampleContext {
 };
 // kInvalid when the mask allows nothing.
 Result<Sample> SampleToken(const SamplingParams& params, const SampleContext& context);
+
+// XXH3-64 of the row's bytes, before penalties and masks: what a token log keeps beside each
+// sampled token. Equal rows have equal digests. It tells of change, and proves nothing to a forger.
+uint64_t LogitsDigest(std::span<const float> logits);
 
 // Philox4x32-10. Exposed for its known-answer test.
 struct PhiloxBlock {

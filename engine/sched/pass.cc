@@ -96,7 +96,9 @@ Status Pass::TakeRows(const Part& part, uint64_t step) {
                            std::to_string(part.index[r]) + " on is not finite");
   }
   if (const auto& observe = sequence.request().observe_logits) {
+    const auto& observes = sequence.request().observes;
     for (int64_t r = 0; r < rows; ++r) {
+      if (observes && !observes(part.index[r])) continue;
       observe(part.index[r], forward_.logits(part.first_row + r));
     }
   }

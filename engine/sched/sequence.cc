@@ -92,7 +92,7 @@ Candidate Sequence::candidate() const {
 }
 
 bool Sequence::WantsLogits(int64_t index) const {
-  if (request_.observe_logits) return true;
+  if (request_.observe_logits && (!request_.observes || request_.observes(index))) return true;
   return request_.max_tokens > 0 && index >= said() - 1;
 }
 

@@ -51,6 +51,24 @@ TEST_CASE_FIXTURE(Fixture, "rows are named in order and pages sealed when full")
   CHECK(t.ExactKeys()[0] == NextKey(RootKey(Digest{}, kA, Digest{}), ToyTokens(32), Digest{}));
 }
 
+TEST_CASE_FIXTURE(Fixture, "a private timeline seals nothing and takes nobody's page") {
+  const auto tokens = ToyTokens(100);
+  const Timeline theirs = Computed(tokens);
+  Timeline t = Empty();
+  t.KeepPrivate();
+  t.Extend(tokens);
+  ToyComputeAll(t);
+  CHECK(IsExact(t));
+  CHECK(t.ExactKeys().empty());
+  CHECK(t.chain_key(3) == theirs.chain_key(3));
+  for (const Run& run : t.runs()) CHECK_FALSE(run.page.sealed());
+  auto fork = t.Fork(64);
+  REQUIRE(fork.ok());
+  fork->Extend(ToyTokens(32));
+  ToyComputeAll(*fork);
+  CHECK(fork->ExactKeys().empty());
+}
+
 TEST_CASE_FIXTURE(Fixture, "any chunking gives the same values") {
   const auto tokens = ToyTokens(100);
   for (int chunk : {1, 7, 32, 100}) {

@@ -174,10 +174,17 @@ TEST_CASE("logprobs come from the raw logits") {
   CHECK(s.top[1].token == 3);
   CHECK(s.top[2].token == 2);
   CHECK(s.top[0].logprob == doctest::Approx(3 - std::log(sum)).epsilon(1e-6));
-  uint64_t digest;
-  const Digest full = Sha256(d.logits.data(), d.logits.size() * 4);
-  std::memcpy(&digest, full.bytes.data(), 8);
-  CHECK(s.logits_digest == digest);
+  CHECK(s.logits_digest == LogitsDigest(d.logits));
+}
+
+TEST_CASE("the digest is that of the raw row, and of each of its bits") {
+  // XXH3-64 of its 20 bytes, as xxhash 0.8.1 has it.
+  CHECK(LogitsDigest(std::vector<float>{1, 3, 2, 3, 0}) == 0x8e7312fe093f25a7u);
+  Draws d{.logits = std::vector<float>(1000, 0.5f)};
+  const uint64_t digest = d.At({}, 0).logits_digest;
+  CHECK(d.At({.temperature = 0, .logit_bias = {{4, 100.0f}}}, 7).logits_digest == digest);
+  d.logits[999] = std::nextafter(0.5f, 1.0f);
+  CHECK(d.At({}, 0).logits_digest != digest);
 }
 
 TEST_CASE("parameters out of range are named") {

@@ -5,6 +5,7 @@
 #include <doctest/doctest.h>
 
 #include <atomic>
+#include <map>
 #include <thread>
 #include <vector>
 
@@ -124,6 +125,22 @@ TEST_CASE("the last row of a prompt is computed, also where the pool has all of 
   const Answer warm = rig.Run(rig.Request(SomePrompt(96, 5), 5));
   CHECK(warm.finish.reused == 64);
   CHECK(warm.digests == cold.digests);
+}
+
+TEST_CASE("an observer gets the rows that it asks for, with the same bits") {
+  Rig rig;
+  std::map<int64_t, uint64_t> all, some;
+  for (auto* seen : {&all, &some}) {
+    GenerateRequest request = rig.Request(SomePrompt(150, 5), 0);
+    if (seen == &some) request.observes = [](int64_t index) { return index % 7 == 3; };
+    request.observe_logits = [seen](int64_t index, std::span<const float> row) {
+      (*seen)[index] = LogitsDigest(row);
+    };
+    rig.Run(std::move(request));
+  }
+  CHECK(all.size() == 150);
+  CHECK(some.size() == 21);
+  for (const auto& [index, digest] : some) CHECK(all.at(index) == digest);
 }
 
 TEST_CASE("a draw depends on logits, tokens, seed and index alone") {
