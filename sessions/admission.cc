@@ -9,6 +9,8 @@
 #include <algorithm>
 #include <utility>
 
+#include "sessions/turn_seed.h"
+
 namespace holdfast {
 namespace {
 
@@ -37,21 +39,6 @@ Digest InputDigest(const TurnRequest& r, const TurnDraft& draft) {
       .U64(r.seed.value_or(0))
       .Values(std::span<const TokenId>(draft.tokens))
       .Finish();
-}
-
-uint64_t SeedOf(const Digest& d) {
-  uint64_t v;
-  std::memcpy(&v, d.bytes.data(), sizeof(v));
-  return v;
-}
-
-uint64_t RequestSeed(uint64_t seed, int64_t index) {
-  return SeedOf(Hasher("turn-seed-request-1").U64(seed).U64(index).Finish());
-}
-
-uint64_t SessionSeed(uint64_t seed, int64_t ordinal, int64_t index, int64_t attempt) {
-  return SeedOf(
-      Hasher("turn-seed-session-1").U64(seed).U64(ordinal).U64(index).U64(attempt).Finish());
 }
 
 Status StoreDegraded(const std::string& why) {
@@ -496,8 +483,9 @@ Status Admission::RecordRows(Txn& txn, const Place& place, const Target& target,
     if (rows.Next()) attempt = rows.Int(0);
     HOLDFAST_RETURN_IF_ERROR(rows.status());
   }
-  turn->seed = r_.seed ? RequestSeed(*r_.seed, index)
-                       : SessionSeed(session_seed, ordinal, index, attempt);
+  turn->seed = r_.turn_seed ? *r_.turn_seed
+               : r_.seed    ? RequestSeed(*r_.seed, index)
+                            : SessionSeed(session_seed, ordinal, index, attempt);
   turn->start.turn_id = k_.NewId("turn_");
   return txn.Run(
       "INSERT INTO turn(id, sid, branch, tenant, idempotency_key, request_digest, input_digest, "
@@ -528,6 +516,8 @@ Result<std::unique_ptr<Turn>> Admission::Start(const Place& place, Target target
   impl->keeper = &k_;
   impl->tenant = r_.tenant;
   impl->sampling_json = r_.sampling_json;
+  impl->tools_json = r_.tools_json;
+  impl->kwargs_json = r_.template_kwargs_json;
   impl->keep_response = !r_.idempotency_key.empty();
   impl->wait_for_pages = r_.durability == Durability::kKv;
   impl->branch = target.branch;

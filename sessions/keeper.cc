@@ -57,8 +57,8 @@ Status InsertNodes(Txn& txn, const Keeper::Impl& k, const Turn::Impl& turn, cons
   node.parent = draft.base;
   node.status = committed ? NodeStatus::kCommitted : NodeStatus::kAborted;
   node.turn = turn.start.turn_id;
-  node.sampling = turn.sampling_json;
   node.seed = turn.seed;
+  node.basis = k.basis;
   node.template_digest = draft.context;
   node.model_digest = k.options.model_digest;
   if (draft.input_count > 0) {
@@ -70,7 +70,10 @@ Status InsertNodes(Txn& txn, const Keeper::Impl& k, const Turn::Impl& turn, cons
     }
     node.parent = {input, draft.input_count};
   }
+  HOLDFAST_RETURN_IF_ERROR(InsertContext(
+      txn, turn.sid, draft.context, {.tools = turn.tools_json, .kwargs = turn.kwargs_json}));
   node.kind = NodeKind::kOutput;
+  node.sampling = turn.sampling_json;
   node.lineage_hash = committed;
   node.tokens = output.tokens;
   node.origins = output.origins;
@@ -155,7 +158,8 @@ Status Keeper::Impl::Recover() {
   }));
   const int64_t now = NowMs();
   return options.db->Write(
-      [now](Txn& txn) -> Status {
+      [this, now](Txn& txn) -> Status {
+        HOLDFAST_ASSIGN_OR_RETURN(basis, InsertBasis(txn, options.basis));
         HOLDFAST_RETURN_IF_ERROR(
             txn.Run("INSERT INTO event(sid, at_ms, kind, branch, turn, detail) "
                     "SELECT t.sid, ?, 'turn_aborted', b.name, t.id, 'process ended' "
@@ -218,6 +222,7 @@ CommitResult Keeper::Impl::CommitTurn(Turn::Impl* turn, TurnOutcome outcome) {
               TurnStatus::kCommitted, node, outcome.finish,
               std::as_bytes(std::span(response.data(), response.size())), now,
               turn->start.turn_id));
+          HOLDFAST_RETURN_IF_ERROR(RecordTiming(txn, turn->start.turn_id, outcome.timing));
           return InsertEvent(txn, {turn->sid, now, "turn_committed", turn->start.branch,
                                    turn->start.turn_id, outcome.finish});
         },

@@ -22,6 +22,8 @@
 
 #include "engine/engine.h"
 #include "engine/store/database.h"
+#include "sessions/basis.h"
+#include "sessions/recording.h"
 #include "sessions/tree.h"
 #include "sessions/turn.h"
 #include "stitcher/stitcher.h"
@@ -46,6 +48,7 @@ struct KeeperOptions {
   PageStore* store = nullptr;        // for partial pages; null = none is kept
   Digest fp;                         // Model::fingerprint(): whose pages
   Digest model_digest;               // Model::weights_digest(): whose tokens
+  Basis basis;                       // recorded with each turn
   std::string model_name;
   int64_t max_context = 0;           // tokens of one timeline
 
@@ -89,6 +92,9 @@ class Keeper {
   // The token ids of a branch, as the model saw them.
   Result<std::vector<TokenId>> Tokens(std::string_view tenant, std::string_view id,
                                       std::string_view branch);
+  // A branch with all that a replay of it needs, and where today's template parts with it.
+  Result<Recording> Recorded(std::string_view tenant, std::string_view id,
+                             std::string_view branch);
   // Fork: Default::kKeep. Rewind: Default::kMove. Moves no bytes.
   Result<BranchInfo> Branch(std::string_view tenant, std::string_view id,
                             const MakeBranch& request);

@@ -42,7 +42,7 @@ struct Turn::Impl {
 
   HeadLeases::Lease lease;
   std::optional<WarmHeads::Head> base;  // the warm head before this turn; it returns after an abort
-  std::string tenant, sampling_json;
+  std::string tenant, sampling_json, tools_json, kwargs_json;
   int64_t sid = 0, branch = 0, generation = 0;
   bool recorded = false;                // there is a row: the turn can be committed
   bool keep_response = false;           // it has an idempotency key
@@ -64,6 +64,7 @@ struct Keeper::Impl {
   WarmHeads warm;
   std::atomic<bool> shut{false};
   std::atomic<int64_t> next_branch{1};
+  int64_t basis = 0;  // its row; constant after Open
   std::atomic<int64_t> next_sweep_ms{0};
   std::atomic<int64_t> reserved_pages{0};  // that running turns may still ask the pool for
   std::atomic<uint64_t> sessions{0}, committed{0}, aborted{0}, retries{0}, replays{0};

@@ -307,6 +307,19 @@ Result<std::vector<TokenId>> Keeper::Tokens(std::string_view tenant, std::string
   return out;
 }
 
+Result<Recording> Keeper::Recorded(std::string_view tenant, std::string_view id,
+                                   std::string_view branch) {
+  Recording out;
+  HOLDFAST_RETURN_IF_ERROR(
+      WithTree(*impl_, tenant, id, [&](Reader& reader, const SessionTree& tree) -> Status {
+        HOLDFAST_ASSIGN_OR_RETURN(const BranchRow* b, PickBranch(tree, branch));
+        HOLDFAST_ASSIGN_OR_RETURN(out, LoadRecording(reader, tree, *b));
+        return Status();
+      }));
+  HOLDFAST_RETURN_IF_ERROR(CompareWithTemplate(*impl_->renderer, impl_->options.basis, &out));
+  return out;
+}
+
 Result<BranchInfo> Keeper::Branch(std::string_view tenant, std::string_view id,
                                   const MakeBranch& request) {
   HOLDFAST_RETURN_IF_ERROR(CheckName("name", request.name));

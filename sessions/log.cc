@@ -325,11 +325,11 @@ Status InsertBranch(Txn& txn, NewBranch* b, int64_t* ordinal) {
 Result<int64_t> InsertNode(Txn& txn, const NewNode& n) {
   HOLDFAST_RETURN_IF_ERROR(txn.Run(
       "INSERT INTO node(sid, parent, parent_count, kind, status, turn, tokens, origins, digests, "
-      "sampling, seed, template_digest, model_digest, lineage_hash) "
-      "VALUES(?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+      "sampling, seed, template_digest, model_digest, lineage_hash, basis) "
+      "VALUES(?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
       n.sid, NodeOrNull(n.parent), n.parent.count, n.kind, n.status, n.turn, BlobOf(n.tokens),
       BlobOf(n.origins), BlobOf(n.digests), n.sampling, n.seed, n.template_digest, n.model_digest,
-      n.lineage_hash));
+      n.lineage_hash, n.basis == 0 ? SqlValue() : SqlValue(n.basis)));
   return txn.last_insert_id();
 }
 

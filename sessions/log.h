@@ -159,6 +159,7 @@ struct NewNode {
   uint64_t seed = 0;
   Digest template_digest, model_digest;
   std::optional<Digest> lineage_hash;  // of a committed output
+  int64_t basis = 0;
 };
 Result<int64_t> InsertNode(Txn& txn, const NewNode& node);
 

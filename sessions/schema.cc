@@ -137,8 +137,38 @@ CREATE TABLE event(                      -- append-only
 CREATE INDEX event_session ON event(sid, seq);
 )sql";
 
+// What a replay needs to name what has changed since. Nodes of version 1 have no basis, and their
+// digests are of another kind (they are not compared).
+constexpr char kVersion2[] = R"sql(
+CREATE TABLE basis(                      -- see sessions/basis.h; one row per combination
+  id INTEGER PRIMARY KEY,
+  digest BLOB NOT NULL UNIQUE,
+  weights BLOB NOT NULL,
+  fp BLOB NOT NULL,
+  numerics BLOB NOT NULL,
+  operations TEXT NOT NULL,
+  chat_template BLOB NOT NULL,
+  tokenizer BLOB NOT NULL,
+  kv TEXT NOT NULL);
+ALTER TABLE node ADD COLUMN basis INTEGER REFERENCES basis(id);
+
+CREATE TABLE context(                    -- what node.template_digest is over, beside the basis
+  sid INTEGER NOT NULL REFERENCES session(sid) ON DELETE CASCADE,
+  digest BLOB NOT NULL,
+  tools TEXT NOT NULL,
+  template_kwargs TEXT NOT NULL,
+  PRIMARY KEY(sid, digest)) WITHOUT ROWID;
+
+ALTER TABLE turn ADD COLUMN queue_us INTEGER NOT NULL DEFAULT 0;
+ALTER TABLE turn ADD COLUMN restore_us INTEGER NOT NULL DEFAULT 0;
+ALTER TABLE turn ADD COLUMN prefill_us INTEGER NOT NULL DEFAULT 0;
+ALTER TABLE turn ADD COLUMN decode_us INTEGER NOT NULL DEFAULT 0;
+)sql";
+
 }  // namespace
 
-std::vector<Migration> SessionMigrations() { return {{"sessions", 1, kVersion1}}; }
+std::vector<Migration> SessionMigrations() {
+  return {{"sessions", 1, kVersion1}, {"sessions", 2, kVersion2}};
+}
 
 }  // namespace holdfast

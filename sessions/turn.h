@@ -100,7 +100,13 @@ struct TurnRequest {
   Digest params_digest;
   std::string sampling_json;       // kept with the nodes, opaque
   std::optional<uint64_t> seed;
+  std::optional<uint64_t> turn_seed;  // of a replay: the turn's own, instead of one made of `seed`
   int64_t max_tokens = 0;          // 0 = as many as fit
+};
+
+// How long the parts of a turn took.
+struct TurnTiming {
+  double queue_ms = 0, restore_ms = 0, prefill_ms = 0, decode_ms = 0;
 };
 
 struct GeneratedToken {
@@ -117,6 +123,7 @@ struct TurnOutcome {
   ChatMessage message;                    // what the client got: text, tool calls, raw_json
   std::string response;                   // opaque; given again by a replay
   std::string finish;                     // "stop", "length", ...; for the log
+  TurnTiming timing;                      // for the log
 };
 
 struct CommitResult {
