@@ -24,17 +24,6 @@ Json CallJson(const ToolCall& call) {
           {"function", {{"name", call.name}, {"arguments", call.arguments}}}};
 }
 
-const char* FinishName(ChatFinish finish) {
-  switch (finish) {
-    case ChatFinish::kStop: return "stop";
-    case ChatFinish::kLength: return "length";
-    case ChatFinish::kToolCalls: return "tool_calls";
-    case ChatFinish::kCancelled: return "cancelled";
-    case ChatFinish::kError: return "error";
-  }
-  return "error";
-}
-
 ChatEvent TextEvent(ChatEvent::Kind kind, std::string text, int index) {
   ChatEvent e;
   e.kind = kind;
@@ -67,6 +56,17 @@ std::string CallId(const std::string& turn_id, int index) {
 }
 
 }  // namespace
+
+const char* LoggedFinish(ChatFinish finish) {
+  switch (finish) {
+    case ChatFinish::kStop: return "stop";
+    case ChatFinish::kLength: return "length";
+    case ChatFinish::kToolCalls: return "tool_calls";
+    case ChatFinish::kCancelled: return "cancelled";
+    case ChatFinish::kError: return "error";
+  }
+  return "error";
+}
 
 void StreamCount::Add() {
   std::lock_guard lock(mu_);
@@ -196,7 +196,8 @@ void LiveStream::Queue(std::vector<ToolCallEvent> pieces) {
 
 void LiveStream::Take(TokenEvent token) {
   const TokenId id = token.sample.token;
-  generated_.push_back({id, token.forced ? 0 : token.sample.logits_digest, token.forced});
+  const bool forced = token.forced || generated_.size() < p_.forced;
+  generated_.push_back({id, forced ? 0 : token.sample.logits_digest, forced});
   const size_t before = ready_.size();
   if (!token.text.empty()) Queue(reader_.Push(token.text));
   if (ready_.size() == before) {
@@ -248,6 +249,8 @@ void LiveStream::Finish(FinishEvent finish) {
   done.report.prefill_ms = finish.prefill_ms;
   done.report.decode_ms = finish.decode_ms;
   outcome.timeline = std::move(finish.timeline);
+  outcome.timing = {finish.queue_ms, start_.stitch.restore_ms, finish.prefill_ms,
+                    finish.decode_ms};
   done.finish = End(finish, std::move(outcome), &done);
   ChatEvent last;
   last.kind = ChatEvent::Kind::kDone;
@@ -270,7 +273,7 @@ ChatFinish LiveStream::End(const FinishEvent& finish, TurnOutcome outcome, ChatD
   }
   // A turn whose end nobody saw has not happened, though it may be complete.
   if (dropped_ && how != ChatFinish::kError) how = ChatFinish::kCancelled;
-  outcome.finish = FinishName(how);
+  outcome.finish = LoggedFinish(how);
   if (how == ChatFinish::kCancelled || how == ChatFinish::kError) {
     p_.keeper->Abort(std::move(p_.turn), std::move(outcome));
     return how;

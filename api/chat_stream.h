@@ -30,6 +30,8 @@ class StreamCount {
   int count_ = 0;
 };
 
+const char* LoggedFinish(ChatFinish finish);  // as the token log says it
+
 // What a finished turn keeps for a replay: opaque to the keeper.
 struct StoredResponse {
   ChatFinish finish = ChatFinish::kStop;
@@ -52,6 +54,7 @@ struct LiveStreamParts {
   ParallelCalls parallel = ParallelCalls::kMany;
   std::string warning;
   int top_logprobs = -1;
+  size_t forced = 0;  // tokens that the request puts before what is drawn
 };
 
 class LiveStream : public ChatStream {

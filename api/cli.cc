@@ -131,6 +131,7 @@ int RunCli(int argc, char** argv) {
   AddServeCommands(app, &flags, &chosen);
   AddToolCommands(app, &flags, &chosen);
   AddSessionCommands(app, &flags, &chosen);
+  AddReplayCommand(app, &flags, &chosen);
   AddBenchCommand(app, &flags, &chosen);
   try {
     app.parse(argc, argv);

@@ -37,6 +37,7 @@ using Command = std::function<int()>;
 void AddServeCommands(CLI::App& app, CommonFlags* flags, Command* chosen);    // serve, chat
 void AddToolCommands(CLI::App& app, CommonFlags* flags, Command* chosen);     // pull, tokenize, ...
 void AddSessionCommands(CLI::App& app, CommonFlags* flags, Command* chosen);  // sessions ...
+void AddReplayCommand(CLI::App& app, CommonFlags* flags, Command* chosen);    // replay
 void AddBenchCommand(CLI::App& app, CommonFlags* flags, Command* chosen);     // bench
 
 // Shared by the commands.

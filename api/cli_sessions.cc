@@ -1,99 +1,12 @@
-// sessions ls|show|tree|fork|rewind|snapshot|rm. Every one is a call of the REST API: to the server
-// that holds the data folder, or, where none does, to one that this process starts for itself on a
-// free port of this machine. So there is one way to do each thing.
-#include <unistd.h>
-
+// sessions ls|show|tree|fork|rewind|snapshot|rm. Each is a call of the REST API (cli_access.h).
 #include <CLI/CLI.hpp>
 #include <cstdio>
-#include <cstdlib>
 #include <ctime>
-#include <fstream>
-#include <iostream>
-#include <sstream>
 
-#include "api/api_error.h"
-#include "api/cli.h"
-#include "api/http.h"
-#include "api/server.h"
+#include "api/cli_access.h"
 
 namespace holdfast {
 namespace {
-
-// Something that answers for the data folder.
-class Access {
- public:
-  static Result<std::unique_ptr<Access>> Open(const CommonFlags& flags) {
-    auto access = std::unique_ptr<Access>(new Access);
-    if (access->FindServer(DataDirOf(flags))) return access;
-    RuntimeOptions options;
-    HOLDFAST_ASSIGN_OR_RETURN(options.engine, EngineOptionsOf(flags));
-    options.data_dir = DataDirOf(flags);
-    HOLDFAST_ASSIGN_OR_RETURN(access->runtime_, Runtime::Open(options));
-    ServerOptions server;
-    server.port = 0;
-    server.model_name = ModelNameOf(flags);
-    access->server_ = std::make_unique<Server>(server);
-    HOLDFAST_ASSIGN_OR_RETURN(const int port, access->server_->Listen());
-    access->server_->Attach(access->runtime_.get());
-    access->url_ = "http://127.0.0.1:" + std::to_string(port);
-    return access;
-  }
-  ~Access() {
-    if (server_ == nullptr) return;
-    runtime_->Shutdown(0);
-    server_->Stop();
-    server_->WaitUntilStopped();
-  }
-
-  // The body of a good answer; the error of another one becomes a Status with its message.
-  Result<Json> Ask(const std::string& method, const std::string& path, const Json& body = nullptr) {
-    HttpCallArgs args;
-    args.base_url = url_;
-    args.method = method;
-    args.path = path;
-    if (!body.is_null()) args.body = DumpJson(body);
-    const char* key = std::getenv("HOLDFAST_CLIENT_KEY");
-    args.api_key = key != nullptr ? key : "";
-    HOLDFAST_ASSIGN_OR_RETURN(const HttpReply reply, HttpCall(args));
-    HOLDFAST_ASSIGN_OR_RETURN(Json json, ParseJson(reply.body));
-    if (reply.status < 400) return json;
-    std::string message = "HTTP " + std::to_string(reply.status);
-    if (json.contains("error") && json["error"].contains("message")) {
-      message = json["error"]["message"].get<std::string>();
-    }
-    return reply.status == 404 ? Status::NotFound(message) : Status::Invalid(message);
-  }
-
-  // All rows of a list, page by page.
-  Result<Json> AskAll(const std::string& path) {
-    Json all = Json::array();
-    std::string after;
-    do {
-      HOLDFAST_ASSIGN_OR_RETURN(
-          Json page, Ask("GET", path + (path.find('?') == std::string::npos ? "?" : "&") +
-                                    "limit=1000" + (after.empty() ? "" : "&after=" + after)));
-      for (Json& row : page["data"]) all.push_back(std::move(row));
-      after = page["next"].is_string() ? page["next"].get<std::string>() : "";
-    } while (!after.empty());
-    return all;
-  }
-
- private:
-  bool FindServer(const std::string& data_dir) {
-    std::ifstream in(data_dir + "/server.json");
-    std::stringstream text;
-    text << in.rdbuf();
-    auto json = ParseJson(text.str());
-    if (!json.ok() || !json->contains("url")) return false;
-    url_ = (*json)["url"].get<std::string>();
-    const auto health = HttpCall({url_, "GET", "/health", "", "", 5});
-    return health.ok() && health->status == 200;
-  }
-
-  std::string url_;
-  std::unique_ptr<Runtime> runtime_;
-  std::unique_ptr<Server> server_;
-};
 
 std::string Text(const Json& v) {
   if (v.is_null()) return "-";

@@ -548,12 +548,30 @@ Result<HttpReply> HttpCall(const HttpCallArgs& args) {
   request.body = args.body;
   if (!args.body.empty()) request.set_header("Content-Type", "application/json");
   if (!args.api_key.empty()) request.set_header("Authorization", "Bearer " + args.api_key);
+  int status = 0;
+  std::string error_body;
+  Status taken;
+  if (args.download) {
+    request.response_handler = [&](const httplib::Response& response) {
+      status = response.status;
+      return true;
+    };
+    request.content_receiver = [&](const char* data, size_t size, uint64_t, uint64_t total) {
+      if (status >= 400) {
+        error_body.append(data, size);
+      } else {
+        taken = args.download({data, size}, total);
+      }
+      return taken.ok();
+    };
+  }
   const httplib::Result result = client.send(request);
+  if (!taken.ok()) return taken;
   if (!result) {
     return Status::Unavailable("no answer from " + args.base_url + ": " +
                                httplib::to_string(result.error()));
   }
-  return HttpReply{result->status, result->body};
+  return HttpReply{result->status, args.download ? error_body : result->body};
 }
 
 }  // namespace holdfast

@@ -119,6 +119,9 @@ struct HttpCallArgs {
   std::string body;      // sent as application/json
   std::string api_key;   // "" = none
   int timeout_s = 600;
+  // Takes the body of a good answer piece by piece; HttpReply::body is then that of an error only.
+  // `expected`: bytes of the whole, 0 where that is not known.
+  std::function<Status(std::string_view piece, uint64_t expected)> download = {};
 };
 // kUnavailable when nobody answers there.
 Result<HttpReply> HttpCall(const HttpCallArgs& args);

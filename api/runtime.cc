@@ -7,10 +7,11 @@
 #include <chrono>
 #include <cmath>
 #include <filesystem>
-#include <nlohmann/json.hpp>
 #include <utility>
 
 #include "api/chat_stream.h"
+#include "api/free_replay.h"
+#include "api/recorded_request.h"
 #include "engine/base/env.h"
 #include "engine/kv/memory_page_store.h"
 #include "engine/store/data_dir.h"
@@ -53,21 +54,6 @@ class TemporaryFolder {
   std::string path_;
 };
 
-nlohmann::ordered_json SamplingJson(const ChatRequest& r) {
-  const SamplingParams& s = r.sampling;
-  nlohmann::ordered_json j = {{"temperature", s.temperature},
-                              {"top_k", s.top_k},
-                              {"top_p", s.top_p},
-                              {"min_p", s.min_p},
-                              {"presence_penalty", s.presence_penalty},
-                              {"frequency_penalty", s.frequency_penalty},
-                              {"repetition_penalty", s.repetition_penalty},
-                              {"repetition_window", s.repetition_window},
-                              {"max_tokens", r.max_tokens}};
-  if (r.seed) j["seed"] = *r.seed;
-  return j;
-}
-
 // Over all of a request that decides its answer beside the history and the tools in the prompt.
 Digest ParamsDigest(const ChatRequest& r) {
   Hasher h("chat-params-1");
@@ -85,6 +71,8 @@ Digest ParamsDigest(const ChatRequest& r) {
   h.U64(static_cast<uint64_t>(r.format)).Text(r.schema_json).U64(r.strict_schema);
   h.U64(static_cast<uint64_t>(r.history)).U64(r.tools.size());
   for (const Tool& tool : r.tools) h.Text(tool.name);
+  h.U64(r.turn_seed.has_value()).U64(r.turn_seed.value_or(0));
+  h.Values(std::span<const TokenId>(r.forced));
   return h.Finish();
 }
 
@@ -101,8 +89,9 @@ TurnRequest TurnRequestOf(const ChatRequest& r) {
   t.tools_json = r.tools_json;
   t.template_kwargs_json = r.template_kwargs_json;
   t.params_digest = ParamsDigest(r);
-  t.sampling_json = SamplingJson(r).dump();
+  t.sampling_json = SamplingText(r);
   t.seed = r.seed;
+  t.turn_seed = r.turn_seed;
   t.max_tokens = r.max_tokens;
   return t;
 }
@@ -137,6 +126,11 @@ struct Runtime::Impl {
   Status OpenKeeper();
   Status Check(const ChatRequest& request) const;
   Result<CompiledConstraint> Constrain(const ChatRequest& request) const;
+  Result<TurnSampler> SamplerOf(const RecordedTurn& turn, const ReplayRequest& request) const;
+  Result<std::unique_ptr<Replay>> StartRecompute(const ReplayRequest& request,
+                                                 Recording recording);
+  Result<ChatRequest> FreeChat(const ReplayRequest& request, const Recording& recording,
+                               const FreePlan& plan);
   Result<std::unique_ptr<ChatStream>> Start(const ChatRequest& request, std::unique_ptr<Turn> turn,
                                             CompiledConstraint constraint);
 };
@@ -217,6 +211,7 @@ Status Runtime::Impl::OpenKeeper() {
   k.store = store.get();
   k.fp = engine->model().fingerprint();
   k.model_digest = engine->model().weights_digest();
+  k.basis = BasisOf(*engine, *chat_template);
   k.model_name = engine->model().config().name;
   k.max_context = engine->max_context();
   k.max_resident = options.max_resident;
@@ -311,6 +306,7 @@ Result<std::unique_ptr<ChatStream>> Runtime::Impl::Start(const ChatRequest& requ
   generate.top_logprobs = request.top_logprobs;
   generate.speculate = request.speculate;
   generate.constraint = std::move(constraint.constraint);
+  generate.forced = request.forced;
   auto generation = engine->Submit(std::move(generate));
   if (!generation.ok()) {
     TurnOutcome outcome;
@@ -331,7 +327,99 @@ Result<std::unique_ptr<ChatStream>> Runtime::Impl::Start(const ChatRequest& requ
   parts.parallel = request.parallel_tool_calls ? ParallelCalls::kMany : ParallelCalls::kOne;
   parts.warning = std::move(constraint.warning);
   parts.top_logprobs = request.top_logprobs;
+  parts.forced = request.forced.size();
   return std::unique_ptr<ChatStream>(std::make_unique<LiveStream>(std::move(parts)));
+}
+
+// What a recorded turn was drawn with, with what the replay wants otherwise.
+Result<TurnSampler> Runtime::Impl::SamplerOf(const RecordedTurn& turn,
+                                             const ReplayRequest& request) const {
+  ChatRequest chat;
+  HOLDFAST_RETURN_IF_ERROR(ReadSamplingText(turn.sampling, &chat));
+  const std::optional<uint64_t> request_seed = chat.seed;
+  HOLDFAST_RETURN_IF_ERROR(ReadSamplingText(request.sampling_json, &chat));
+  HOLDFAST_RETURN_IF_ERROR(ReadToolsText(turn.tools, &chat));
+  HOLDFAST_RETURN_IF_ERROR(Check(chat));
+  HOLDFAST_ASSIGN_OR_RETURN(CompiledConstraint constraint, Constrain(chat));
+  return TurnSampler{chat.sampling, std::move(constraint.constraint), request_seed};
+}
+
+Result<std::unique_ptr<Replay>> Runtime::Impl::StartRecompute(const ReplayRequest& request,
+                                                              Recording recording) {
+  RecomputeRequest recompute;
+  recompute.mode = request.mode;
+  recompute.tenant = request.tenant;
+  recompute.from = request.from;
+  recompute.to = request.to;
+  recompute.top_k = request.top_k;
+  recompute.seed = request.seed;
+  recompute.other_sampling = !request.sampling_json.empty();
+  RecomputeParts parts;
+  parts.engine = engine.get();
+  parts.store = store.get();
+  parts.basis = BasisOf(*engine, *chat_template);
+  parts.make_room = [k = keeper.get()](int64_t pages) { k->MakeRoom(pages); };
+  parts.sampler = [this, request](const RecordedTurn& turn) { return SamplerOf(turn, request); };
+  streams.Add();
+  parts.alive = std::shared_ptr<void>(
+      &streams, [](void* count) { static_cast<StreamCount*>(count)->Remove(); });
+  HOLDFAST_ASSIGN_OR_RETURN(
+      std::unique_ptr<Replay> started,
+      Recompute::Start(recompute, std::move(recording), std::move(parts)));
+  return started;
+}
+
+// The turn of a free replay, on a branch that is made for it.
+Result<ChatRequest> Runtime::Impl::FreeChat(const ReplayRequest& request,
+                                            const Recording& recording, const FreePlan& plan) {
+  ChatRequest chat;
+  HOLDFAST_RETURN_IF_ERROR(ReadSamplingText(plan.turn->sampling, &chat));
+  HOLDFAST_RETURN_IF_ERROR(ReadSamplingText(request.sampling_json, &chat));
+  HOLDFAST_RETURN_IF_ERROR(ReadToolsText(plan.turn->tools, &chat));
+  HOLDFAST_RETURN_IF_ERROR(Check(chat));
+  MakeBranch make;
+  make.from = recording.branch;
+  make.at_item = plan.turn->first_item;
+  make.name = request.name;
+  HOLDFAST_ASSIGN_OR_RETURN(const BranchInfo made,
+                            keeper->Branch(request.tenant, recording.session_id, make));
+  chat.tenant = request.tenant;
+  chat.session = {recording.session_id, made.name};
+  chat.append = true;
+  chat.messages = plan.messages;
+  chat.template_kwargs_json = plan.turn->kwargs;
+  chat.top_logprobs = request.top_k;
+  chat.forced = plan.forced;
+  // What is not asked to be otherwise stays: also the seed, whatever the new branch's would be.
+  if (!request.seed) chat.turn_seed = plan.turn->seed;
+  if (request.seed) chat.seed = request.seed;
+  return chat;
+}
+
+Result<std::unique_ptr<Replay>> Runtime::StartReplay(ReplayRequest request) {
+  if (impl_->closing) return Status::Unavailable("shutting down");
+  HOLDFAST_ASSIGN_OR_RETURN(
+      Recording recording,
+      impl_->keeper->Recorded(request.tenant, request.session, request.branch));
+  const auto items = static_cast<int64_t>(recording.items.size());
+  for (auto [item, token] : {std::pair(request.from_item, &request.from),
+                             std::pair(request.to_item, &request.to)}) {
+    if (!item) continue;
+    if (*item < 0 || *item > items) {
+      return Status::Invalid("from_item, to_item: the branch has " + std::to_string(items) +
+                             " items");
+    }
+    *token = *item < items ? recording.items[*item].first
+                           : static_cast<int64_t>(recording.tokens.size());
+  }
+  if (request.mode != ReplayMode::kFree) {
+    return impl_->StartRecompute(request, std::move(recording));
+  }
+  HOLDFAST_ASSIGN_OR_RETURN(const FreePlan plan, PlanFreeReplay(recording, request));
+  HOLDFAST_ASSIGN_OR_RETURN(ChatRequest chat, impl_->FreeChat(request, recording, plan));
+  HOLDFAST_ASSIGN_OR_RETURN(std::unique_ptr<ChatStream> stream, Chat(std::move(chat)));
+  return std::unique_ptr<Replay>(
+      std::make_unique<FreeReplay>(std::move(recording), plan, std::move(stream)));
 }
 
 Keeper& Runtime::keeper() { return *impl_->keeper; }

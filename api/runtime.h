@@ -18,6 +18,7 @@
 
 #include "engine/engine.h"
 #include "sessions/keeper.h"
+#include "sessions/replay.h"
 
 namespace holdfast {
 
@@ -63,6 +64,10 @@ struct ChatRequest {
   std::vector<std::string> stop;
   int top_logprobs = -1;              // -1 = no logprobs
   bool speculate = true;              // as far as the engine does; changes nothing but the time
+
+  // Of a free replay: the turn's own seed, and tokens that the answer begins with, not drawn.
+  std::optional<uint64_t> turn_seed;
+  std::vector<TokenId> forced;
 };
 
 struct ChatTokenLogprob {
@@ -112,6 +117,26 @@ class ChatStream {
   virtual void Cancel() = 0;
 };
 
+// See sessions/replay.h for the modes.
+struct ReplayEdit {
+  int64_t item = 0;      // of the branch; of an input
+  std::string content;   // in the place of its own
+};
+struct ReplayRequest {
+  ReplayMode mode = ReplayMode::kVerify;
+  std::string tenant, session, branch;  // branch: "" = the default one
+  // verify, forced: tokens that are compared or shown. free: the point to go on from, in an answer
+  // or before it; `to` says nothing; 0 = the last answer, or that of the edits, from its beginning.
+  int64_t from = 0, to = -1;
+  std::optional<int64_t> from_item, to_item;  // instead: their first tokens
+  int top_k = 0;                        // alternatives of each step, 0..20
+  // verify: as if these had been recorded. free: instead of what was recorded.
+  std::optional<uint64_t> seed;
+  std::string sampling_json;            // fields as SamplingText writes them; "" = none
+  std::vector<ReplayEdit> edits;        // free
+  std::string name;                     // free: of the new branch; "" = chosen
+};
+
 class Runtime {
  public:
   static Result<std::unique_ptr<Runtime>> Open(const RuntimeOptions& options);
@@ -123,6 +148,10 @@ class Runtime {
   // another request. kExhausted: queue full; "store_degraded: ..." when nothing durable can be
   // taken on (507). kUnavailable: shutting down.
   Result<std::unique_ptr<ChatStream>> Chat(ChatRequest request);
+
+  // Begins to replay a recorded branch. Errors as Chat's; kInvalid names the field. verify and
+  // forced write nothing; free makes a branch and commits a turn on it.
+  Result<std::unique_ptr<Replay>> StartReplay(ReplayRequest request);
 
   Keeper& keeper();   // sessions, branches, items, snapshots
   Engine& engine();

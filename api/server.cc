@@ -234,6 +234,7 @@ void Server::Impl::AddRoutes() {
   Add("POST", "/v1/sessions/{}/snapshot", &HandleSnapshot);
   Add("GET", "/v1/sessions/{}/snapshots", &HandleSnapshots);
   Add("GET", "/v1/sessions/{}/events", &HandleEvents);
+  Add("POST", "/v1/sessions/{}/replay", &HandleReplay);
 }
 
 Server::Server(ServerOptions options) : impl_(new Impl(std::move(options))) { impl_->AddRoutes(); }

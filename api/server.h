@@ -66,7 +66,7 @@ struct Call {
   void Refuse(const Status& status) { Refuse(ErrorOf(status)); }
 };
 
-// The handlers, by subject (chat_routes.cc, session_routes.cc, server.cc).
+// The handlers, by subject (chat_routes.cc, session_routes.cc, replay_routes.cc, server.cc).
 void HandleChat(Call& call);
 void HandleTurns(Call& call);
 void HandleCreateSession(Call& call);
@@ -81,6 +81,7 @@ void HandleRewind(Call& call);
 void HandleSnapshot(Call& call);
 void HandleSnapshots(Call& call);
 void HandleEvents(Call& call);
+void HandleReplay(Call& call);
 
 // Prometheus text of everything that is counted.
 std::string MetricsText(const Runtime::Stats& stats, const std::string& model, size_t connections);

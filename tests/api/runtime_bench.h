@@ -37,6 +37,7 @@ class RuntimeBench {
   void Restart();
   void Close() { runtime_.reset(); }
   Runtime& runtime() { return *runtime_; }
+  std::string File(const std::string& name) const { return folder_.File(name); }  // tiny.gguf, data
   Status Start(ChatRequest request, std::unique_ptr<ChatStream>* stream);
   Answer Say(ChatRequest request);              // to its end
   static Answer Drain(ChatStream* stream);

@@ -1,11 +1,12 @@
 """The REST API on a tiny model: what is refused and how, tenants, sessions, limits."""
 import json
+import os
 import socket
 import threading
 import time
 import unittest
 
-from harness import Server, TinyServerTest
+from harness import Server, TinyServerTest, run
 
 CHAT = "/v1/chat/completions"
 HELLO = [{"role": "user", "content": "hello"}]
@@ -100,6 +101,126 @@ class Refusals(TinyServerTest):
             self.assertRefused(self.server.call("GET", "/v1/models", headers=headers), 403)
         self.assertEqual(self.server.call("GET", "/v1/models", headers={
             "Origin": "http://localhost:3000"})[0], 200)
+
+
+class Replays(TinyServerTest):
+    """The replay route and command: reports, lines, refusals."""
+    @classmethod
+    def setUpClass(cls):
+        super().setUpClass()
+        cls.server.chat([{"role": "user", "content": "one"}], session_id="s", temperature=1.0)
+        cls.server.call("POST", "/v1/sessions/s/turns", {
+            "messages": [{"role": "user", "content": "two"}], "max_tokens": 12})
+
+    def replay(self, body, session="s"):
+        return self.server.call("POST", "/v1/sessions/%s/replay" % session, body)
+
+    def good(self, body):
+        status, _, answer = self.replay(body)
+        self.assertEqual(status, 200, answer)
+        return answer
+
+    def test_verify(self):
+        report = self.good("")
+        self.assertEqual((report["object"], report["mode"]), ("replay", "verify"))
+        self.assertFalse(report["diverged"])
+        self.assertIsNone(report["divergence"])
+        self.assertEqual(report["steps"], 24)
+        self.assertEqual(report["changed"], [])
+        self.assertEqual(len(report["turns"]), 2)
+        for turn in report["turns"]:
+            self.assertGreater(turn["decode_ms"], 0)
+            self.assertGreaterEqual(turn["ended_ms"], turn["created_ms"])
+        report = self.good({"seed": 5})
+        self.assertTrue(report["diverged"])
+        d = report["divergence"]
+        self.assertEqual((d["what"], d["cause"], d["role"]), ("token", "seed", "assistant"))
+        self.assertNotEqual(d["expected"]["token"], d["got"]["token"])
+        self.assertEqual(d["expected"]["digest"], d["got"]["digest"])
+        self.assertEqual(d["turn_id"], report["turns"][0]["turn_id"])
+
+    def test_forced(self):
+        report = self.good({"mode": "forced", "top_k": 3, "from_item": 2})
+        self.assertEqual(len(report["data"]), 12)
+        for step in report["data"]:
+            self.assertEqual(len(step["top"]), 3)
+            self.assertGreaterEqual(step["rank"], 1)
+            self.assertTrue(step["same"])
+            self.assertEqual(step["item"], 3)
+
+    def test_free(self):
+        report = self.good({"mode": "free"})
+        self.assertFalse(report["diverged"])
+        self.assertIsNone(report["free"]["first_divergence"])
+        report = self.good({"mode": "free", "name": "other", "edits": [
+            {"item": 2, "content": "something else"}]})
+        self.assertEqual(report["free"]["branch"], "other")
+        items = self.server.call("GET", "/v1/sessions/s/items?branch=other")[2]["data"]
+        self.assertEqual(items[2]["message"]["content"], "something else")
+        self.assertEqual(items[3]["message"]["content"], report["free"]["content"])
+        self.assertFalse(self.good({"branch": "other"})["diverged"])
+
+    def test_lines(self):
+        status, headers, text = self.replay({"mode": "verify", "stream": True})
+        self.assertEqual(status, 200)
+        self.assertEqual(headers["content-type"], "application/x-ndjson")
+        lines = [json.loads(line) for line in text.splitlines()]
+        self.assertEqual(lines[0]["type"], "start")
+        self.assertEqual(lines[-1]["type"], "report")
+        steps = [l for l in lines if l["type"] == "step"]
+        self.assertEqual(len(steps), 24)
+        self.assertTrue(all(s["same"] for s in steps))
+        text = self.replay({"sampling": {"temperature": 2}, "mode": "free", "stream": True})[2]
+        self.assertEqual(json.loads(text.splitlines()[-1])["mode"], "free")
+
+    def test_hostile_bodies(self):
+        for body, param in [
+                ("{", None), ("[1]", None), ({"mode": "backwards"}, "mode"), ({"mode": 7}, "mode"),
+                ({"from": -1}, "from"), ({"from": "x"}, "from"), ({"from": 9, "to": 3}, "from"),
+                ({"to": 1 << 30}, "from"), ({"from_item": 99}, "from_item"),
+                ({"top_k": 21}, "top_k"), ({"top_k": 1.5}, "top_k"), ({"seed": "x"}, "seed"),
+                ({"sampling": []}, "sampling"), ({"sampling": {"heat": 1}}, "sampling.heat"),
+                ({"sampling": {"temperature": 9}}, "sampling.temperature"),
+                ({"edits": [{"item": 0, "content": "x"}]}, "edits"),
+                ({"mode": "free", "edits": [7]}, "edits[0]"),
+                ({"mode": "free", "edits": [{"item": 0}]}, "edits[0].content"),
+                ({"mode": "free", "edits": [{"item": 1, "content": "x"}]}, "edits[0].item"),
+                ({"mode": "free", "edits": [{"item": 1 << 39, "content": "x"}]}, "edits[0].item"),
+                ({"mode": "free", "edits": [{"item": 0, "content": "x"},
+                                            {"item": 2, "content": "x"}]}, "edits[1].item"),
+                ({"mode": "free", "edits": [{"item": 0, "content": "x"}] * 65}, "edits"),
+                ({"mode": "free", "to": 3}, "to"), ({"mode": "free", "from": 1 << 39}, "from"),
+                ({"name": "x"}, "name"), ({"stream": 1}, "stream")]:
+            with self.subTest(body=body):
+                self.assertRefused(self.replay(body), 400, param)
+        self.assertRefused(self.replay({"branch": "none"}), 404)
+        self.assertRefused(self.replay({}, "nobody"), 404)
+        self.assertRefused(self.server.call("GET", "/v1/sessions/s/replay"), 405)
+        self.assertFalse(self.good({})["diverged"])
+
+    def test_the_command(self):
+        flags = ("--model", self.model, "--data", os.path.join(self.folder.name, "data"))
+        trace = os.path.join(self.folder.name, "trace.json")
+        status, out, error = run("replay", "s", *flags, "--trace", trace)
+        self.assertEqual(status, 0, error)
+        self.assertIn("no divergence", out)
+        with open(trace) as f:
+            events = json.load(f)["traceEvents"]
+        names = [e["name"] for e in events if e["ph"] == "X"]
+        self.assertEqual(names.count("decode"), 2)
+        self.assertTrue(all(e["dur"] >= 0 for e in events if e["ph"] == "X"))
+        status, out, _ = run("replay", "s", *flags, "--seed", "5")
+        self.assertEqual(status, 1)
+        self.assertIn("because of: seed", out)
+        status, out, _ = run("replay", "s", *flags, "--mode", "forced", "--top-k", "2", "--json")
+        self.assertEqual(status, 0)
+        self.assertEqual(len(json.loads(out)["data"]), 24)
+        status, out, _ = run("replay", "s", *flags, "--mode", "free", "--ndjson", "--edit",
+                             "2=three")
+        self.assertEqual(json.loads(out.splitlines()[-1])["type"], "report")
+        self.assertEqual(run("replay", "nobody", *flags)[0], 1)
+        self.assertEqual(run("replay", "s", *flags, "--edit", "x")[0], 1)
+        self.assertEqual(run("replay", "s", *flags, "--mode", "x")[0], 2)
 
 
 class Limits(TinyServerTest):

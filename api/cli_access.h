@@ -1,0 +1,37 @@
+// Something that answers the REST API for a data folder: the server that holds it, or, where none
+// does, one that this process starts for itself on a free port of this machine. So there is one way
+// to do each thing.
+#pragma once
+
+#include <memory>
+#include <string>
+
+#include "api/cli.h"
+#include "api/http.h"
+#include "api/server.h"
+
+namespace holdfast {
+
+class Access {
+ public:
+  static Result<std::unique_ptr<Access>> Open(const CommonFlags& flags);
+  ~Access();
+
+  // The body of a good answer; the error of another one becomes a Status with its message.
+  Result<Json> Ask(const std::string& method, const std::string& path, const Json& body = nullptr);
+  // A call with all that HttpCallArgs offers; address and API key are filled in. A download has no
+  // body: null.
+  Result<Json> Call(HttpCallArgs args);
+  // All rows of a list, page by page.
+  Result<Json> AskAll(const std::string& path);
+
+ private:
+  Access() = default;
+  bool FindServer(const std::string& data_dir);
+
+  std::string url_;
+  std::unique_ptr<Runtime> runtime_;
+  std::unique_ptr<Server> server_;
+};
+
+}  // namespace holdfast
