@@ -8,6 +8,7 @@
 #include "engine/model/gguf.h"
 #include "engine/store/file_page_store.h"
 #include "tests/api/runtime_bench.h"
+#include "tests/fixtures/tiny_model.h"
 
 namespace holdfast {
 namespace {
@@ -67,6 +68,8 @@ std::vector<Answer> Converse(RuntimeBench& b, const std::string& session, int tu
     ChatRequest r = talk.Request();
     r.sampling.temperature = temperature;
     r.max_tokens = 12;
+    // Drawn answers are as long as greedy ones, whatever the session's seed.
+    r.sampling.logit_bias = {{kTinyEndOfText, -100.0f}, {kTinyTurnEnd, -100.0f}};
     answers.push_back(b.Say(r));
     talk.Keep(answers.back());
   }
@@ -136,7 +139,8 @@ TEST_CASE("drawn answers verify: sampling, penalties, grammars, stops, tools, fo
                   .presence_penalty = 0.5f, .repetition_penalty = 1.2f,
                   .logit_bias = {{40, 2.5f}, {50, -1.0f}}};
   odd.seed = 77;
-  odd.stop = {"e"};
+  odd.stop = {"qu", "~"};
+  odd.max_tokens = 200;
   b.Say(odd);
   ChatRequest json = Talk("json").User("answer").Request();
   json.sampling.temperature = 1.0f;
@@ -154,7 +158,8 @@ TEST_CASE("drawn answers verify: sampling, penalties, grammars, stops, tools, fo
   tool.tools = {{"read", R"({"type":"object","properties":{"path":{"enum":["a","b"]}},)"
                          R"("required":["path"],"additionalProperties":false})"}};
   tool.tool_choice = ToolChoice::kRequired;
-  b.Say(tool);
+  tool.max_tokens = 200;
+  CHECK(b.Say(tool).calls > 0);
   MakeBranch side;
   side.at_item = 2;
   side.name = "side";
@@ -165,7 +170,7 @@ TEST_CASE("drawn answers verify: sampling, penalties, grammars, stops, tools, fo
   more.sampling.temperature = 1.0f;
   b.Say(more);
   b.Restart();
-  for (const char* session : {"hot", "odd", "json", "tool"}) {
+  for (const std::string session : {"hot", "odd", "json", "tool"}) {
     CAPTURE(session);
     const Replayed r = Good(b, Verify(session));
     CHECK_FALSE(r.report.divergence);
