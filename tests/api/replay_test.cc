@@ -538,9 +538,9 @@ TEST_CASE("what cannot be replayed is refused by name") {
     CHECK(s.code() == code);
     CHECK_MESSAGE(s.message().starts_with(field), s.ToString());
   };
-  refused([](ReplayRequest& r) { r.session = "nobody"; }, Code::kNotFound, "session");
-  refused([](ReplayRequest& r) { r.tenant = "bob"; }, Code::kNotFound, "session");
-  refused([](ReplayRequest& r) { r.branch = "x"; }, Code::kNotFound, "branch");
+  refused([](ReplayRequest& r) { r.session = std::string("nobody"); }, Code::kNotFound, "session");
+  refused([](ReplayRequest& r) { r.tenant = std::string("bob"); }, Code::kNotFound, "session");
+  refused([](ReplayRequest& r) { r.branch = std::string("x"); }, Code::kNotFound, "branch");
   refused([](ReplayRequest& r) { r.from = 10, r.to = 5; }, Code::kInvalid, "from, to");
   refused([](ReplayRequest& r) { r.to = 1 << 20; }, Code::kInvalid, "from, to");
   refused([](ReplayRequest& r) { r.from_item = 9; }, Code::kInvalid, "from_item");
@@ -552,7 +552,7 @@ TEST_CASE("what cannot be replayed is refused by name") {
   refused([](ReplayRequest& r) { r.mode = ReplayMode::kFree, r.from = 100000; }, Code::kInvalid,
           "from");
   REQUIRE(b.runtime().keeper().Create("ann", {.external_id = "empty", .meta_json = {}}).ok());
-  refused([](ReplayRequest& r) { r.session = "empty", r.mode = ReplayMode::kFree; },
+  refused([](ReplayRequest& r) { r.session = std::string("empty"), r.mode = ReplayMode::kFree; },
           Code::kInvalid, "branch");
   CHECK(Good(b, Verify("empty")).report.steps == 0);
 }
