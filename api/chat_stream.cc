@@ -57,7 +57,7 @@ std::string CallId(const std::string& turn_id, int index) {
 
 }  // namespace
 
-const char* LoggedFinish(ChatFinish finish) {
+const char* FinishName(ChatFinish finish) {
   switch (finish) {
     case ChatFinish::kStop: return "stop";
     case ChatFinish::kLength: return "length";
@@ -273,7 +273,7 @@ ChatFinish LiveStream::End(const FinishEvent& finish, TurnOutcome outcome, ChatD
   }
   // A turn whose end nobody saw has not happened, though it may be complete.
   if (dropped_ && how != ChatFinish::kError) how = ChatFinish::kCancelled;
-  outcome.finish = LoggedFinish(how);
+  outcome.finish = FinishName(how);
   if (how == ChatFinish::kCancelled || how == ChatFinish::kError) {
     p_.keeper->Abort(std::move(p_.turn), std::move(outcome));
     return how;

@@ -30,7 +30,7 @@ class StreamCount {
   int count_ = 0;
 };
 
-const char* LoggedFinish(ChatFinish finish);  // as the token log says it
+const char* FinishName(ChatFinish finish);  // as clients and the token log say it
 
 // What a finished turn keeps for a replay: opaque to the keeper.
 struct StoredResponse {

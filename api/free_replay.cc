@@ -116,7 +116,7 @@ Status FreeReplay::TakeDone(ChatDone done) {
   done.status.IgnoreError();
   outcome_.turn_id = done.report.start.turn_id;
   outcome_.branch = done.report.start.branch;
-  outcome_.finish = LoggedFinish(done.finish);
+  outcome_.finish = FinishName(done.finish);
   outcome_.content = done.content;
   outcome_.replayed = done.completion_tokens;  // without what a stop string cut
   outcome_.diff = DiffTokens(outcome_.recorded, outcome_.replayed);

@@ -4,6 +4,7 @@
 #include <charconv>
 #include <limits>
 
+#include "api/chat_stream.h"
 #include "api/fields.h"
 
 namespace holdfast {
@@ -283,17 +284,6 @@ std::optional<ApiError> ReadChatCall(std::string_view body, ChatCall* out) {
   ReadLimits(fields, out);
   ReadSession(fields, &out->request);
   return error;
-}
-
-const char* FinishName(ChatFinish finish) {
-  switch (finish) {
-    case ChatFinish::kStop: return "stop";
-    case ChatFinish::kLength: return "length";
-    case ChatFinish::kToolCalls: return "tool_calls";
-    case ChatFinish::kCancelled: return "cancelled";
-    case ChatFinish::kError: return "error";
-  }
-  return "error";
 }
 
 Json UsageJson(const ChatDone& done) {

@@ -59,6 +59,4 @@ class ChatWriter {
   bool role_sent_ = false;
 };
 
-const char* FinishName(ChatFinish finish);
-
 }  // namespace holdfast

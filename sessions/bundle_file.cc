@@ -3,24 +3,13 @@
 #include <array>
 #include <cstring>
 
+#include "engine/base/bytes.h"
 #include "engine/store/checksum.h"
 
 namespace holdfast {
 namespace {
 
 constexpr std::array<uint8_t, 8> kMagic = {'H', 'F', 'b', 'u', 'n', 'd', 0x1a, 0x0a};
-
-template <typename T>
-void Put(std::byte* at, T value) {
-  std::memcpy(at, &value, sizeof(value));  // little endian: hash.cc asserts the machine
-}
-
-template <typename T>
-T Get(const std::byte* at) {
-  T value;
-  std::memcpy(&value, at, sizeof(value));
-  return value;
-}
 
 // Over the first 16 bytes of the section's header and the payload; the seed is the section's
 // number, so that sections that change places are noticed.

@@ -7,8 +7,9 @@
 #include <memory>
 #include <string>
 
-namespace holdfast {
+#include "engine/base/bytes.h"
 
+namespace holdfast {
 namespace {
 
 constexpr std::array<uint8_t, 8> kMagic = {'H', 'F', 'p', 'a', 'g', 'e', 0x1a, 0x0a};
@@ -37,18 +38,6 @@ constexpr size_t kGroupBytes = 48;
 
 static_assert(kAtGroups + kMaxRecordGroups * kGroupBytes + kPageTokens * sizeof(TokenId) <=
               kRecordHeaderBytes);
-
-template <typename T>
-void Put(std::byte* at, T value) {
-  std::memcpy(at, &value, sizeof(value));  // little endian: hash.cc asserts the machine
-}
-
-template <typename T>
-T Take(const std::byte* at) {
-  T value;
-  std::memcpy(&value, at, sizeof(value));
-  return value;
-}
 
 void PutDigest(std::byte* at, const Digest& d) { std::memcpy(at, d.bytes.data(), 32); }
 
@@ -94,18 +83,18 @@ bool ShapeFits(const LayerGroup& s, uint64_t payload_bytes) {
 }
 
 Status TakeGroup(const std::byte* at, RecordGroup* g) {
-  g->payload_bytes = Take<uint64_t>(at);
+  g->payload_bytes = Get<uint64_t>(at);
   if (g->payload_bytes == 0 || g->payload_bytes > kMaxGroupPayloadBytes) {
     return Bad("a payload of " + std::to_string(g->payload_bytes) + " bytes");
   }
-  if (Take<uint8_t>(at + 11) != 0 || Take<uint64_t>(at + 40) != 0) return Bad("reserved bytes");
-  g->shape.layout_id = Take<int32_t>(at + 12);
+  if (Get<uint8_t>(at + 11) != 0 || Get<uint64_t>(at + 40) != 0) return Bad("reserved bytes");
+  g->shape.layout_id = Get<int32_t>(at + 12);
   if (g->shape.layout_id == 0) {
     if (!IsZeros({at + 8, kGroupBytes - 8})) return Bad("an undescribed group with a description");
     g->shape = LayerGroup{KvKind::kKv, 0, 0, 0, 0, 0, KvType::kF32, KvType::kF32, 0, 0};
     return Status();
   }
-  const uint8_t kind = Take<uint8_t>(at + 8), k = Take<uint8_t>(at + 9), v = Take<uint8_t>(at + 10);
+  const uint8_t kind = Get<uint8_t>(at + 8), k = Get<uint8_t>(at + 9), v = Get<uint8_t>(at + 10);
   if (kind > static_cast<uint8_t>(KvKind::kState)) return Bad("layer group kind");
   if (k > static_cast<uint8_t>(KvType::kI8) || v > static_cast<uint8_t>(KvType::kF16)) {
     return Bad("KV type");
@@ -113,12 +102,12 @@ Status TakeGroup(const std::byte* at, RecordGroup* g) {
   g->shape.kind = static_cast<KvKind>(kind);
   g->shape.k_type = static_cast<KvType>(k);
   g->shape.v_type = static_cast<KvType>(v);
-  g->shape.first_layer = Take<int32_t>(at + 16);
-  g->shape.layers = Take<int32_t>(at + 20);
-  g->shape.heads = Take<int32_t>(at + 24);
-  g->shape.k_dim = Take<int32_t>(at + 28);
-  g->shape.v_dim = Take<int32_t>(at + 32);
-  g->shape.window = Take<int32_t>(at + 36);
+  g->shape.first_layer = Get<int32_t>(at + 16);
+  g->shape.layers = Get<int32_t>(at + 20);
+  g->shape.heads = Get<int32_t>(at + 24);
+  g->shape.k_dim = Get<int32_t>(at + 28);
+  g->shape.v_dim = Get<int32_t>(at + 32);
+  g->shape.window = Get<int32_t>(at + 36);
   if (!ShapeFits(g->shape, g->payload_bytes)) return Bad("a shape that does not fit its payload");
   return Status();
 }
@@ -235,30 +224,30 @@ Result<RecordHeader> DecodeRecordHeader(std::span<const std::byte> bytes) {
   if (bytes.size() < kRecordHeaderBytes) return Bad("shorter than a header");
   const std::byte* h = bytes.data();
   if (std::memcmp(h + kAtMagic, kMagic.data(), kMagic.size()) != 0) return Bad("magic");
-  if (Take<uint64_t>(h + kAtCheck) != CheckOf(bytes)) return Bad("header checksum");
-  const uint16_t version = Take<uint16_t>(h + kAtVersion);
+  if (Get<uint64_t>(h + kAtCheck) != CheckOf(bytes)) return Bad("header checksum");
+  const uint16_t version = Get<uint16_t>(h + kAtVersion);
   if (version != kRecordVersion) {
     return Status::Invalid("page record: version " + std::to_string(version) + " is not known");
   }
   // From here on only a writer with the right checksum can be wrong, or hostile.
   RecordHeader header;
-  const uint8_t kind = Take<uint8_t>(h + kAtKind);
+  const uint8_t kind = Get<uint8_t>(h + kAtKind);
   if (kind > static_cast<uint8_t>(PageKind::kSegment)) return Bad("kind");
   header.page.kind = static_cast<PageKind>(kind);
-  if (Take<uint8_t>(h + kAtCodec) != kCodecRaw) return Bad("codec");
-  if (Take<uint16_t>(h + kAtPageTokens) != kPageTokens) return Bad("page size");
-  if (Take<uint32_t>(h + kAtHeaderBytes) != kRecordHeaderBytes) return Bad("header length");
+  if (Get<uint8_t>(h + kAtCodec) != kCodecRaw) return Bad("codec");
+  if (Get<uint16_t>(h + kAtPageTokens) != kPageTokens) return Bad("page size");
+  if (Get<uint32_t>(h + kAtHeaderBytes) != kRecordHeaderBytes) return Bad("header length");
   if (!IsZeros({h + kAtReserved, kAtGroups - kAtReserved})) return Bad("reserved bytes");
-  const size_t groups = Take<uint16_t>(h + kAtGroupCount);
+  const size_t groups = Get<uint16_t>(h + kAtGroupCount);
   if (groups == 0 || groups > kMaxRecordGroups) return Bad("number of groups");
-  const uint32_t tokens = Take<uint32_t>(h + kAtTokenCount);
+  const uint32_t tokens = Get<uint32_t>(h + kAtTokenCount);
   if (!TokenCountFits(header.page.kind, tokens)) return Bad("number of tokens");
   HOLDFAST_ASSIGN_OR_RETURN(header.groups, TakeGroups(h, groups));
-  header.record_bytes = Take<uint64_t>(h + kAtRecordBytes);
+  header.record_bytes = Get<uint64_t>(h + kAtRecordBytes);
   if (header.record_bytes != RecordBytes(header.groups)) return Bad("record length");
   const size_t at_tokens = kAtGroups + groups * kGroupBytes, end = at_tokens + tokens * 4;
   for (size_t at = at_tokens; at < end; at += 4) {
-    header.page.tokens.push_back(Take<int32_t>(h + at));
+    header.page.tokens.push_back(Get<int32_t>(h + at));
     if (header.page.tokens.back() < 0) return Bad("a negative token");
   }
   if (!IsZeros({h + end, kRecordHeaderBytes - end})) return Bad("bytes after the tokens");
