@@ -196,7 +196,7 @@ void RunPanels(ThreadPool& pool, const MatMulKernels& kernels, const MatMulCall&
 }  // namespace
 
 struct MatMulScratch::Impl {
-  std::vector<RowTerms> terms;  // of each product of a call
+  std::vector<RowTerms> terms;  // of a call's products; those of one type over the same rows share
   std::vector<MatMulCall> calls;
   std::unique_ptr<Share[]> shares;
   int64_t shares_size = 0;
@@ -226,8 +226,13 @@ void CpuMatMul(ThreadPool& pool, CpuLevel level, std::span<const MatMulArgs> pro
       assert(x.cols == call.w.inputs && x.rows >= rows);
       call.groups = x.cols / kQuantGroup;
       call.q = x.q.data();
-      impl.terms[i].Fill(pool, call.w.type, x, rows);
-      impl.terms[i].Put(&call);
+      const auto end = products.begin() + static_cast<int64_t>(i);
+      const auto like = std::find_if(products.begin(), end, [&](const MatMulArgs& before) {
+        return before.w->type() == call.w.type && before.xq == args.xq;
+      });
+      RowTerms& terms = impl.terms[like - products.begin()];
+      if (like == end) terms.Fill(pool, call.w.type, x, rows);
+      terms.Put(&call);
     } else {
       call.x = args.x;
     }

@@ -33,7 +33,7 @@ std::shared_ptr<uint8_t> MapAligned(size_t bytes) {
   if (skip > 0) munmap(begin, skip);
   uint8_t* data = begin + skip;
   const size_t used = (bytes + 4095) / 4096 * 4096;
-  if (skip < kHugePage) munmap(data + used, bytes + kHugePage - skip - used);
+  munmap(data + used, bytes + kHugePage - skip - used);
   madvise(data, used, MADV_HUGEPAGE);  // advice: works without
   return {data, [used](uint8_t* p) { munmap(p, used); }};
 }
