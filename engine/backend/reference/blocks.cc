@@ -32,37 +32,16 @@ void LookUp(const int8_t* values, int8_t* w) {
   for (int j = 0; j < 32; ++j) w[j] = values[w[j]];
 }
 
-WeightGroup ReadQ4_0(const uint8_t* b) {
+// Q4_0, Q4_1, Q5_0, Q5_1: d, the minimum of a _1, the fifth bits of a Q5, nibbles. Without a
+// minimum a weight is its code less half of the range.
+WeightGroup ReadNibbleBlock(const uint8_t* b, bool has_min, bool has_fifth_bits) {
   WeightGroup g;
+  const uint8_t* fifth_bits = b + (has_min ? 4 : 2);
   g.d = ReadHalf(b);
-  ReadNibbles(b + 2, g.w);
-  TakeOff(8, g.w);
-  return g;
-}
-
-WeightGroup ReadQ4_1(const uint8_t* b) {
-  WeightGroup g;
-  g.d = ReadHalf(b);
-  g.min = -ReadHalf(b + 2);
-  ReadNibbles(b + 4, g.w);
-  return g;
-}
-
-WeightGroup ReadQ5_0(const uint8_t* b) {
-  WeightGroup g;
-  g.d = ReadHalf(b);
-  ReadNibbles(b + 6, g.w);
-  AddFifthBits(b + 2, g.w);
-  TakeOff(16, g.w);
-  return g;
-}
-
-WeightGroup ReadQ5_1(const uint8_t* b) {
-  WeightGroup g;
-  g.d = ReadHalf(b);
-  g.min = -ReadHalf(b + 2);
-  ReadNibbles(b + 8, g.w);
-  AddFifthBits(b + 4, g.w);
+  if (has_min) g.min = -ReadHalf(b + 2);
+  ReadNibbles(fifth_bits + (has_fifth_bits ? 4 : 0), g.w);
+  if (has_fifth_bits) AddFifthBits(fifth_bits, g.w);
+  if (!has_min) TakeOff(has_fifth_bits ? 16 : 8, g.w);
   return g;
 }
 
@@ -155,10 +134,10 @@ WeightGroup ReadWeightGroup(WeightType type, const std::byte* row, int64_t group
       reinterpret_cast<const uint8_t*>(row) + group / per_block * shape.bytes;
   const int in_block = static_cast<int>(group % per_block);
   switch (type) {
-    case WeightType::kQ4_0: return ReadQ4_0(b);
-    case WeightType::kQ4_1: return ReadQ4_1(b);
-    case WeightType::kQ5_0: return ReadQ5_0(b);
-    case WeightType::kQ5_1: return ReadQ5_1(b);
+    case WeightType::kQ4_0: return ReadNibbleBlock(b, false, false);
+    case WeightType::kQ4_1: return ReadNibbleBlock(b, true, false);
+    case WeightType::kQ5_0: return ReadNibbleBlock(b, false, true);
+    case WeightType::kQ5_1: return ReadNibbleBlock(b, true, true);
     case WeightType::kQ8_0: return ReadQ8_0(b);
     case WeightType::kQ4_K: return ReadQ4_K(b, in_block, b + 16);
     case WeightType::kQ5_K: return ReadQ5_K(b, in_block);
