@@ -141,20 +141,8 @@ Result<LogReport> Keeper::CheckLog() {
 Result<int64_t> Keeper::DeleteExpired() {
   int64_t deleted = 0, last = -1;
   while (true) {
-    std::vector<SessionRow> expired;
-    HOLDFAST_RETURN_IF_ERROR(impl_->options.db->Read([&](Reader& reader) {
-      Rows rows = reader.Query(
-          "SELECT sid, id FROM session WHERE expires_ms IS NOT NULL AND expires_ms <= ? AND "
-          "sid > ? ORDER BY sid LIMIT 64",
-          impl_->NowMs(), last);
-      while (rows.Next()) {
-        SessionRow s;
-        s.sid = rows.Int(0);
-        s.id = rows.Text(1);
-        expired.push_back(std::move(s));
-      }
-      return rows.status();
-    }));
+    HOLDFAST_ASSIGN_OR_RETURN(const std::vector<SessionRow> expired,
+                              impl_->Expired(impl_->NowMs(), last, 64));
     if (expired.empty()) return deleted;
     last = expired.back().sid;
     for (const SessionRow& s : expired) {

@@ -180,23 +180,28 @@ void Keeper::Impl::SweepExpired() {
   const int64_t now = NowMs();
   int64_t due = next_sweep_ms.load();
   if (now < due || !next_sweep_ms.compare_exchange_strong(due, now + kSweepEveryMs)) return;
-  std::vector<SessionRow> expired;
-  options.db
-      ->Read([&](Reader& reader) {
-        Rows rows = reader.Query(
-            "SELECT sid, id FROM session WHERE expires_ms IS NOT NULL AND expires_ms <= ? LIMIT ?",
-            now, kSweepSessions);
-        while (rows.Next()) {
-          SessionRow s;
-          s.sid = rows.Int(0);
-          s.id = rows.Text(1);
-          expired.push_back(std::move(s));
-        }
-        return rows.status();
-      })
-      .IgnoreError();
+  const Result<std::vector<SessionRow>> expired = Expired(now, -1, kSweepSessions);
+  if (!expired.ok()) return;
   // One that a turn runs on stays, and is looked at again in the next sweep.
-  for (const SessionRow& s : expired) DeleteSession(s).IgnoreError();
+  for (const SessionRow& s : *expired) DeleteSession(s).IgnoreError();
+}
+
+Result<std::vector<SessionRow>> Keeper::Impl::Expired(int64_t now, int64_t after, int most) {
+  std::vector<SessionRow> expired;
+  HOLDFAST_RETURN_IF_ERROR(options.db->Read([&](Reader& reader) {
+    Rows rows = reader.Query(
+        "SELECT sid, id FROM session WHERE expires_ms IS NOT NULL AND expires_ms <= ? AND "
+        "sid > ? ORDER BY sid LIMIT ?",
+        now, after, most);
+    while (rows.Next()) {
+      SessionRow s;
+      s.sid = rows.Int(0);
+      s.id = rows.Text(1);
+      expired.push_back(std::move(s));
+    }
+    return rows.status();
+  }));
+  return expired;
 }
 
 void Keeper::Impl::EndTurn(Turn::Impl* turn) {

@@ -76,6 +76,8 @@ struct Keeper::Impl {
 
   Status Recover();
   void SweepExpired();
+  // Those that have expired at `now`: sid and id, ascending, of sids above `after`.
+  Result<std::vector<SessionRow>> Expired(int64_t now, int64_t after, int most);
   Status DeleteSession(const SessionRow& session);
   void EndTurn(Turn::Impl* turn);  // gives back the lease and the reservation
   void AbortTurn(Turn::Impl* turn, TurnOutcome outcome);
