@@ -77,6 +77,13 @@ std::shared_ptr<Generation> Rig::Submit(GenerateRequest request) {
   return std::move(*generation);
 }
 
+std::shared_ptr<Generation> Gate::Hold(Rig& rig, GenerateRequest request) {
+  request.observe_logits = Hook();
+  auto generation = rig.Submit(std::move(request));
+  AwaitClosed();
+  return generation;
+}
+
 std::function<void(int64_t, std::span<const float>)> Gate::Hook() {
   return [this, closed = false](int64_t, std::span<const float>) mutable {
     if (closed) return;

@@ -70,6 +70,8 @@ class Gate {
  public:
   std::function<void(int64_t, std::span<const float>)> Hook();
   void AwaitClosed() { entered_.get_future().wait(); }  // the model thread stands at it
+  // Submits the request with Hook() and awaits that.
+  std::shared_ptr<Generation> Hold(Rig& rig, GenerateRequest request);
   void Open() { opened_.set_value(); }
 
  private:

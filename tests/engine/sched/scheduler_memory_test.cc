@@ -23,10 +23,7 @@ TEST_CASE("sequences that give way get the same bits") {
   options.pages = 14;  // four sequences of six pages each
   Rig rig(options);
   Gate gate;
-  GenerateRequest first = rig.Request(SomePrompt(5, 9), 1);
-  first.observe_logits = gate.Hook();
-  auto held = rig.Submit(std::move(first));
-  gate.AwaitClosed();
+  auto held = gate.Hold(rig, rig.Request(SomePrompt(5, 9), 1));
   std::vector<std::shared_ptr<Generation>> all;
   for (int i = 0; i < 4; ++i) all.push_back(rig.Submit(rig.Request(SomePrompt(40, i), 150)));
   gate.Open();

@@ -55,10 +55,7 @@ TEST_CASE("a full queue refuses and leaves the request") {
   options.scheduler.queued_max = 2;
   Rig rig(options);
   Gate gate;
-  GenerateRequest first = rig.Request(SomePrompt(5, 1), 1);
-  first.observe_logits = gate.Hook();
-  auto a = rig.Submit(std::move(first));
-  gate.AwaitClosed();
+  auto a = gate.Hold(rig, rig.Request(SomePrompt(5, 1), 1));
   auto b = rig.Submit(rig.Request(SomePrompt(5, 2), 1));
   auto c = rig.Submit(rig.Request(SomePrompt(5, 3), 1));
   GenerateRequest fourth = rig.Request(SomePrompt(5, 4), 1);
@@ -78,10 +75,7 @@ TEST_CASE("tenants are admitted in turn, each in its own order") {
   options.scheduler.running_max = 1;
   Rig rig(options);
   Gate gate;
-  GenerateRequest first = rig.Request(SomePrompt(5, 1), 1, "a");
-  first.observe_logits = gate.Hook();
-  auto held = rig.Submit(std::move(first));
-  gate.AwaitClosed();
+  auto held = gate.Hold(rig, rig.Request(SomePrompt(5, 1), 1, "a"));
   std::string order;
   std::vector<std::shared_ptr<Generation>> all;
   auto submit = [&](const std::string& tenant, char name) {
@@ -102,10 +96,7 @@ TEST_CASE("tenants are admitted in turn, each in its own order") {
   options.scheduler.running_max = 2;
   Rig wide(options);
   Gate gate2;
-  GenerateRequest holder = wide.Request(SomePrompt(5, 1), 3, "a");
-  holder.observe_logits = gate2.Hook();
-  held = wide.Submit(std::move(holder));
-  gate2.AwaitClosed();
+  held = gate2.Hold(wide, wide.Request(SomePrompt(5, 1), 3, "a"));
   order.clear();
   all.clear();
   auto submit_wide = [&](const std::string& tenant, char name) {
@@ -154,10 +145,7 @@ TEST_CASE("a dropped generation ends") {
 TEST_CASE("Next gives up at its time-out and after the end") {
   Rig rig;
   Gate gate;
-  GenerateRequest request = rig.Request(SomePrompt(5, 1), 1);
-  request.observe_logits = gate.Hook();
-  auto generation = rig.Submit(std::move(request));
-  gate.AwaitClosed();
+  auto generation = gate.Hold(rig, rig.Request(SomePrompt(5, 1), 1));
   CHECK_FALSE(generation->Next(1).has_value());
   CHECK_FALSE(generation->Next(0).has_value());
   gate.Open();
@@ -215,10 +203,7 @@ TEST_CASE("a short request behind a long prompt starts at once") {
     options.scheduler.prefill_rows_max = 64;
     Rig rig(options);
     Gate gate;
-    GenerateRequest first = rig.Request(SomePrompt(1800, 1), 1);
-    first.observe_logits = gate.Hook();
-    auto long_one = rig.Submit(std::move(first));
-    gate.AwaitClosed();  // in the middle of the prompt
+    auto long_one = gate.Hold(rig, rig.Request(SomePrompt(1800, 1), 1));  // in the middle of the prompt
     const uint64_t before = rig.scheduler().stats().prefill_rows;
     uint64_t rows = 0;
     GenerateRequest request = rig.Request(SomePrompt(c.prompt, 2), 1, c.tenant);
@@ -238,10 +223,7 @@ TEST_CASE("small requests pass one that finds no pages, but not for ever") {
   options.pages = 44;
   Rig rig(options);
   Gate gate;
-  GenerateRequest holder = rig.Request(SomePrompt(600, 1), 600);  // 19 pages, then 38
-  holder.observe_logits = gate.Hook();
-  auto held = rig.Submit(std::move(holder));
-  gate.AwaitClosed();
+  auto held = gate.Hold(rig, rig.Request(SomePrompt(600, 1), 600));  // 19 pages, then 38
   std::string order;
   std::vector<std::shared_ptr<Generation>> all;
   const auto submit = [&](int prompt, int seed, char name) {
@@ -266,10 +248,7 @@ TEST_CASE("prompts that do not fit together come one after the other") {
   options.pages = 44;  // of 26 and 26
   Rig rig(options);
   Gate gate;
-  GenerateRequest first = rig.Request(SomePrompt(5, 1), 1);
-  first.observe_logits = gate.Hook();
-  auto held = rig.Submit(std::move(first));
-  gate.AwaitClosed();
+  auto held = gate.Hold(rig, rig.Request(SomePrompt(5, 1), 1));
   auto a = rig.Submit(rig.Request(SomePrompt(800, 2), 1));
   auto b = rig.Submit(rig.Request(SomePrompt(800, 3), 1, "b"));
   gate.Open();
@@ -284,10 +263,7 @@ TEST_CASE("64 sequences decode in one pass") {
   options.scheduler.speculation = Scheduler::Speculation::kOff;
   Rig rig(options);
   Gate gate;
-  GenerateRequest first = rig.Request(SomePrompt(5, 1), 1);
-  first.observe_logits = gate.Hook();
-  auto held = rig.Submit(std::move(first));
-  gate.AwaitClosed();
+  auto held = gate.Hold(rig, rig.Request(SomePrompt(5, 1), 1));
   std::vector<std::shared_ptr<Generation>> all;
   for (int i = 0; i < 63; ++i) all.push_back(rig.Submit(rig.Request(SomePrompt(5, 2 + i), 40)));
   const uint64_t before = rig.scheduler().stats().steps;
@@ -301,10 +277,7 @@ TEST_CASE("64 sequences decode in one pass") {
 TEST_CASE("requests with one beginning compute it once") {
   Rig rig;
   Gate gate;
-  GenerateRequest first = rig.Request(SomePrompt(5, 1), 1);
-  first.observe_logits = gate.Hook();
-  auto held = rig.Submit(std::move(first));
-  gate.AwaitClosed();
+  auto held = gate.Hold(rig, rig.Request(SomePrompt(5, 1), 1));
   std::vector<std::shared_ptr<Generation>> all;
   for (int i = 0; i < 5; ++i) {
     auto prompt = SomePrompt(320, 6);
@@ -324,10 +297,7 @@ TEST_CASE("shutting down ends what runs and what waits, and refuses what comes")
   options.scheduler.running_max = 1;
   Rig rig(options);
   Gate gate;
-  GenerateRequest first = rig.Request(SomePrompt(5, 1), 100);
-  first.observe_logits = gate.Hook();
-  auto running = rig.Submit(std::move(first));
-  gate.AwaitClosed();
+  auto running = gate.Hold(rig, rig.Request(SomePrompt(5, 1), 100));
   auto waiting = rig.Submit(rig.Request(SomePrompt(5, 2), 100));
   std::thread closer([&] { rig.scheduler().Shutdown(); });
   GenerateRequest late = rig.Request(SomePrompt(5, 3), 1);

@@ -297,10 +297,7 @@ TEST_CASE("a value that is not finite ends its sequence alone") {
   auto poisoned = SomePrompt(50, 2);
   poisoned[40] = TinyByteToken('X');
   Gate gate;
-  GenerateRequest holder = rig.Request(SomePrompt(5, 9), 1);
-  holder.observe_logits = gate.Hook();
-  auto held = rig.Submit(std::move(holder));
-  gate.AwaitClosed();
+  auto held = gate.Hold(rig, rig.Request(SomePrompt(5, 9), 1));
   auto bad = rig.Submit(rig.Request(poisoned, 20));
   auto good = rig.Submit(rig.Request(healthy, 20));
   gate.Open();
