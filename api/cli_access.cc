@@ -1,5 +1,6 @@
 #include "api/cli_access.h"
 
+#include <CLI/CLI.hpp>
 #include <cstdlib>
 #include <fstream>
 #include <sstream>
@@ -81,11 +82,19 @@ bool Access::FindServer(const std::string& data_dir) {
   return health.ok() && health->status == 200;
 }
 
-int RunWithAccess(const CommonFlags& flags, const std::function<Status(Access&)>& action) {
-  auto access = Access::Open(flags);
-  if (!access.ok()) return Fail(flags, access.status());
-  const Status status = action(**access);
-  return status.ok() ? 0 : Fail(flags, status);
+CLI::App* AddAccessCommand(CLI::App* parent, const char* name, const char* help,
+                           CommonFlags* flags, Command* chosen, AccessAction action) {
+  CLI::App* command = parent->add_subcommand(name, help);
+  AddCommonFlags(command, flags, true);
+  command->callback([=] {
+    *chosen = [=] {
+      auto access = Access::Open(*flags);
+      if (!access.ok()) return Fail(*flags, access.status());
+      const Result<int> status = action(**access);
+      return status.ok() ? *status : Fail(*flags, status.status());
+    };
+  });
+  return command;
 }
 
 }  // namespace holdfast

@@ -3,6 +3,7 @@
 // to do each thing.
 #pragma once
 
+#include <functional>
 #include <memory>
 #include <string>
 
@@ -34,7 +35,10 @@ class Access {
   std::unique_ptr<Server> server_;
 };
 
-// What most commands are: opens the access, runs `action`, prints the error; the exit status.
-int RunWithAccess(const CommonFlags& flags, const std::function<Status(Access&)>& action);
+// Adds a subcommand that needs the access: `action` gives the exit status, an error is printed. It
+// runs when the flags have been read.
+using AccessAction = std::function<Result<int>(Access&)>;
+CLI::App* AddAccessCommand(CLI::App* parent, const char* name, const char* help,
+                           CommonFlags* flags, Command* chosen, AccessAction action);
 
 }  // namespace holdfast

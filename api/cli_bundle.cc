@@ -61,7 +61,7 @@ std::string Percent(const std::string& text) {
   return out;
 }
 
-Status Export(Access& access, const CommonFlags& common, const BundleFlags& flags) {
+Result<int> Export(Access& access, const CommonFlags& common, const BundleFlags& flags) {
   HOLDFAST_ASSIGN_OR_RETURN(const std::string key, KeyHex(flags));
   const std::string part = flags.file + ".part";
   std::ofstream out(part, std::ios::binary | std::ios::trunc);
@@ -95,10 +95,10 @@ Status Export(Access& access, const CommonFlags& common, const BundleFlags& flag
     std::cout << flags.file << ": " << bytes << " bytes"
               << (key.empty() ? ", not signed: tokens only, no pages" : "") << std::endl;
   }
-  return Status();
+  return 0;
 }
 
-Status Import(Access& access, const CommonFlags& common, const BundleFlags& flags) {
+Result<int> Import(Access& access, const CommonFlags& common, const BundleFlags& flags) {
   HOLDFAST_ASSIGN_OR_RETURN(const std::string key, KeyHex(flags));
   RealEnv env;
   HOLDFAST_ASSIGN_OR_RETURN(const auto file, env.Open(flags.file, FileMode::kRead));
@@ -118,7 +118,7 @@ Status Import(Access& access, const CommonFlags& common, const BundleFlags& flag
   if (!done.ok()) return done.status();
   if (common.json) {
     PrintJson(*done);
-    return Status();
+    return 0;
   }
   const Json& d = *done;
   std::cout << d["session"]["id"].get<std::string>() << ": " << d["session"]["tokens"]
@@ -128,7 +128,7 @@ Status Import(Access& access, const CommonFlags& common, const BundleFlags& flag
               << "; the KV of the rest is computed again)";
   }
   std::cout << std::endl;
-  return Status();
+  return 0;
 }
 
 }  // namespace
@@ -136,15 +136,10 @@ Status Import(Access& access, const CommonFlags& common, const BundleFlags& flag
 void AddBundleCommands(CLI::App* sessions, CommonFlags* flags, Command* chosen) {
   auto b = std::make_shared<BundleFlags>();
   const auto add = [=](const char* name, const char* help, auto action) {
-    CLI::App* c = sessions->add_subcommand(name, help);
-    AddCommonFlags(c, flags, true);
+    CLI::App* c = AddAccessCommand(sessions, name, help, flags, chosen,
+                                   [=](Access& a) { return action(a, *flags, *b); });
     c->add_option("--key-file", b->key_file,
                   "Key of the signature, 16 to 1024 bytes (default: HOLDFAST_BUNDLE_KEY)");
-    c->callback([=] {
-      *chosen = [=] {
-        return RunWithAccess(*flags, [=](Access& a) { return action(a, *flags, *b); });
-      };
-    });
     return c;
   };
   CLI::App* e = add("export", "Write a session to one file", &Export);

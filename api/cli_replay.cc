@@ -206,8 +206,8 @@ Status AskLines(Access& access, const std::string& path, const Json& body,
   return access.Call(std::move(args)).status();
 }
 
-// Whether it diverged.
-Result<bool> RunReplay(Access& access, const CommonFlags& flags, const ReplayFlags& f) {
+// 1 where it diverged.
+Result<int> RunReplay(Access& access, const CommonFlags& flags, const ReplayFlags& f) {
   HOLDFAST_ASSIGN_OR_RETURN(const Json body, BodyOf(f));
   const bool table = !flags.json && !f.ndjson && f.mode != "verify";
   Json steps = Json::array(), report;
@@ -243,15 +243,16 @@ Result<bool> RunReplay(Access& access, const CommonFlags& flags, const ReplayFla
   } else if (!f.ndjson) {
     PrintReport(report);
   }
-  return report["diverged"].get<bool>();
+  return report["diverged"].get<bool>() ? 1 : 0;
 }
 
 }  // namespace
 
 void AddReplayCommand(CLI::App& app, CommonFlags* flags, Command* chosen) {
   auto f = std::make_shared<ReplayFlags>();
-  CLI::App* c = app.add_subcommand("replay", "Compute a recorded session again and compare");
-  AddCommonFlags(c, flags, true);
+  CLI::App* c = AddAccessCommand(&app, "replay", "Compute a recorded session again and compare",
+                                 flags, chosen,
+                                 [=](Access& a) { return RunReplay(a, *flags, *f); });
   c->add_option("session", f->session, "The session")->required();
   c->add_option("--mode", f->mode, "verify, forced (alternatives at each step) or free (a branch)")
       ->check(CLI::IsMember({"verify", "forced", "free"}))
@@ -268,15 +269,6 @@ void AddReplayCommand(CLI::App& app, CommonFlags* flags, Command* chosen) {
   c->add_option("--name", f->name, "free: name of the new branch");
   c->add_option("--trace", f->trace, "Write the turns' timing as Chrome Trace JSON");
   c->add_flag("--ndjson", f->ndjson, "A line of JSON per step on standard output");
-  c->callback([=] {
-    *chosen = [=] {
-      auto access = Access::Open(*flags);
-      if (!access.ok()) return Fail(*flags, access.status());
-      const Result<bool> diverged = RunReplay(**access, *flags, *f);
-      if (!diverged.ok()) return Fail(*flags, diverged.status());
-      return *diverged ? 1 : 0;
-    };
-  });
 }
 
 }  // namespace holdfast

@@ -66,13 +66,13 @@ struct SessionFlags {
   int64_t at_item = -1, at_token = -1;
 };
 
-Status List(Access& access, const CommonFlags& flags) {
+Result<int> List(Access& access, const CommonFlags& flags) {
   HOLDFAST_ASSIGN_OR_RETURN(const Json rows, access.AskAll("/v1/sessions"));
   flags.json ? PrintJson({{"object", "list"}, {"data", rows}}) : PrintSessions(rows);
-  return Status();
+  return 0;
 }
 
-Status Show(Access& access, const CommonFlags& flags, const SessionFlags& s) {
+Result<int> Show(Access& access, const CommonFlags& flags, const SessionFlags& s) {
   const std::string path = "/v1/sessions/" + s.id;
   HOLDFAST_ASSIGN_OR_RETURN(Json session, access.Ask("GET", path));
   HOLDFAST_ASSIGN_OR_RETURN(
@@ -84,28 +84,28 @@ Status Show(Access& access, const CommonFlags& flags, const SessionFlags& s) {
     PrintSessions(Json::array({session}));
     PrintItems(items);
   }
-  return Status();
+  return 0;
 }
 
-Status Tree(Access& access, const CommonFlags& flags, const SessionFlags& s) {
+Result<int> Tree(Access& access, const CommonFlags& flags, const SessionFlags& s) {
   HOLDFAST_ASSIGN_OR_RETURN(const Json branches,
                             access.AskAll("/v1/sessions/" + s.id + "/branches"));
   HOLDFAST_ASSIGN_OR_RETURN(const Json snapshots,
                             access.AskAll("/v1/sessions/" + s.id + "/snapshots"));
   if (flags.json) {
     PrintJson({{"branches", branches}, {"snapshots", snapshots}});
-    return Status();
+    return 0;
   }
   PrintTree(branches, "", 0);
   for (const Json& n : snapshots) {
     std::printf("snapshot %s %s on %s at token %s\n", Text(n["id"]).c_str(),
                 Text(n["label"]).c_str(), Text(n["branch"]).c_str(), Text(n["tokens"]).c_str());
   }
-  return Status();
+  return 0;
 }
 
 // fork, rewind and snapshot: a POST whose answer is one object.
-Status Post(Access& access, const CommonFlags& flags, const SessionFlags& s,
+Result<int> Post(Access& access, const CommonFlags& flags, const SessionFlags& s,
             const std::string& verb) {
   Json body = Json::object();
   if (!s.branch.empty()) body["branch"] = s.branch;
@@ -123,13 +123,13 @@ Status Post(Access& access, const CommonFlags& flags, const SessionFlags& s,
                 Text(made.contains("name") ? made["name"] : made["id"]).c_str(),
                 Text(made["tokens"]).c_str());
   }
-  return Status();
+  return 0;
 }
 
-Status Remove(Access& access, const CommonFlags& flags, const SessionFlags& s) {
+Result<int> Remove(Access& access, const CommonFlags& flags, const SessionFlags& s) {
   HOLDFAST_ASSIGN_OR_RETURN(const Json gone, access.Ask("DELETE", "/v1/sessions/" + s.id));
   if (flags.json) PrintJson(gone);
-  return Status();
+  return 0;
 }
 
 }  // namespace
@@ -138,13 +138,8 @@ void AddSessionCommands(CLI::App& app, CommonFlags* flags, Command* chosen) {
   auto s = std::make_shared<SessionFlags>();
   CLI::App* sessions = app.add_subcommand("sessions", "Look at sessions and branch them");
   sessions->require_subcommand(1);
-  using Action = std::function<Status(Access&)>;
-  const auto add = [=](const char* name, const char* help, const Action& action) {
-    CLI::App* c = sessions->add_subcommand(name, help);
-    AddCommonFlags(c, flags, true);
-    c->callback([=] {
-      *chosen = [=] { return RunWithAccess(*flags, action); };
-    });
+  const auto add = [=](const char* name, const char* help, const AccessAction& action) {
+    CLI::App* c = AddAccessCommand(sessions, name, help, flags, chosen, action);
     if (std::string_view(name) != "ls") c->add_option("id", s->id, "The session")->required();
     return c;
   };

@@ -12,10 +12,9 @@ namespace {
 struct UpkeepFlags {
   bool repair = false, now = false;
   std::string path;
-  bool damaged = false;  // found by fsck: exit status 1
 };
 
-Status Fsck(Access& access, const CommonFlags& common, UpkeepFlags& flags) {
+Result<int> Fsck(Access& access, const CommonFlags& common, const UpkeepFlags& flags) {
   HOLDFAST_ASSIGN_OR_RETURN(const Json r,
                             access.Ask("POST", "/v1/admin/fsck", {{"repair", flags.repair}}));
   if (common.json) {
@@ -30,11 +29,10 @@ Status Fsck(Access& access, const CommonFlags& common, UpkeepFlags& flags) {
     for (const Json& w : r["what"]) std::cout << w.get<std::string>() << std::endl;
     std::cout << (r["clean"].get<bool>() ? "clean" : "damaged") << std::endl;
   }
-  flags.damaged = !r["clean"].get<bool>();
-  return Status();
+  return r["clean"].get<bool>() ? 0 : 1;
 }
 
-Status Gc(Access& access, const CommonFlags& common, const UpkeepFlags& flags) {
+Result<int> Gc(Access& access, const CommonFlags& common, const UpkeepFlags& flags) {
   HOLDFAST_ASSIGN_OR_RETURN(const Json r,
                             access.Ask("POST", "/v1/admin/gc", {{"now", flags.now}}));
   if (common.json) {
@@ -43,10 +41,10 @@ Status Gc(Access& access, const CommonFlags& common, const UpkeepFlags& flags) {
     std::cout << r["sessions"] << " expired sessions and " << r["pages"] << " pages deleted, "
               << r["bytes_freed"] << " bytes freed" << std::endl;
   }
-  return Status();
+  return 0;
 }
 
-Status Backup(Access& access, const CommonFlags& common, const UpkeepFlags& flags) {
+Result<int> Backup(Access& access, const CommonFlags& common, const UpkeepFlags& flags) {
   const std::string path = std::filesystem::absolute(flags.path).string();
   HOLDFAST_ASSIGN_OR_RETURN(const Json r,
                             access.Ask("POST", "/v1/admin/backup", {{"path", path}}));
@@ -55,7 +53,7 @@ Status Backup(Access& access, const CommonFlags& common, const UpkeepFlags& flag
   } else {
     std::cout << path << ": " << r["pages"] << " pages, " << r["bytes"] << " bytes" << std::endl;
   }
-  return Status();
+  return 0;
 }
 
 }  // namespace
@@ -63,16 +61,8 @@ Status Backup(Access& access, const CommonFlags& common, const UpkeepFlags& flag
 void AddUpkeepCommands(CLI::App* sessions, CommonFlags* flags, Command* chosen) {
   auto u = std::make_shared<UpkeepFlags>();
   const auto add = [=](const char* name, const char* help, auto action) {
-    CLI::App* c = sessions->add_subcommand(name, help);
-    AddCommonFlags(c, flags, true);
-    c->callback([=] {
-      *chosen = [=] {
-        const int status =
-            RunWithAccess(*flags, [=](Access& a) { return action(a, *flags, *u); });
-        return status == 0 && u->damaged ? 1 : status;
-      };
-    });
-    return c;
+    return AddAccessCommand(sessions, name, help, flags, chosen,
+                            [=](Access& a) { return action(a, *flags, *u); });
   };
   add("fsck", "Verify every row and every page; exit 1 when there is damage", &Fsck)
       ->add_flag("--repair", u->repair, "Drop damaged pages, index records that are not indexed");
