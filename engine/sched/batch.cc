@@ -149,12 +149,11 @@ std::vector<size_t> PickAdmission(std::span<const Waiting> waiting, const Room& 
   return {};
 }
 
-size_t PickVictim(std::span<const Holder> running) {
-  if (running.size() < 2) return kNobody;
+size_t PickVictim(std::span<const Holder> holders) {
   size_t victim = kNobody;
-  for (size_t i = 0; i < running.size(); ++i) {
-    if (running[i].pages == 0) continue;
-    if (victim == kNobody || running[i].id > running[victim].id) victim = i;
+  for (size_t i = 0; i < holders.size(); ++i) {
+    if (holders[i].pages == 0) continue;
+    if (victim == kNobody || holders[i].id > holders[victim].id) victim = i;
   }
   return victim;
 }

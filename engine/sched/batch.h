@@ -72,8 +72,7 @@ struct Holder {
   int64_t pages = 0;  // that it would give back
 };
 inline constexpr size_t kNobody = SIZE_MAX;
-// Who gives its pages back when nobody can get on: the youngest that holds any. kNobody when a
-// single sequence is left: then others than sequences hold the memory.
-size_t PickVictim(std::span<const Holder> running);
+// Who gives its pages back when nobody can get on: the youngest that holds any, or kNobody.
+size_t PickVictim(std::span<const Holder> holders);
 
 }  // namespace holdfast

@@ -337,13 +337,31 @@ void Scheduler::Complete(Pass& pass, Rows rows) {
 // to do but wait.
 bool Scheduler::MakeRoom() {
   if (Starved() == 0) return false;
+  if (LetWaitingGo()) return true;
   std::vector<Holder> holders;
   for (const SequencePtr& sequence : running_) {
     holders.push_back({sequence->id(), PagesHeld(*sequence)});
   }
-  const size_t victim = PickVictim(holders);
+  const size_t victim = holders.size() < 2 ? kNobody : PickVictim(holders);
   if (victim == kNobody) return WaitForOthers();
   Preempt(victim);
+  return true;
+}
+
+// A request that waits holds the pages of its history, found or restored for it. It gives them back
+// before anybody loses what was computed; when its turn comes it takes what is left of them.
+bool Scheduler::LetWaitingGo() {
+  std::vector<Sequence*> who;
+  std::vector<Holder> holders;
+  for (auto& [tenant, queue] : waiting_) {
+    for (SequencePtr& sequence : queue) {
+      who.push_back(sequence.get());
+      holders.push_back({sequence->id(), PagesHeld(*sequence)});
+    }
+  }
+  const size_t victim = PickVictim(holders);
+  if (victim == kNobody) return false;
+  who[victim]->Preempted();
   return true;
 }
 
@@ -359,7 +377,7 @@ void Scheduler::Preempt(size_t index) {
   --inbox_->stats.running;
 }
 
-// A sequence alone, and the pool is full: idle timelines hold it. They may let go; not for ever.
+// A sequence alone, and the pool is full: timelines of no request hold it. They may let go; not for ever.
 bool Scheduler::WaitForOthers() {
   const auto now = Sequence::Clock::now();
   if (!starved_since_.has_value()) starved_since_ = now;

@@ -77,6 +77,7 @@ class Scheduler {
   void Complete(Pass& pass, Rows rows);
   bool Settle();
   bool MakeRoom();
+  bool LetWaitingGo();
   void Preempt(size_t index);
   bool WaitForOthers();
   void Sleep();

@@ -51,6 +51,47 @@ TEST_CASE("a lone sequence waits for memory that others hold") {
   CHECK(answer.tokens.size() == 5);
 }
 
+TEST_CASE("requests that wait give their pages to one that runs") {
+  // Each next turn brings the timeline of its history. There is room for one turn to run, but not
+  // beside the histories of the others.
+  const auto next_turn = [](Rig& rig, int i, Answer* turn) {
+    GenerateRequest request = rig.Request({}, 150);
+    request.timeline = std::move(turn->finish.timeline);
+    request.timeline->Extend(SomePrompt(8, 10 + i));
+    request.output_begin = request.timeline->size();
+    return rig.Submit(std::move(request));
+  };
+  std::vector<Answer> want;
+  {
+    Rig rig;
+    for (int i = 0; i < 3; ++i) {
+      Answer turn = rig.Run(rig.Request(SomePrompt(90, i), 1));
+      want.push_back(Hear(*next_turn(rig, i, &turn)));
+      want.back().finish.timeline.reset();
+    }
+  }
+  RigOptions options;
+  options.pages = 11;  // three histories of three pages; a whole turn has eight
+  options.scheduler.running_max = 1;
+  options.scheduler.starved_ms_max = 20;
+  Rig rig(options);
+  std::vector<Answer> turns;
+  for (int i = 0; i < 3; ++i) turns.push_back(rig.Run(rig.Request(SomePrompt(90, i), 1)));
+  Gate gate;
+  auto held = gate.Hold(rig, rig.Request(SomePrompt(5, 9), 1));
+  std::vector<std::shared_ptr<Generation>> all;
+  for (int i = 0; i < 3; ++i) all.push_back(next_turn(rig, i, &turns[i]));
+  gate.Open();
+  for (int i = 0; i < 3; ++i) {
+    CAPTURE(i);
+    Answer answer = Hear(*all[i]);
+    CHECK(answer.finish.reason == FinishReason::kLength);
+    CHECK(answer.digests == want[i].digests);
+    answer.finish.timeline.reset();
+  }
+  Hear(*held);
+}
+
 TEST_CASE("it gives up after a while, with what it has") {
   RigOptions options;
   options.pages = 6;
