@@ -293,6 +293,19 @@ void RefuseStart(Call& call, const Status& status) {
 
 }  // namespace
 
+// GET /v1/sessions/{id}/turns: the turns of a branch, as a replay's report has them.
+void HandleListTurns(Call& call) {
+  const auto branch = call.request.query.find("branch");
+  const auto recording = call.runtime.keeper().Recorded(
+      call.tenant, call.request.segments[0],
+      branch == call.request.query.end() ? "" : branch->second);
+  if (!recording.ok()) return call.Refuse(recording.status());
+  call.Reply(200, {{"object", "list"},
+                   {"data", TurnsJson(*recording)},
+                   {"has_more", false},
+                   {"next", nullptr}});
+}
+
 void HandleReplay(Call& call) {
   const Result<Json> body =
       call.request.body.empty() ? Result<Json>(Json::object()) : ParseJson(call.request.body);

@@ -8,6 +8,7 @@
 #include <thread>
 
 #include "api/fields.h"
+#include "api/web/page.h"
 
 namespace holdfast {
 namespace {
@@ -176,7 +177,7 @@ struct Server::Impl {
   // Before a body is read: the key where keys are set; where none are, the Host and Origin headers,
   // so that no web page elsewhere can talk to a server on its visitor's machine.
   bool Gate(const HttpRequest& request, HttpExchange& exchange) const {
-    if (request.path == "/health") return true;
+    if (request.path == "/health" || (IsPage(request) && !options.keys.empty())) return true;
     if (IsAdmin(request)) {
       const std::string_view token = request.header("x-admin-token");
       const bool good = SameInConstantTime(Sha256(token.data(), token.size()),
@@ -207,6 +208,10 @@ struct Server::Impl {
                                                 "' is not allowed; see --origin")), false;
   }
 
+  // Holds nothing of anybody: it asks its reader for a key.
+  static bool IsPage(const HttpRequest& request) {
+    return request.path == "/" || request.path == "/page.js";
+  }
   static bool IsAdmin(const HttpRequest& request) {
     return request.path.starts_with("/v1/admin/");
   }
@@ -231,6 +236,19 @@ void Server::Impl::AddRoutes() {
            MetricsText(r != nullptr ? r->stats() : Runtime::Stats{}, options.model_name,
                        http.active_connections()));
   });
+  const auto page = [](HttpExchange& e, const char* type, std::string_view text) {
+    e.AddHeader("content-security-policy", kPagePolicy);
+    e.AddHeader("cache-control", "no-cache");
+    e.AddHeader("referrer-policy", "no-referrer");
+    e.AddHeader("x-content-type-options", "nosniff");
+    e.Send(200, type, std::string(text));
+  };
+  http.Route("GET", "/", [page](const HttpRequest&, HttpExchange& e) {
+    page(e, "text/html; charset=utf-8", kPageHtml);
+  });
+  http.Route("GET", "/page.js", [page](const HttpRequest&, HttpExchange& e) {
+    page(e, "text/javascript; charset=utf-8", kPageScript);
+  });
   Add("GET", "/v1/models", &HandleModels);
   Add("GET", "/v1/models/{}", &HandleModel);
   Add("POST", "/tokenize", &HandleTokenize);
@@ -243,6 +261,7 @@ void Server::Impl::AddRoutes() {
   Add("GET", "/v1/sessions/{}/items", &HandleItems);
   Add("GET", "/v1/sessions/{}/tokens", &HandleTokens);
   Add("POST", "/v1/sessions/{}/turns", &HandleTurns);
+  Add("GET", "/v1/sessions/{}/turns", &HandleListTurns);
   Add("GET", "/v1/sessions/{}/branches", &HandleBranches);
   Add("POST", "/v1/sessions/{}/fork", &HandleFork);
   Add("POST", "/v1/sessions/{}/rewind", &HandleRewind);

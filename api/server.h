@@ -77,6 +77,7 @@ void HandleGetSession(Call& call);
 void HandleDeleteSession(Call& call);
 void HandleItems(Call& call);
 void HandleTokens(Call& call);
+void HandleListTurns(Call& call);
 void HandleBranches(Call& call);
 void HandleFork(Call& call);
 void HandleRewind(Call& call);
