@@ -377,8 +377,8 @@ void Scheduler::Preempt(size_t index) {
   --inbox_->stats.running;
 }
 
-// A sequence alone, and the pool is full: timelines of no request hold it. They may let go; it waits,
-// but not for ever.
+// A sequence alone, and the pool is full: timelines of no request hold it. They may let go; it
+// waits, but not for ever.
 bool Scheduler::WaitForOthers() {
   const auto now = Sequence::Clock::now();
   if (!starved_since_.has_value()) starved_since_ = now;
