@@ -128,9 +128,9 @@ struct HttpReply {
 };
 struct HttpCallArgs {
   std::string base_url;  // "http://127.0.0.1:8420"
-  std::string method = "GET", path;
-  std::string body;      // sent as application/json
-  std::string api_key;   // "" = none
+  std::string method = "GET", path = {};
+  std::string body = {};     // sent as application/json
+  std::string api_key = {};  // "" = none
   int timeout_s = 600;   // without a byte
   HttpExchange::Headers headers = {};
   // A body that is read piece by piece instead: `size` bytes, from `read(offset, out)`.

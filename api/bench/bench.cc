@@ -13,6 +13,7 @@
 #include "api/bench/rewrite.h"
 #include "api/bench/soak.h"
 #include "api/bench/start_bench.h"
+#include "api/bench/switch_bench.h"
 #include "engine/backend/cpu/roofline.h"
 
 namespace holdfast {
@@ -34,6 +35,7 @@ constexpr BenchKind kKinds[] = {
     {"agents", "tok/s", true, 1024, 0}, {"fork", "ms", false, 4096},
     {"restore", "ms", false, 4000},    {"load", "s", false, 0},
     {"rewrite", "tok/s", true, 0},     {"soak", "tok/s", true, 30, 16},
+    {"switch", "ms", false, 3000, 8},
     {"scale-context", "", false, 0},   {"scale-sequences", "", false, 0},
     {"scale-threads", "", false, 0},
 };
@@ -61,7 +63,7 @@ Result<BenchName> ParseName(const std::string& text) {
   BenchName name{.text = text};
   int64_t sequences = 0;
   bool good = true;
-  for (const char* several : {"agents", "soak"}) {
+  for (const char* several : {"agents", "soak", "switch"}) {
     if (!kind.starts_with(several) || kind == several) continue;
     good = ReadNumber(std::string_view(kind).substr(std::strlen(several)), 1, kSequencesMost,
                       &sequences);
@@ -302,12 +304,40 @@ Result<Json> BenchSoak(BenchRun& run, const BenchName& name) {
   return result;
 }
 
+// The limit reads an agent's pages and computes what is new.
+Result<Json> BenchSwitch(BenchRun& run, const BenchName& name) {
+  const BenchOptions& options = run.options();
+  if (options.program.empty()) return Status::Invalid("bench: switch: no program to start");
+  HOLDFAST_RETURN_IF_ERROR(run.Open());
+  const ModelCost cost = run.cost();
+  run.Close();
+  SwitchOptions what{.program = options.program,
+                     .engine = options.engine,
+                     .peers = options.peers,
+                     .agents = static_cast<int>(name.sequences),
+                     .tokens = name.n,
+                     .rounds = options.reps,
+                     .progress = {}};
+  what.engine.kv_bytes = static_cast<size_t>(KvBytes(cost, 2 * SwitchContext(name.n)));
+  if (options.progress) {
+    what.progress = [&](double fraction) { options.progress(name.text, fraction); };
+  }
+  HOLDFAST_ASSIGN_OR_RETURN(SwitchFigures figures, MeasureSwitch(what));
+  const Samples samples = {std::move(figures.ours), std::move(figures.peers),
+                           std::move(figures.notes)};
+  const MachineRates& rates = run.Rates(run.threads());
+  const Limit pass = LimitOf(cost, rates, {.rows = 32, .context = name.n, .logits = 1});
+  return ResultJson(options, name, samples,
+                    1000 * (KvBytes(cost, name.n) / rates.read + pass.seconds()));
+}
+
 Result<Json> BenchOne(BenchRun& run, const BenchName& name) {
   if (name.Is("fork")) return BenchFork(run, name);
   if (name.Is("restore")) return BenchRestore(run, name);
   if (name.Is("load")) return BenchLoad(run, name);
   if (name.Is("rewrite")) return BenchRewrite(run, name);
   if (name.Is("soak")) return BenchSoak(run, name);
+  if (name.Is("switch")) return BenchSwitch(run, name);
   return BenchEngine(run, name);
 }
 
@@ -334,7 +364,7 @@ std::vector<std::string> BenchScaleNames() {
   return {"scale-context", "scale-sequences", "scale-threads"};
 }
 
-std::vector<std::string> BenchLongNames() { return {"soak"}; }
+std::vector<std::string> BenchLongNames() { return {"soak", "switch8"}; }
 
 bool BenchNeedsModel(const std::string& name) { return name != "roofline"; }
 

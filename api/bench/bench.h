@@ -13,6 +13,9 @@
 //                        first token not timed; beside it without speculation, same tokens or not
 //   soakS@M       tok/s  S agents (16) hold conversations for M minutes (30): median of 30 parts,
 //                        memory and speed of each, how both change per hour (soak.h)
+//   switchS@N     ms     S agents (8) of N tokens (3000) take turns over HTTP, 32 new tokens each, with
+//                        memory for KV of two: time to first token. Peers: llama-server with a slot
+//                        file per agent, and with its cache in host memory (switch_bench.h)
 //   scale-context, scale-sequences, scale-threads
 //                        time per new token against context, sequences and threads: points, fitted
 //                        slope, the limit's slope; drawn by `plot`
@@ -56,7 +59,7 @@ struct BenchReport {
 
 std::vector<std::string> BenchNames();       // what `bench all` runs
 std::vector<std::string> BenchScaleNames();  // what else there is: with charts,
-std::vector<std::string> BenchLongNames();   // for half an hour
+std::vector<std::string> BenchLongNames();   // for minutes, or half an hour
 bool BenchNeedsModel(const std::string& name);
 
 // kInvalid for an unknown name, before anything runs.

@@ -6,7 +6,6 @@
 #include "api/json.h"
 
 namespace holdfast {
-namespace {
 
 namespace fs = std::filesystem;
 
@@ -17,8 +16,6 @@ Result<std::string> FindProgram(const Peer& peer, const std::string& name) {
   }
   return Status::NotFound("no " + name + " in " + peer.dir);
 }
-
-}  // namespace
 
 Result<Peer> ParsePeer(const std::string& text) {
   const size_t equals = text.find('=');

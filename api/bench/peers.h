@@ -17,6 +17,9 @@ struct Peer {
 // "NAME=DIR"; kInvalid for another name or no folder. What is in it is looked at when it runs.
 Result<Peer> ParsePeer(const std::string& text);
 
+// kNotFound when the peer's folder has no such program.
+Result<std::string> FindProgram(const Peer& peer, const std::string& name);
+
 // What both are to do; f16 KV, flash attention where the peer has it.
 struct PeerTest {
   enum class Kind : uint8_t { kPrefill, kDecode, kAgents };

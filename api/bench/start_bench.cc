@@ -3,8 +3,8 @@
 #include <chrono>
 
 #include "api/bench/engine_bench.h"
-#include "api/bench/process.h"
 #include "api/bench/scratch.h"
+#include "api/bench/servers.h"
 #include "api/bench/turn.h"
 
 namespace holdfast {
@@ -65,20 +65,8 @@ Result<RestoreFigures> MeasureRestore(const EngineOptions& engine, int64_t n) {
 
 Result<double> MeasureLoad(const std::string& program, const EngineOptions& engine) {
   const ScratchDir dir;
-  std::vector<std::string> argv = {program, "serve", "--json", "--port", "0", "--model",
-                                   engine.model_path, "--data", dir.path, "--threads",
-                                   std::to_string(engine.cpu.threads)};
-  if (!engine.cpu.level.empty()) argv.insert(argv.end(), {"--cpu", engine.cpu.level});
-  if (engine.kv_bytes != 0) {
-    argv.insert(argv.end(), {"--kv-memory", std::to_string(engine.kv_bytes)});
-  }
   const auto start = Clock::now();
-  HOLDFAST_ASSIGN_OR_RETURN(ChildProcess server, ChildProcess::Start(argv));
-  std::string line;
-  if (!server.ReadLine(&line) || !line.starts_with("{\"listening\"")) {
-    const Status end = server.Wait();
-    return end.ok() ? Status::Io("bench: the server did not say that it listens") : end;
-  }
+  HOLDFAST_RETURN_IF_ERROR(ServerProcess::Start(program, engine, dir.path).status());
   return MsSince(start) / 1000;
 }
 
