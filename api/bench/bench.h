@@ -13,9 +13,9 @@
 //                        first token not timed; beside it without speculation, same tokens or not
 //   soakS@M       tok/s  S agents (16) hold conversations for M minutes (30): median of 30 parts,
 //                        memory and speed of each, how both change per hour (soak.h)
-//   switchS@N     ms     S agents (8) of N tokens (3000) take turns over HTTP, 32 new tokens each, with
-//                        memory for KV of two: time to first token. Peers: llama-server with a slot
-//                        file per agent, and with its cache in host memory (switch_bench.h)
+//   switchS@N     ms     S agents (8) of N tokens (3000) take turns over HTTP, 32 new tokens each,
+//                        with memory for KV of two: time to first token. Peers: llama-server with a
+//                        slot file per agent, and with its cache in host memory (switch_bench.h)
 //   scale-context, scale-sequences, scale-threads
 //                        time per new token against context, sequences and threads: points, fitted
 //                        slope, the limit's slope; drawn by `plot`

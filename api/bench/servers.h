@@ -13,8 +13,8 @@ namespace holdfast {
 
 class ServerProcess {
  public:
-  // `program` (holdfast) over the folder, with the engine's model, threads and memory for KV; returns
-  // when it listens.
+  // `program` (holdfast) over the folder, with the engine's model, threads and memory for KV.
+  // Returns when it listens.
   static Result<ServerProcess> Start(const std::string& program, const EngineOptions& engine,
                                      const std::string& data_dir);
   // The peer's llama-server; returns when it is ready. kNotFound where the peer has none.

@@ -194,7 +194,8 @@ TEST_CASE("a chart draws every finite point and escapes its words") {
 
 TEST_CASE("unknown names are refused before anything runs") {
   for (const char* bad : {"nonsense@1", "decode@", "decode@x", "decode@-1", "prefill@0", "agents",
-                          "agents0", "agents8@0", "soak0", "soakx", "soak@0", "soak16@", "roofline@1", "load@3", "scale-context@1", ""}) {
+                          "agents0", "agents8@0", "soak0", "soakx", "soak@0", "soak16@", "switch0",
+                          "switch8@0", "roofline@1", "load@3", "scale-context@1", ""}) {
     BenchOptions options;
     options.names = {"roofline", bad};
     CHECK_MESSAGE(RunBench(options).status().code() == Code::kInvalid, bad);
