@@ -202,7 +202,7 @@ struct AttendArgs {
 class Backend {
  public:
   virtual ~Backend() = default;
-  virtual std::string_view name() const = 0;  // "reference", "portable", "avx2", "avx512"
+  virtual std::string_view name() const = 0;  // "reference" or a CpuLevel's (cpu/levels.h)
   // Calls fn(0) .. fn(tasks - 1), at once on several threads where the backend has them.
   virtual void ForEach(int64_t tasks, const std::function<void(int64_t task)>& fn) {
     for (int64_t task = 0; task < tasks; ++task) fn(task);
@@ -232,12 +232,11 @@ class Backend {
   virtual void CheckFinite(int64_t rows, int64_t cols, const float* x, uint8_t* row_failed) = 0;
 };
 
-enum class CpuLevel { kReference, kPortable, kAvx2, kAvx512 };
-
 struct CpuOptions {
   int threads = 0;  // 0 = one per core that this process may use
-  // Empty: the environment variable HOLDFAST_CPU ("reference", "portable", "avx2", "avx512"), and
-  // where that is not set the best level that this processor has. kInvalid when it lacks the level.
+  // "reference", "portable", "avx2" and "avx512" on x86-64, "neon" on aarch64. Empty: the
+  // environment variable HOLDFAST_CPU, and where that is not set the best level that this processor
+  // has. kInvalid when it lacks the level or there is none of that name.
   std::string level = {};
 };
 Result<std::unique_ptr<Backend>> MakeCpuBackend(const CpuOptions& options);

@@ -3,21 +3,15 @@
 #include <algorithm>
 #include <cassert>
 
-#include "engine/backend/cpu/lanes_portable.h"
+#include "engine/backend/cpu/levels.h"
 #include "engine/backend/exact_math.h"
-#include "engine/model/softmax_inl.h"
 
 namespace holdfast {
 namespace {
 
-float RunExpRow(const ExpRowArgs& args) {
-  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) return ExpRowAvx2(args);
-  return ExpRowPortable(args);
-}
+float RunExpRow(const ExpRowArgs& args) { return BestCpuLevel().elementwise().exp_row(args); }
 
 }  // namespace
-
-float ExpRowPortable(const ExpRowArgs& args) { return ExpRowLanes<LanesPortable>(args); }
 
 float RowMax(std::span<const float> x) {
   assert(!x.empty());

@@ -1,6 +1,7 @@
 // exp over a row of logits and what follows from it, for the sampler, perplexity and divergence:
 // fixed arithmetic, equal on every machine (ExpF, Exp and Log of exact_math.h; fp32 sums as
-// NUMERICS.md section 1 has them), and exp fast enough for a vocabulary per token: with AVX2.
+// NUMERICS.md section 1 has them), and exp fast enough for a vocabulary per token: by the
+// best level that the processor has.
 #pragma once
 
 #include <span>

@@ -349,17 +349,10 @@ void Task::FinishShared() {
   kernels_.finish(block_, total);
 }
 
-const AttendKernels& KernelsFor(CpuLevel level) {
-  const AttendKernels* kernels = AttendPortable();
-  if (level == CpuLevel::kAvx2) kernels = AttendAvx2();
-  if (level == CpuLevel::kAvx512) kernels = AttendAvx512();
-  assert(kernels != nullptr);
-  return *kernels;
-}
-
 }  // namespace
 
-void CpuAttend(ThreadPool& pool, CpuLevel level, const AttendArgs& args, AttendScratch& scratch) {
+void CpuAttend(ThreadPool& pool, const AttendKernels& kernels, const AttendArgs& args,
+               AttendScratch& scratch) {
   assert(args.group->k_dim % 16 == 0 && args.group->v_dim % 16 == 0);
   Impl& impl = scratch.impl();
   impl.blocks.clear();
@@ -380,7 +373,6 @@ void CpuAttend(ThreadPool& pool, CpuLevel level, const AttendArgs& args, AttendS
   const int64_t floats = ThreadLayout(rows, *args.group).total;
   for (Floats& thread : impl.thread) thread.Reserve(floats);
 
-  const AttendKernels& kernels = KernelsFor(level);
   const auto run = [&](int64_t task, int thread) {
     Task(args, kernels, impl.tasks[task], impl, impl.thread[thread].data(), rows).Run();
   };

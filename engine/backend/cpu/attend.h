@@ -16,6 +16,8 @@
 
 namespace holdfast {
 
+struct AttendKernels;  // attend_tile.h
+
 // Buffers that CpuAttend reuses from call to call; they grow to the largest call and stay. One per
 // backend; one call at a time.
 class AttendScratch {
@@ -32,8 +34,9 @@ class AttendScratch {
   std::unique_ptr<Impl> impl_;
 };
 
-// `level` is one that this processor has (kReference counts as kPortable). Rows of `out` that no
-// sequence names are not touched. The rope table must reach every position - shift that a row sees.
-void CpuAttend(ThreadPool& pool, CpuLevel level, const AttendArgs& args, AttendScratch& scratch);
+// `kernels` are of a level that this processor has. Rows of `out` that no sequence names are not
+// touched. The rope table must reach every position - shift that a row sees.
+void CpuAttend(ThreadPool& pool, const AttendKernels& kernels, const AttendArgs& args,
+               AttendScratch& scratch);
 
 }  // namespace holdfast

@@ -1,16 +1,10 @@
 // Attention kernels for AVX2 with FMA and F16C: up to 6 query rows x 2 vectors in registers.
-#if defined(__AVX2__) && defined(__FMA__) && defined(__F16C__)
 #include <immintrin.h>
 
 #include "engine/backend/cpu/attend_kernels.h"
 #include "engine/backend/cpu/lanes_avx2.h"
-#else
-#include "engine/backend/cpu/attend_tile.h"
-#endif
 
 namespace holdfast {
-
-#if defined(__AVX2__) && defined(__FMA__) && defined(__F16C__)
 namespace {
 
 struct Avx2 : LanesAvx2 {
@@ -57,9 +51,6 @@ constexpr AttendKernels kKernels = attend::KernelsOf<Avx2>();
 
 }  // namespace
 
-const AttendKernels* AttendAvx2() { return &kKernels; }
-#else
-const AttendKernels* AttendAvx2() { return nullptr; }
-#endif
+const AttendKernels& AttendAvx2() { return kKernels; }
 
 }  // namespace holdfast

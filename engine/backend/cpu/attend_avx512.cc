@@ -1,5 +1,4 @@
 // Attention kernels for AVX-512 (F, BW, VL, DQ): up to 14 query rows x 2 vectors in registers.
-#if defined(__AVX512F__)
 #if defined(__GNUC__) && !defined(__clang__)
 // gcc 12's own header starts the unused source of masked operations as `__Y = __Y` and warns of it.
 #pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
@@ -8,13 +7,8 @@
 
 #include "engine/backend/cpu/attend_kernels.h"
 #include "engine/backend/cpu/lanes_avx512.h"
-#else
-#include "engine/backend/cpu/attend_tile.h"
-#endif
 
 namespace holdfast {
-
-#if defined(__AVX512F__)
 namespace {
 
 struct Avx512 : LanesAvx512 {
@@ -51,9 +45,6 @@ constexpr AttendKernels kKernels = attend::KernelsOf<Avx512>();
 
 }  // namespace
 
-const AttendKernels* AttendAvx512() { return &kKernels; }
-#else
-const AttendKernels* AttendAvx512() { return nullptr; }
-#endif
+const AttendKernels& AttendAvx512() { return kKernels; }
 
 }  // namespace holdfast

@@ -95,6 +95,6 @@ constexpr AttendKernels kKernels = attend::KernelsOf<Portable>();
 
 }  // namespace
 
-const AttendKernels* AttendPortable() { return &kKernels; }
+const AttendKernels& AttendPortable() { return kKernels; }
 
 }  // namespace holdfast

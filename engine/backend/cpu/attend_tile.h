@@ -94,9 +94,9 @@ struct AttendKernels {
   void (*finish)(const AttendBlock& block, const SoftmaxStates& states);
 };
 
-// Null where the compiler was not asked for the instruction set.
-const AttendKernels* AttendPortable();
-const AttendKernels* AttendAvx2();
-const AttendKernels* AttendAvx512();
+const AttendKernels& AttendPortable();
+const AttendKernels& AttendAvx2();
+const AttendKernels& AttendAvx512();
+const AttendKernels& AttendNeon();
 
 }  // namespace holdfast

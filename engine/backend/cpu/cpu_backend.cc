@@ -1,5 +1,5 @@
-// The CPU backend: one class for every instruction set. A level is a column of kernels, chosen once
-// here; above the kernels everything is written once.
+// The CPU backend: one class for every instruction set. A level is a row of kernels (levels.h),
+// chosen once here; above the kernels everything is written once.
 //
 // Work is cut by rows, and by elements where an operation has no rows, into tasks that are worth
 // the few microseconds of waking a thread. The cuts never touch a result (NUMERICS.md section 1).
@@ -10,8 +10,7 @@
 
 #include "engine/backend/backend.h"
 #include "engine/backend/cpu/attend.h"
-#include "engine/backend/cpu/elementwise.h"
-#include "engine/backend/cpu/machine.h"
+#include "engine/backend/cpu/levels.h"
 #include "engine/backend/cpu/matmul.h"
 #include "engine/backend/cpu/pack.h"
 #include "engine/backend/cpu/thread_pool.h"
@@ -22,28 +21,18 @@ namespace {
 
 constexpr int kMaxThreads = 256;
 
-struct Level {
-  CpuLevel level;
-  std::string_view name;
-  std::string_view needs;
-  int64_t task_elements;  // of a cheap operation that are worth a thread
-  const ElementwiseKernels& (*elementwise)();
-};
-
-constexpr Level kLevels[] = {
-    {CpuLevel::kAvx512, "avx512", "AVX-512 F, BW, VL, DQ and VNNI", 16384, ElementwiseAvx512},
-    {CpuLevel::kAvx2, "avx2", "AVX2, FMA and F16C", 16384, ElementwiseAvx2},
-    {CpuLevel::kPortable, "portable", "nothing", 2048, ElementwisePortable},
-};
-
-bool ProcessorHas(CpuLevel level) {
-  if (level == CpuLevel::kAvx512) return ProcessorHasAvx512();
-  if (level == CpuLevel::kAvx2) return ProcessorHasAvx2();
-  return true;
+// "reference, portable, ... or avx512"
+std::string LevelNames() {
+  std::string names = "reference";
+  const std::span<const CpuLevel> levels = CpuLevels();
+  for (size_t i = levels.size(); i-- > 0;) {
+    names += (i > 0 ? ", " : " or ") + std::string(levels[i].name);
+  }
+  return names;
 }
 
 // Null stands for the reference backend.
-Result<const Level*> ChooseLevel(const std::string& option) {
+Result<const CpuLevel*> ChooseLevel(const std::string& option) {
   std::string name = option;
   std::string source = "level";
   if (name.empty()) {
@@ -51,21 +40,20 @@ Result<const Level*> ChooseLevel(const std::string& option) {
     if (variable != nullptr) name = variable;
     source = "HOLDFAST_CPU";
   }
-  if (name == "reference") return static_cast<const Level*>(nullptr);
-  for (const Level& level : kLevels) {
-    if (name.empty() && ProcessorHas(level.level)) return &level;
+  if (name.empty()) return &BestCpuLevel();
+  if (name == "reference") return static_cast<const CpuLevel*>(nullptr);
+  for (const CpuLevel& level : CpuLevels()) {
     if (name != level.name) continue;
-    if (ProcessorHas(level.level)) return &level;
+    if (level.present()) return &level;
     return Status::Invalid(source + "=" + name + ": this processor lacks one of " +
                            std::string(level.needs));
   }
-  return Status::Invalid(source + "=" + name +
-                         ": must be reference, portable, avx2 or avx512");
+  return Status::Invalid(source + "=" + name + ": must be " + LevelNames());
 }
 
 class CpuBackend : public Backend {
  public:
-  CpuBackend(const Level& level, int threads)
+  CpuBackend(const CpuLevel& level, int threads)
       : level_(level), kernels_(level.elementwise()), pool_(threads) {}
 
   std::string_view name() const override { return level_.name; }
@@ -111,7 +99,7 @@ class CpuBackend : public Backend {
   void MatMul(const MatMulArgs& a) override { MatMuls({&a, 1}); }
 
   void MatMuls(std::span<const MatMulArgs> products) override {
-    CpuMatMul(pool_, level_.level, products, matmul_scratch_);
+    CpuMatMul(pool_, level_.matmul(), products, matmul_scratch_);
   }
 
   void SwiGlu(const SwiGluArgs& a) override {
@@ -152,7 +140,9 @@ class CpuBackend : public Backend {
     });
   }
 
-  void Attend(const AttendArgs& a) override { CpuAttend(pool_, level_.level, a, attend_scratch_); }
+  void Attend(const AttendArgs& a) override {
+    CpuAttend(pool_, level_.attend(), a, attend_scratch_);
+  }
 
   void CheckFinite(int64_t rows, int64_t cols, const float* x, uint8_t* row_failed) override {
     ForRows(rows, cols, [&](int64_t begin, int64_t end) {
@@ -195,7 +185,7 @@ class CpuBackend : public Backend {
     }
   }
 
-  const Level& level_;
+  const CpuLevel& level_;
   const ElementwiseKernels& kernels_;
   ThreadPool pool_;
   WeightMemory weight_memory_;
@@ -205,12 +195,18 @@ class CpuBackend : public Backend {
 
 }  // namespace
 
+const CpuLevel& BestCpuLevel() {
+  static const CpuLevel& best =
+      *std::ranges::find_if(CpuLevels(), [](const CpuLevel& level) { return level.present(); });
+  return best;
+}
+
 Result<std::unique_ptr<Backend>> MakeCpuBackend(const CpuOptions& options) {
   if (options.threads < 0 || options.threads > kMaxThreads) {
     return Status::Invalid("threads=" + std::to_string(options.threads) + ": must be 0 to " +
                            std::to_string(kMaxThreads));
   }
-  HOLDFAST_ASSIGN_OR_RETURN(const Level* const level, ChooseLevel(options.level));
+  HOLDFAST_ASSIGN_OR_RETURN(const CpuLevel* const level, ChooseLevel(options.level));
   if (level == nullptr) return MakeReferenceBackend();
   int threads = options.threads;
   if (threads == 0) threads = static_cast<int>(std::thread::hardware_concurrency());

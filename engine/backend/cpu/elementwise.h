@@ -22,6 +22,15 @@ struct StoreHeadArgs {
   std::byte* v_out;  // the token's V, contiguous
 };
 
+// out[i] = exp((x[i] - max) / temperature), as NUMERICS.md section 8 has exp.
+struct ExpRowArgs {
+  int64_t n = 0;
+  const float* x = nullptr;
+  float max = 0;
+  float temperature = 1;
+  float* out = nullptr;  // may be x; null: only the sum is wanted
+};
+
 struct ElementwiseKernels {
   void (*norm_row)(int64_t n, const float* x, const float* w, float eps, float* y);
   // `cols` need not be a multiple of 32; the outputs cover it rounded up. False: not finite.
@@ -32,6 +41,7 @@ struct ElementwiseKernels {
   void (*add)(int64_t n, const float* x, float* y);
   void (*scale)(int64_t n, float factor, float* x);
   void (*soft_cap)(int64_t n, float cap, float* x);
+  float (*exp_row)(const ExpRowArgs& args);  // the row sum of what it writes
   bool (*finite)(int64_t n, const float* x);
   bool (*store_head)(const StoreHeadArgs& args);  // false: a stored number is not finite
 };
@@ -39,5 +49,6 @@ struct ElementwiseKernels {
 const ElementwiseKernels& ElementwisePortable();
 const ElementwiseKernels& ElementwiseAvx2();
 const ElementwiseKernels& ElementwiseAvx512();
+const ElementwiseKernels& ElementwiseNeon();
 
 }  // namespace holdfast

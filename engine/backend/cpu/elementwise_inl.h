@@ -13,6 +13,14 @@
 
 namespace holdfast {
 
+// The end of a row sum.
+static inline float SumOfChains(float (&chain)[64]) {
+  for (int w = 32; w > 0; w /= 2) {
+    for (int j = 0; j < w; ++j) chain[j] = chain[j] + chain[j + w];
+  }
+  return chain[0];
+}
+
 // Row sum of squares: chain j of NUMERICS.md section 1 is lane j % kWidth of accumulator j /
 // kWidth.
 template <typename L>
@@ -30,10 +38,7 @@ float SumOfSquares(int64_t n, const float* x) {
   float chain[64];
   for (int v = 0; v < kVectors; ++v) L::Store(chain + v * L::kWidth, acc[v]);
   for (int j = 0; i < n; ++i, ++j) chain[j] = std::fma(x[i], x[i], chain[j]);
-  for (int w = 32; w > 0; w /= 2) {
-    for (int j = 0; j < w; ++j) chain[j] = chain[j] + chain[j + w];
-  }
-  return chain[0];
+  return SumOfChains(chain);
 }
 
 template <typename L>
@@ -98,6 +103,32 @@ void SoftCapRow(int64_t n, float cap, float* x) {
     const float t = x[i] / cap;
     x[i] = (1.0f - 2.0f / (1.0f + ExpF(t + t))) * cap;
   }
+}
+
+// Chain j of the row sum is lane j % kWidth of accumulator j / kWidth.
+template <typename L>
+float ExpRow(const ExpRowArgs& a) {
+  constexpr int kVectors = 64 / L::kWidth;
+  const typename L::F max = L::Set(a.max), temperature = L::Set(a.temperature);
+  typename L::F acc[kVectors];
+  for (int v = 0; v < kVectors; ++v) acc[v] = L::Set(0.0f);
+  int64_t i = 0;
+  for (; i + 64 <= a.n; i += 64) {
+    for (int v = 0; v < kVectors; ++v) {
+      const int64_t at = i + v * L::kWidth;
+      const typename L::F e = L::Exp(L::Div(L::Sub(L::Load(a.x + at), max), temperature));
+      if (a.out != nullptr) L::Store(a.out + at, e);
+      acc[v] = L::Add(acc[v], e);
+    }
+  }
+  float chain[64];
+  for (int v = 0; v < kVectors; ++v) L::Store(chain + v * L::kWidth, acc[v]);
+  for (int j = 0; i < a.n; ++i, ++j) {
+    const float e = ExpF((a.x[i] - a.max) / a.temperature);
+    if (a.out != nullptr) a.out[i] = e;
+    chain[j] = chain[j] + e;
+  }
+  return SumOfChains(chain);
 }
 
 template <typename L>
@@ -214,7 +245,7 @@ bool StoreHead(const StoreHeadArgs& args) {
 template <typename L, auto QuantizeGroup>
 constexpr ElementwiseKernels MakeElementwise() {
   return {NormRow<L>, QuantizeRow<L, QuantizeGroup>, SwiGluRow<L>, GeGluRow<L>, AddRow<L>,
-          ScaleRow<L>, SoftCapRow<L>, FiniteRow<L>, StoreHead<L>};
+          ScaleRow<L>, SoftCapRow<L>, ExpRow<L>, FiniteRow<L>, StoreHead<L>};
 }
 
 }  // namespace holdfast

@@ -6,9 +6,13 @@
 
 #if defined(__x86_64__)
 #include <immintrin.h>
+#elif defined(__aarch64__)
+#include <sys/auxv.h>
 #endif
 
 namespace holdfast {
+
+inline bool ProcessorHasAnything() { return true; }
 
 #if defined(__x86_64__)
 
@@ -16,7 +20,7 @@ namespace holdfast {
 inline void SetFpControl() { _mm_setcsr(0x1f80); }
 inline void CpuPause() { _mm_pause(); }
 
-// All that files compiled for AVX2 (AVX-512) may use, the operating system's support included.
+// All that files compiled for the level may use, the operating system's support included.
 inline bool ProcessorHasAvx2() {
   return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
          __builtin_cpu_supports("f16c");
@@ -31,8 +35,12 @@ inline bool ProcessorHasAvx512() {
 
 inline void SetFpControl() { __asm__ volatile("msr fpcr, %0" : : "r"(uint64_t{0})); }
 inline void CpuPause() { __asm__ volatile("yield"); }
-inline bool ProcessorHasAvx2() { return false; }
-inline bool ProcessorHasAvx512() { return false; }
+
+// NEON itself is part of every such processor; its dot products came with ARMv8.2.
+inline bool ProcessorHasNeon() {
+  constexpr unsigned long kAsimdDp = 1 << 20;  // HWCAP_ASIMDDP, for C libraries that lack the name
+  return (getauxval(AT_HWCAP) & kAsimdDp) != 0;
+}
 
 #endif
 

@@ -21,14 +21,6 @@ constexpr int64_t kMinRowBlock = 48;     // below, unpacking a panel would take 
 constexpr int64_t kTermGroups = 16;      // 64 bytes of each row's arrays
 constexpr int64_t kTermsPerTask = 8192;  // some ten microseconds
 
-const MatMulKernels& KernelsOf(CpuLevel level) {
-  switch (level) {
-    case CpuLevel::kAvx512: return Avx512MatMulKernels();
-    case CpuLevel::kAvx2: return Avx2MatMulKernels();
-    default: return PortableMatMulKernels();
-  }
-}
-
 int64_t CeilDiv(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 // MatMulCall's terms of each group of each row, [groups][rows].
@@ -205,10 +197,9 @@ struct MatMulScratch::Impl {
 MatMulScratch::MatMulScratch() : impl_(std::make_unique<Impl>()) {}
 MatMulScratch::~MatMulScratch() = default;
 
-void CpuMatMul(ThreadPool& pool, CpuLevel level, std::span<const MatMulArgs> products,
-               MatMulScratch& scratch) {
+void CpuMatMul(ThreadPool& pool, const MatMulKernels& kernels,
+               std::span<const MatMulArgs> products, MatMulScratch& scratch) {
   if (products.empty() || products[0].rows == 0) return;
-  const MatMulKernels& kernels = KernelsOf(level);
   const int64_t rows = products[0].rows;
   MatMulScratch::Impl& impl = scratch.impl();
   impl.terms.resize(std::max(impl.terms.size(), products.size()));

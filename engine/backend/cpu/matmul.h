@@ -12,7 +12,8 @@
 
 namespace holdfast {
 
-class WeightMemory;  // pack.h
+class WeightMemory;    // pack.h
+struct MatMulKernels;  // matmul_kernels.h
 
 // Any thread. kInvalid as reference::CheckSource says; kExhausted when there is no memory.
 Result<std::unique_ptr<Weight>> PackCpuWeight(const WeightSource& source, WeightMemory& memory);
@@ -35,9 +36,9 @@ class MatMulScratch {
   std::unique_ptr<Impl> impl_;
 };
 
-// Products of as many rows each. Their `w` are from PackCpuWeight; `level` is kPortable, kAvx2 or
-// kAvx512, and this processor has it.
-void CpuMatMul(ThreadPool& pool, CpuLevel level, std::span<const MatMulArgs> products,
-               MatMulScratch& scratch);
+// Products of as many rows each. Their `w` are from PackCpuWeight; `kernels` are of a level that
+// this processor has.
+void CpuMatMul(ThreadPool& pool, const MatMulKernels& kernels,
+               std::span<const MatMulArgs> products, MatMulScratch& scratch);
 
 }  // namespace holdfast

@@ -91,5 +91,6 @@ struct MatMulKernels {
 const MatMulKernels& PortableMatMulKernels();
 const MatMulKernels& Avx2MatMulKernels();
 const MatMulKernels& Avx512MatMulKernels();
+const MatMulKernels& NeonMatMulKernels();
 
 }  // namespace holdfast

@@ -13,6 +13,7 @@
 #include <thread>
 #include <vector>
 
+#include "engine/backend/cpu/levels.h"
 #include "engine/backend/cpu/machine.h"
 
 namespace holdfast {
@@ -125,8 +126,9 @@ double ReadRate(const RooflineOptions& options, const Buffer& buffer, int64_t by
 }  // namespace
 
 const RooflineKernels& RooflineOf(std::string_view level) {
-  if (level == "avx512") return RooflineAvx512();
-  if (level == "avx2") return RooflineAvx2();
+  for (const CpuLevel& known : CpuLevels()) {
+    if (known.name == level) return known.roofline();
+  }
   return RooflinePortable();
 }
 

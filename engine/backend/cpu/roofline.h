@@ -7,8 +7,8 @@
 //   read   loads of whole vectors from four places per thread in turn (a prefetcher follows one
 //          stream within a 4 KiB page only), huge pages
 //   int8   multiply and add of 8-bit integers in registers, with the fewest steps that a weight
-//          type can do with: vpdpbusd (avx512), vpmaddubsw and vpaddw (avx2), what the compiler
-//          makes of an int16 product (portable)
+//          type can do with: vpdpbusd (avx512), vpmaddubsw and vpaddw (avx2), sdot (neon), what
+//          the compiler makes of an int16 product (portable)
 //   fp32   fused multiply-add in registers (portable: the C library's fma, as its kernels use)
 //
 // A multiply and an add are two operations. Nothing here computes a result of the engine.
@@ -33,6 +33,7 @@ inline constexpr int kReadUnit = kReadStreams * 256;
 const RooflineKernels& RooflinePortable();
 const RooflineKernels& RooflineAvx2();
 const RooflineKernels& RooflineAvx512();
+const RooflineKernels& RooflineNeon();
 // By Backend::name(); "reference" has none of its own and counts as portable.
 const RooflineKernels& RooflineOf(std::string_view level);
 

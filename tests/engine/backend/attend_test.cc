@@ -14,26 +14,13 @@
 
 #include "engine/backend/backend.h"
 #include "engine/backend/cpu/attend.h"
+#include "engine/backend/cpu/levels.h"
 #include "engine/backend/cpu/thread_pool.h"
 #include "engine/backend/half.h"
 #include "engine/backend/reference/reference.h"
 
 namespace holdfast {
 namespace {
-
-std::vector<CpuLevel> LevelsHere() {
-  std::vector<CpuLevel> levels = {CpuLevel::kPortable};
-#if defined(__x86_64__)
-  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) {
-    levels.push_back(CpuLevel::kAvx2);
-  }
-  if (__builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
-      __builtin_cpu_supports("avx512dq")) {
-    levels.push_back(CpuLevel::kAvx512);
-  }
-#endif
-  return levels;
-}
 
 size_t FirstDifference(const std::vector<float>& a, const std::vector<float>& b) {
   size_t at = 0;
@@ -141,13 +128,14 @@ class Scene {
     const std::vector<float> want = Out([](const AttendArgs& args) { reference::Attend(args); });
     for (int count : threads) {
       ThreadPool pool(count);
-      for (CpuLevel level : LevelsHere()) {
+      for (const CpuLevel& level : CpuLevels()) {
+        if (!level.present()) continue;
         const std::vector<float> got = Out(
-            [&](const AttendArgs& args) { CpuAttend(pool, level, args, scratch_); });
+            [&](const AttendArgs& args) { CpuAttend(pool, level.attend(), args, scratch_); });
         REQUIRE(got.size() == want.size());
         const size_t at = FirstDifference(got, want);
         if (at == got.size()) continue;
-        CAPTURE(static_cast<int>(level));
+        CAPTURE(level.name);
         CAPTURE(count);
         CAPTURE(at);
         FAIL("got " << got[at] << ", want " << want[at]);

@@ -1,6 +1,6 @@
-# Fails when a file compiled for AVX2 or AVX-512 holds an inline function that other files may define
+# Fails when a file compiled for AVX2, AVX-512 or NEON with dot products holds an inline function that other files may define
 # too: the linker keeps one copy, and it could be the one that not every processor can run. Functions
-# named after their lanes (Avx2, Avx512) are their own.
+# named after their lanes (Avx2, Avx512, Neon) are their own.
 execute_process(COMMAND ${NM} -C --defined-only ${LIBRARY} OUTPUT_VARIABLE symbols RESULT_VARIABLE failed)
 if(failed)
   message(FATAL_ERROR "nm ${LIBRARY} failed")
@@ -12,14 +12,14 @@ set(checked 0)
 foreach(line IN LISTS symbols)
   if(line MATCHES "^([a-z0-9_]+)\\.cc\\.o:$")
     set(member ${CMAKE_MATCH_1})
-  elseif(member MATCHES "_avx" AND line MATCHES "^[0-9a-f]+ [WVu] ")
+  elseif(member MATCHES "_(avx|neon)" AND line MATCHES "^[0-9a-f]+ [WVu] ")
     math(EXPR checked "${checked} + 1")
-    if(NOT line MATCHES "Avx(2|512)")
+    if(NOT line MATCHES "Avx(2|512)|Neon")
       message(FATAL_ERROR "${member}.cc: shared inline function ${line}")
     endif()
   endif()
 endforeach()
 if(checked EQUAL 0)
-  message(FATAL_ERROR "no inline functions found in the *_avx*.cc files: is this the library?")
+  message(FATAL_ERROR "no inline functions found in the *_avx*.cc and *_neon.cc files: is this the library?")
 endif()
 message(STATUS "${checked} inline functions, none shared")

@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "engine/backend/backend.h"
+#include "engine/backend/cpu/levels.h"
 #include "engine/backend/cpu/matmul.h"
 #include "engine/backend/cpu/pack.h"
 #include "engine/backend/cpu/thread_pool.h"
@@ -27,21 +28,6 @@ using testing::RandomFloats;
 using testing::TestMatrix;
 
 constexpr float kUntouched = -12345.0f;
-
-std::vector<CpuLevel> LevelsHere() {
-  std::vector<CpuLevel> levels = {CpuLevel::kPortable};
-#if defined(__x86_64__)
-  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
-      __builtin_cpu_supports("f16c")) {
-    levels.push_back(CpuLevel::kAvx2);
-  }
-  if (__builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
-      __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vnni")) {
-    levels.push_back(CpuLevel::kAvx512);
-  }
-#endif
-  return levels;
-}
 
 Result<std::unique_ptr<Weight>> Packed(const WeightSource& source) {
   static WeightMemory memory;
@@ -65,16 +51,17 @@ class Product {
     const int64_t stride = m_.outputs + 5;
     const QuantizedRows xq = Quantized(rows);
     MatMulScratch scratch;
-    for (CpuLevel level : LevelsHere()) {
+    for (const CpuLevel& level : CpuLevels()) {
+      if (!level.present()) continue;
       std::vector<float> y(rows * stride, kUntouched), got;
       const MatMulArgs args = Args(*weight_, rows, xq, y.data(), stride);
-      CpuMatMul(pool, level, {&args, 1}, scratch);
+      CpuMatMul(pool, level.matmul(), {&args, 1}, scratch);
       for (int64_t r = 0; r < rows; ++r) {
         const float* row = &y[r * stride];
         got.insert(got.end(), row, row + m_.outputs);
         REQUIRE(std::count(row + m_.outputs, row + stride, kUntouched) == stride - m_.outputs);
       }
-      CAPTURE(static_cast<int>(level));
+      CAPTURE(level.name);
       CAPTURE(WeightTypeName(m_.type));
       CAPTURE(m_.outputs);
       CAPTURE(m_.inputs);

@@ -6,16 +6,17 @@
 #include <string>
 #include <vector>
 
-#include "engine/backend/cpu/machine.h"
+#include "engine/backend/cpu/levels.h"
 
 using namespace holdfast;
 
 namespace {
 
 std::vector<std::string> LevelsHere() {
-  std::vector<std::string> levels = {"portable"};
-  if (ProcessorHasAvx2()) levels.push_back("avx2");
-  if (ProcessorHasAvx512()) levels.push_back("avx512");
+  std::vector<std::string> levels;
+  for (const CpuLevel& level : CpuLevels()) {
+    if (level.present()) levels.emplace_back(level.name);
+  }
   return levels;
 }
 

@@ -10,10 +10,10 @@
 
 #include <doctest/doctest.h>
 
+#include "engine/backend/cpu/levels.h"
 #include "engine/backend/exact_math.h"
 #include "engine/base/hash.h"
 #include "engine/model/softmax.h"
-#include "engine/model/softmax_inl.h"
 
 namespace holdfast {
 namespace {
@@ -206,15 +206,23 @@ TEST_CASE("parameters out of range are named") {
   CHECK(names({.logit_bias = {{1, 101.0f}}}, "logit_bias"));
 }
 
-TEST_CASE("exp rows are the same bits in plain and in vector code") {
+void CheckExpRows(const ElementwiseKernels& kernels) {
   for (int n : {1, 63, 64, 65, 1000}) {
     std::vector<float> x = Ramp(n), a(n), b(n);
     for (float& value : x) value *= 30;
     const ExpRowArgs args{.n = n, .x = x.data(), .max = 120, .temperature = 0.7f, .out = a.data()};
-    const float sum = ExpRowPortable(args);
+    const float sum = kernels.exp_row(args);
     for (int i = 0; i < n; ++i) CHECK(a[i] == ExpF((x[i] - 120) / 0.7f));
     CHECK(sum == ExpRow(x, 120, 0.7f, b.data()));
     CHECK(a == b);
+  }
+}
+
+TEST_CASE("exp rows are the same bits in plain and in vector code") {
+  for (const CpuLevel& level : CpuLevels()) {
+    if (!level.present()) continue;
+    CAPTURE(level.name);
+    CheckExpRows(level.elementwise());
   }
   CHECK(RowMax(std::vector<float>{-5, -3, -4}) == -3);
   CHECK(LogSumExp(std::vector<float>(1000, 2.0f)) == doctest::Approx(2 + std::log(1000.0)));

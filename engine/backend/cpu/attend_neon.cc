@@ -1,0 +1,46 @@
+// Attention kernels for NEON with dot products: up to 6 query rows x 4 vectors in registers.
+#include "engine/backend/cpu/attend_kernels.h"
+#include "engine/backend/cpu/lanes_neon.h"
+
+namespace holdfast {
+namespace {
+
+struct Neon : LanesNeon {
+  static constexpr int kCols = 4, kMaxRows = 6, kPackRows = 12;
+
+  using LanesNeon::Load;
+  static F Load(const uint16_t* p) { return vcvt_f32_f16(vreinterpret_f16_u16(vld1_u16(p))); }
+  static void StoreFirst(float* p, F x, int n) {
+    if (n >= kWidth) return Store(p, x);
+    float all[kWidth];
+    Store(all, x);
+    for (int j = 0; j < n; ++j) p[j] = all[j];
+  }
+  static F Max(F a, F b) { return vmaxq_f32(a, b); }  // but of zeros, and NaN: see RowMax
+  static F Keep(F x, F other, uint64_t bits) {
+    static constexpr uint32_t kLane[kWidth] = {1, 2, 4, 8};
+    const uint32x4_t set = vtstq_u32(vdupq_n_u32(static_cast<uint32_t>(bits)), vld1q_u32(kLane));
+    return vbslq_f32(set, x, other);
+  }
+  using I = int32x4_t;
+  static constexpr int kCodeCols = 4, kCodeOffset = 0;
+  static I SetI(int32_t x) { return vdupq_n_s32(x); }
+  static I LoadCodes(const void* p) {
+    return vreinterpretq_s32_s8(vld1q_s8(static_cast<const int8_t*>(p)));
+  }
+  static I Dot(I acc, I k, const float* q) {
+    const int8x16_t four = vreinterpretq_s8_f32(vld1q_dup_f32(q));
+    return vdotq_s32(acc, vreinterpretq_s8_s32(k), four);
+  }
+  static F ToFloat(I x) { return vcvtq_f32_s32(x); }
+  static float ReduceMax(F x) { return vmaxvq_f32(x); }
+  static void Fetch(const void* p) { __builtin_prefetch(p, 0, 2); }
+};
+
+constexpr AttendKernels kKernels = attend::KernelsOf<Neon>();
+
+}  // namespace
+
+const AttendKernels& AttendNeon() { return kKernels; }
+
+}  // namespace holdfast
