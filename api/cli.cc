@@ -29,7 +29,7 @@ void AddCommonFlags(CLI::App* command, CommonFlags* flags, bool with_data) {
   command->add_option("--threads", flags->threads, "Compute threads (default: one per core)")
       ->envname("HOLDFAST_THREADS")
       ->check(CLI::Range(0, 256));
-  command->add_option("--cpu", flags->cpu, "avx512, avx2, portable or reference")
+  command->add_option("--cpu", flags->cpu, "avx512, avx2, neon, portable or reference")
       ->envname("HOLDFAST_CPU");
   command->add_option("--kv-memory", flags->kv_memory, "Memory for KV pages, like 2GiB")
       ->envname("HOLDFAST_KV_MEMORY");

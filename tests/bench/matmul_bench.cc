@@ -1,4 +1,4 @@
-// matmul_bench [--level portable|avx2|avx512] [--threads N] [--type NAME] [--inputs N]
+// matmul_bench [--level portable|avx2|avx512|neon] [--threads N] [--type NAME] [--inputs N]
 // How fast a matrix of each weight type is read (1 row and 8 rows, a matrix beyond the caches) and
 // multiplied (many rows), beside Q8_0: its runs and the type's alternate, medians of nine. Ratios
 // hold on a machine that others use too; absolute figures need an idle one.

@@ -12,9 +12,7 @@
 #include <thread>
 #include <vector>
 
-#if defined(__x86_64__)
-#include <immintrin.h>
-#endif
+#include "engine/backend/cpu/machine.h"
 
 using namespace holdfast;
 
@@ -32,6 +30,13 @@ int SleepingThreads() {
   }
   return sleeping;
 }
+
+// Denormals count as zero, as operands and as results.
+#if defined(__x86_64__)
+void FlushDenormals() { _mm_setcsr(0x1f80 | 0x8040); }
+#elif defined(__aarch64__)
+void FlushDenormals() { __asm__ volatile("msr fpcr, %0" : : "r"(uint64_t{1} << 24)); }
+#endif
 
 }  // namespace
 
@@ -92,15 +97,12 @@ TEST_CASE("no two threads have the same number at the same time") {
   CHECK(!clash);
 }
 
-#if defined(__x86_64__)
 TEST_CASE("denormals are kept on every thread, whatever a foreign library had set there") {
-  constexpr unsigned kFlush = 0x1f80 | 0x8040;  // flush to zero, denormals are zero
-  const unsigned before = _mm_getcsr();
   ThreadPool pool(3);
   for (int64_t tasks : {1, 1000}) {
     // Every thread that takes a task ends it with denormals flushed.
-    pool.Run(tasks, [](int64_t, int) { _mm_setcsr(kFlush); });
-    _mm_setcsr(kFlush);
+    pool.Run(tasks, [](int64_t, int) { FlushDenormals(); });
+    FlushDenormals();
     std::atomic<int> lost = 0;
     pool.Run(tasks, [&](int64_t, int) {
       volatile float smallest = std::numeric_limits<float>::denorm_min();
@@ -110,7 +112,7 @@ TEST_CASE("denormals are kept on every thread, whatever a foreign library had se
     CHECK(lost == 0);
   }
   // Threads that start now inherit the flush.
-  _mm_setcsr(kFlush);
+  FlushDenormals();
   ThreadPool late(2);
   std::atomic<int> lost = 0;
   std::atomic<int> inside = 0;
@@ -122,10 +124,8 @@ TEST_CASE("denormals are kept on every thread, whatever a foreign library had se
     if (twice == 0.0f) lost.fetch_add(1);
   });
   CHECK(lost == 0);
-  _mm_setcsr(before);
+  SetFpControl();
 }
-#endif
-
 TEST_CASE("an idle pool sleeps") {
   const int before = SleepingThreads();
   ThreadPool pool(2);

@@ -9,6 +9,7 @@
 
 #include <doctest/doctest.h>
 
+#include "engine/backend/cpu/levels.h"
 #include "engine/model/model.h"
 #include "engine/model/sequence_kv.h"
 #include "tests/engine/base/temp_dir.h"
@@ -250,7 +251,8 @@ TEST_CASE("every instruction set gives the same bits") {
     const auto tokens = SomeTokens(34, 3);
     Fixture reference(spec, "reference");
     const Logits want = Compute(reference.model(), tokens, 34);
-    for (const char* level : {"portable", "avx2", "avx512"}) {
+    for (const CpuLevel& row : CpuLevels()) {
+      const std::string level(row.name);
       CAPTURE(level);
       Fixture f(spec, level);
       if (!f.available()) {
@@ -295,7 +297,8 @@ TEST_CASE("INT8 K is equal on all instruction sets, in chunks and beside biases 
     Fixture reference(spec, "reference", KvType::kI8), f16(spec, "");
     const Logits want = Compute(reference.model(), tokens, 40);
     CHECK_FALSE(SameBits(want, Compute(f16.model(), tokens, 40)));
-    for (const char* level : {"portable", "avx2", "avx512"}) {
+    for (const CpuLevel& row : CpuLevels()) {
+      const std::string level(row.name);
       CAPTURE(level);
       Fixture f(spec, level, KvType::kI8, 2);
       if (f.available()) CHECK(SameBits(want, Compute(f.model(), tokens, 9)));
