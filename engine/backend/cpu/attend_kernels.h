@@ -10,9 +10,8 @@
 //   Keep(x, other, bits)  lane j is x where bit j of `bits` is set, else `other`
 //   ReduceMax(x)   the greatest lane, when no lane is NaN
 //   Fetch(p)       asks for the cache line of p
-//   for INT8 K: PutQuery(c, q), 4 codes of a query into 8 bytes, in an order of its own;
-//   Codes LoadCodes(p), those of kWidth tokens x 4 dims; Sums NoSums(sum of the query's codes),
-//   Dot(sums, codes, q), sums + their exact products with the query's 4, F Total(sums);
+//   for INT8 K: PutQuery(c, q), 4 codes of a query into 8 bytes; Codes LoadCodes(p), kWidth tokens
+//   x 4 dims; Sums NoSums(sum of the query's codes), Dot(sums, codes, q), F Total(sums), exact;
 //   kCodeRows, up to so many rows the sums of kCols vectors stay in registers, else of one
 //
 // All work is one product, `c[r][:] += a[r][n] * b[n][:]` for n ascending, with a tile of c in
@@ -449,17 +448,11 @@ void CodeProduct(const AttendBlock& block, const ScoreArgs& args, float* s) {
 
 using CodeProductFn = void (*)(const AttendBlock&, const ScoreArgs&, float*);
 
-template <class V, int C, int kRows>
-struct CodeProducts {
-  template <int... R>
-  static CodeProductFn Pick(int rows, std::integer_sequence<int, R...>) {
-    static constexpr CodeProductFn kFns[] = {CodeProduct<V, R + 1, C>...};
-    return kFns[rows - 1];
-  }
-  static CodeProductFn ForRows(int rows) {
-    return Pick(rows, std::make_integer_sequence<int, kRows>());
-  }
-};
+template <class V, int C, int... R>
+CodeProductFn CodeProductFor(int rows, std::integer_sequence<int, R...>) {
+  static constexpr CodeProductFn kFns[] = {CodeProduct<V, R + 1, C>...};
+  return kFns[rows - 1];
+}
 
 // What is 4 bytes per token: codes of 4 dims, and a scale. So one step over columns serves both.
 template <class V>
@@ -472,10 +465,12 @@ void ScoreCodes(const AttendBlock& block, ScoreArgs args, int rows, float* s) {
     s += columns;
   };
   if (rows <= V::kCodeRows) {
-    const CodeProductFn wide = CodeProducts<V, V::kCols, V::kCodeRows>::ForRows(rows);
+    const std::make_integer_sequence<int, V::kCodeRows> most;
+    const CodeProductFn wide = CodeProductFor<V, V::kCols>(rows, most);
     while (args.columns >= kWide) step(wide, kWide);
   }
-  const CodeProductFn narrow = CodeProducts<V, 1, V::kMaxRows>::ForRows(rows);
+  const std::make_integer_sequence<int, V::kMaxRows> most;
+  const CodeProductFn narrow = CodeProductFor<V, 1>(rows, most);
   while (args.columns > 0) step(narrow, V::kWidth);
 }
 
