@@ -24,21 +24,30 @@ struct Avx2 : LanesAvx2 {
     const __m256i set = _mm256_and_si256(_mm256_set1_epi32(static_cast<int>(bits)), lane);
     return _mm256_blendv_ps(other, x, _mm256_castsi256_ps(_mm256_cmpeq_epi32(set, lane)));
   }
-  using I = __m256i;
-  static constexpr int kCodeCols = 1, kCodeOffset = 0;
-  static I SetI(int32_t x) { return _mm256_set1_epi32(x); }
-  static I LoadCodes(const void* p) {
-    return _mm256_loadu_si256(static_cast<const __m256i*>(p));
+  // Codes as 16 bits, four tokens to a vector; each token has two sums until the end.
+  static constexpr int kCodeRows = 3;
+  struct Codes {
+    __m256i low, high;  // tokens 0..3, 4..7
+  };
+  using Sums = Codes;
+  static void PutQuery(const int16_t* c, float* q) { __builtin_memcpy(q, c, 8); }
+  static Codes LoadCodes(const void* p) {
+    const __m128i* half = static_cast<const __m128i*>(p);
+    return {_mm256_cvtepi8_epi16(_mm_loadu_si128(half)),
+            _mm256_cvtepi8_epi16(_mm_loadu_si128(half + 1))};
   }
-  // |k| * (q with k's sign): two products of at most 127 * 127 can't saturate 16 bits.
-  static I Dot(I acc, I k, const float* q) {
-    int32_t four;
-    __builtin_memcpy(&four, q, 4);
-    const I pairs = _mm256_maddubs_epi16(_mm256_abs_epi8(k),
-                                         _mm256_sign_epi8(_mm256_set1_epi32(four), k));
-    return _mm256_add_epi32(acc, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
+  static Sums NoSums(int32_t) { return {_mm256_setzero_si256(), _mm256_setzero_si256()}; }
+  static Sums Dot(const Sums& sums, const Codes& k, const float* q) {
+    int64_t four;
+    __builtin_memcpy(&four, q, sizeof(four));
+    const __m256i c = _mm256_set1_epi64x(four);
+    return {_mm256_add_epi32(sums.low, _mm256_madd_epi16(k.low, c)),
+            _mm256_add_epi32(sums.high, _mm256_madd_epi16(k.high, c))};
   }
-  static F ToFloat(I x) { return _mm256_cvtepi32_ps(x); }
+  static F Total(const Sums& sums) {
+    const __m256i tokens = _mm256_hadd_epi32(sums.low, sums.high);  // 0 1 4 5, 2 3 6 7
+    return _mm256_cvtepi32_ps(_mm256_permute4x64_epi64(tokens, _MM_SHUFFLE(3, 1, 2, 0)));
+  }
   static float ReduceMax(F x) {
     __m128 m = _mm_max_ps(_mm256_castps256_ps128(x), _mm256_extractf128_ps(x, 1));
     m = _mm_max_ps(m, _mm_movehl_ps(m, m));

@@ -25,18 +25,37 @@ struct Avx512 : LanesAvx512 {
   static F Keep(F x, F other, uint64_t bits) {
     return _mm512_mask_blend_ps(static_cast<__mmask16>(bits), other, x);
   }
-  using I = __m512i;
-  static constexpr int kCodeCols = 2, kCodeOffset = 128;  // vpdpbusd wants K unsigned
-  static I SetI(int32_t x) { return _mm512_set1_epi32(x); }
-  static I LoadCodes(const void* p) {
+  // vpdpbusd multiplies 8 bits by 8: a query's code is 128 * high + low, and K, which it wants
+  // unsigned, is 128 too large.
+  static constexpr int kCodeRows = 7;
+  using Codes = __m512i;
+  struct Sums {
+    __m512i high, low;
+  };
+  static void PutQuery(const int16_t* c, float* q) {
+    int8_t parts[8];
+    for (int i = 0; i < 4; ++i) {
+      const int high = (c[i] + 64) >> 7;
+      parts[i] = static_cast<int8_t>(high);
+      parts[4 + i] = static_cast<int8_t>(c[i] - 128 * high);
+    }
+    __builtin_memcpy(q, parts, sizeof(parts));
+  }
+  static Codes LoadCodes(const void* p) {
     return _mm512_xor_si512(_mm512_loadu_si512(p), _mm512_set1_epi8(static_cast<char>(0x80)));
   }
-  static I Dot(I acc, I k, const float* q) {
-    int32_t four;
-    __builtin_memcpy(&four, q, 4);
-    return _mm512_dpbusd_epi32(acc, k, _mm512_set1_epi32(four));
+  static Sums NoSums(int32_t query_sum) {
+    return {_mm512_setzero_si512(), _mm512_set1_epi32(-128 * query_sum)};
   }
-  static F ToFloat(I x) { return _mm512_cvtepi32_ps(x); }
+  static Sums Dot(const Sums& sums, Codes k, const float* q) {
+    int32_t part[2];
+    __builtin_memcpy(part, q, sizeof(part));
+    return {_mm512_dpbusd_epi32(sums.high, k, _mm512_set1_epi32(part[0])),
+            _mm512_dpbusd_epi32(sums.low, k, _mm512_set1_epi32(part[1]))};
+  }
+  static F Total(const Sums& sums) {
+    return _mm512_cvtepi32_ps(_mm512_add_epi32(_mm512_slli_epi32(sums.high, 7), sums.low));
+  }
   static float ReduceMax(F x) { return _mm512_reduce_max_ps(x); }
   static void Fetch(const void* p) { _mm_prefetch(static_cast<const char*>(p), _MM_HINT_T1); }
 };

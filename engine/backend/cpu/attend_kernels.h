@@ -10,9 +10,9 @@
 //   Keep(x, other, bits)  lane j is x where bit j of `bits` is set, else `other`
 //   ReduceMax(x)   the greatest lane, when no lane is NaN
 //   Fetch(p)       asks for the cache line of p
-//   for INT8 K: I, kWidth int32; kCodeCols, vectors of it per row that stay in registers;
-//   kCodeOffset, LoadCodes(p), the codes of kWidth tokens x 4 dims, plus kCodeOffset;
-//   Dot(acc, k, q), acc + their exact products with the 4 codes at q; SetI(x); ToFloat(I)
+//   for INT8 K: PutQuery(c, q), 4 codes of a query into 8 bytes; Codes LoadCodes(p), kWidth tokens
+//   x 4 dims; Sums NoSums(sum of the query's codes), Dot(sums, codes, q), F Total(sums), exact;
+//   kCodeRows, up to so many rows the sums of kCols vectors stay in registers, else of one
 //
 // All work is one product, `c[r][:] += a[r][n] * b[n][:]` for n ascending, with a tile of c in
 // registers: lanes of c are tokens when scoring (a = turned queries, b = K) and dims when mixing (a
@@ -170,7 +170,7 @@ void TurnRow(const AttendBlock& block, const float* angle, const float* q, float
 
 // Floats from row to row of turned queries. Beside INT8 K a row is its codes, then a QueryScale.
 static inline int64_t RowFloats(const AttendBlock& block) {
-  return block.k_type == KvType::kI8 ? block.k_dim / 4 + 4 : kAttendTile;
+  return block.k_type == KvType::kI8 ? block.k_dim / 2 + 4 : kAttendTile;
 }
 
 struct QueryScale {
@@ -183,12 +183,14 @@ template <class V>
 void TurnCodes(const AttendBlock& block, const float* angle, const float* q, float* out) {
   float turned[kMaxHeadDim] = {};
   if (angle != nullptr) TurnRow<V>(block, angle, q, turned, kAttendTile);
-  int8_t codes[kMaxHeadDim];
+  MixHead(block.k_dim, turned);
+  int16_t codes[kMaxHeadDim];
   QueryScale end = {};
-  QuantizeHead(block.k_dim, turned, codes, &end.scale);
+  QuantizeHead(block.k_dim, turned, kQueryCodes, codes, &end.scale);
+  end.scale = end.scale / static_cast<float>(MixBlock(block.k_dim));
   for (int d = 0; d < block.k_dim; ++d) end.sum += codes[d];
-  __builtin_memcpy(out, codes, block.k_dim);
-  __builtin_memcpy(out + block.k_dim / 4, &end, sizeof(end));
+  for (int d = 0; d < block.k_dim; d += 4) V::PutQuery(codes + d, out + d / 2);
+  __builtin_memcpy(out + block.k_dim / 2, &end, sizeof(end));
 }
 
 // Rows [from, to) for a run with `shift`, as [chunk][to - from][64]. A row that the table does not
@@ -411,17 +413,17 @@ void CodeProduct(const AttendBlock& block, const ScoreArgs& args, float* s) {
   const std::byte* k = static_cast<const std::byte*>(args.k);
   const int64_t stride = RowFloats(block), dims = block.k_dim / 4;
   const float* scale = reinterpret_cast<const float*>(k + block.k_dim * kHalf);
-  typename V::I acc[R][C];
+  typename V::Sums acc[R][C];
 #pragma GCC unroll 16
   for (int r = 0; r < R; ++r) {
     QueryScale end;
-    __builtin_memcpy(&end, args.turned + r * stride + dims, sizeof(end));
+    __builtin_memcpy(&end, args.turned + r * stride + 2 * dims, sizeof(end));
 #pragma GCC unroll 4
-    for (int c = 0; c < C; ++c) acc[r][c] = V::SetI(-V::kCodeOffset * end.sum);
+    for (int c = 0; c < C; ++c) acc[r][c] = V::NoSums(end.sum);
   }
   const float* q = args.turned;
-  for (int64_t n = 0; n < dims; ++n, ++q, k += 4 * kHalf) {
-    typename V::I x[C];
+  for (int64_t n = 0; n < dims; ++n, q += 2, k += 4 * kHalf) {
+    typename V::Codes x[C];
 #pragma GCC unroll 4
     for (int c = 0; c < C; ++c) x[c] = V::LoadCodes(k + c * 4 * L);
 #pragma GCC unroll 2
@@ -435,42 +437,41 @@ void CodeProduct(const AttendBlock& block, const ScoreArgs& args, float* s) {
 #pragma GCC unroll 16
   for (int r = 0; r < R; ++r) {
     QueryScale end;
-    __builtin_memcpy(&end, args.turned + r * stride + dims, sizeof(end));
+    __builtin_memcpy(&end, args.turned + r * stride + 2 * dims, sizeof(end));
 #pragma GCC unroll 4
     for (int c = 0; c < C; ++c) {
       const typename V::F d = V::Mul(V::Set(end.scale), V::Load(scale + c * L));
-      V::Store(s + r * kAttendTile + c * L, V::Mul(V::ToFloat(acc[r][c]), d));
+      V::Store(s + r * kAttendTile + c * L, V::Mul(V::Total(acc[r][c]), d));
     }
   }
 }
 
 using CodeProductFn = void (*)(const AttendBlock&, const ScoreArgs&, float*);
 
-template <class V, int C>
-struct CodeProducts {
-  template <int... R>
-  static CodeProductFn Pick(int rows, std::integer_sequence<int, R...>) {
-    static constexpr CodeProductFn kFns[] = {CodeProduct<V, R + 1, C>...};
-    return kFns[rows - 1];
-  }
-  static CodeProductFn ForRows(int rows) {
-    return Pick(rows, std::make_integer_sequence<int, V::kMaxRows>());
-  }
-};
+template <class V, int C, int... R>
+CodeProductFn CodeProductFor(int rows, std::integer_sequence<int, R...>) {
+  static constexpr CodeProductFn kFns[] = {CodeProduct<V, R + 1, C>...};
+  return kFns[rows - 1];
+}
 
 // What is 4 bytes per token: codes of 4 dims, and a scale. So one step over columns serves both.
 template <class V>
 void ScoreCodes(const AttendBlock& block, ScoreArgs args, int rows, float* s) {
-  constexpr int kWide = V::kCodeCols * V::kWidth;
+  constexpr int kWide = V::kCols * V::kWidth;
   const auto step = [&](CodeProductFn fn, int columns) {
     fn(block, args, s);
     args.k = static_cast<const std::byte*>(args.k) + columns * 4;
     args.columns -= columns;
     s += columns;
   };
-  const CodeProductFn wide = CodeProducts<V, V::kCodeCols>::ForRows(rows);
-  while (args.columns >= kWide) step(wide, kWide);
-  while (args.columns > 0) step(CodeProducts<V, 1>::ForRows(rows), V::kWidth);
+  if (rows <= V::kCodeRows) {
+    const std::make_integer_sequence<int, V::kCodeRows> most;
+    const CodeProductFn wide = CodeProductFor<V, V::kCols>(rows, most);
+    while (args.columns >= kWide) step(wide, kWide);
+  }
+  const std::make_integer_sequence<int, V::kMaxRows> most;
+  const CodeProductFn narrow = CodeProductFor<V, 1>(rows, most);
+  while (args.columns > 0) step(narrow, V::kWidth);
 }
 
 template <class V>

@@ -59,29 +59,28 @@ struct Portable {
   static F Keep(const F& x, const F& other, uint64_t bits) {
     return Each([&](int j) { return (bits >> j & 1) != 0 ? x.at[j] : other.at[j]; });
   }
-  struct I {
-    int32_t at[kWidth];  // of LoadCodes: 4 codes each
+  static constexpr int kCodeRows = kMaxRows;
+  struct Codes {
+    int8_t at[4 * kWidth];
   };
-  static constexpr int kCodeCols = 1, kCodeOffset = 0;
-  static I SetI(int32_t x) {
-    I out;
-    for (int32_t& lane : out.at) lane = x;
-    return out;
-  }
-  static I LoadCodes(const void* p) {
-    I out;
+  struct Sums {
+    int32_t at[kWidth];
+  };
+  static void PutQuery(const int16_t* c, float* q) { __builtin_memcpy(q, c, 8); }
+  static Codes LoadCodes(const void* p) {
+    Codes out;
     __builtin_memcpy(out.at, p, sizeof(out.at));
     return out;
   }
-  static I Dot(I acc, const I& k, const float* q) {
-    int8_t k4[4 * kWidth], q4[4];
-    __builtin_memcpy(k4, k.at, sizeof(k4));
-    __builtin_memcpy(q4, q, sizeof(q4));
-    for (int j = 0; j < 4 * kWidth; ++j) acc.at[j / 4] += k4[j] * q4[j % 4];
-    return acc;
+  static Sums NoSums(int32_t) { return {}; }
+  static Sums Dot(Sums sums, const Codes& k, const float* q) {
+    int16_t four[4];
+    __builtin_memcpy(four, q, sizeof(four));
+    for (int j = 0; j < 4 * kWidth; ++j) sums.at[j / 4] += k.at[j] * four[j % 4];
+    return sums;
   }
-  static F ToFloat(const I& x) {
-    return Each([&](int j) { return static_cast<float>(x.at[j]); });
+  static F Total(const Sums& sums) {
+    return Each([&](int j) { return static_cast<float>(sums.at[j]); });
   }
   static float ReduceMax(const F& x) {
     float m = x.at[0];

@@ -213,10 +213,11 @@ bool StoreV(KvType type, int n, const float* v, std::byte* out) {
   return FiniteRow<L>(n, v);
 }
 
-static inline bool StoreCodes(int n, const float* k, std::byte* out) {
+static inline bool StoreCodes(int n, float* k, std::byte* out) {  // mixes k
   int8_t codes[kMaxHeadDim];
   float scale;
-  const bool finite = QuantizeHead(n, k, codes, &scale);
+  MixHead(n, k);
+  const bool finite = QuantizeHead(n, k, kKeyCodes, codes, &scale);
   for (int d = 0; d < n; d += 4) std::memcpy(out + d * kPageTokens, codes + d, 4);
   std::memcpy(out + n * kPageTokens, &scale, 4);
   return finite;

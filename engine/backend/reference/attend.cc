@@ -44,19 +44,35 @@ bool Put(KvType type, std::byte* array, int64_t index, float value) {
   return (half & 0x7fff) < 0x7c00;
 }
 
-// Section 3's rule over one group of any size: codes, and the scale; NaN when not finite.
-float QuantizeHead(const std::vector<float>& x, std::vector<int8_t>* codes) {
+// Numbers that section 7 mixes with each other: the largest power of two that divides k_dim.
+int MixBlock(int dim) { return dim & -dim; }
+
+void Mix(std::vector<float>* x) {
+  const int dim = static_cast<int>(x->size()), block = MixBlock(dim);
+  for (int step = 1; step < block; step *= 2) {
+    const std::vector<float> before = *x;
+    for (int n = 0; n < dim / 2; ++n) {
+      const int at = 2 * n / block * block + n % (block / 2);  // the pair's first number
+      (*x)[2 * n] = before[at] + before[at + block / 2];
+      (*x)[2 * n + 1] = before[at] - before[at + block / 2];
+    }
+  }
+}
+
+// Section 3's rule over one group of any size, with codes up to `most`; returns the scale, NaN when
+// a number is not finite.
+float QuantizeHead(const std::vector<float>& x, float most, std::vector<int>* codes) {
   codes->assign(x.size(), 0);
   uint32_t bits = 0;
   for (float value : x) bits = std::max(bits, std::bit_cast<uint32_t>(value) & 0x7fffffff);
   if (bits >= 0x7f800000) return std::numeric_limits<float>::quiet_NaN();
   const float amax = std::bit_cast<float>(bits);
   if (amax < 0x1.0p-100f) return 0.0f;
-  const float id = 127.0f / amax;
+  const float id = most / amax;
   for (size_t d = 0; d < x.size(); ++d) {
-    (*codes)[d] = static_cast<int8_t>(std::clamp(std::nearbyint(x[d] * id), -127.0f, 127.0f));
+    (*codes)[d] = static_cast<int>(std::clamp(std::nearbyint(x[d] * id), -most, most));
   }
-  return amax / 127.0f;
+  return amax / most;
 }
 
 float Get(KvType type, const std::byte* array, int64_t index) {
@@ -92,7 +108,7 @@ struct Row {
 };
 
 float ScoreCodes(const LayerGroup& group, const std::byte* k, int slot,
-                 const std::vector<int8_t>& codes, float dq) {
+                 const std::vector<int>& codes, float dq) {
   int32_t sum = 0;
   for (int d = 0; d < group.k_dim; ++d) {
     sum += codes[d] * static_cast<int8_t>(k[group.KOffset(d, slot)]);
@@ -109,8 +125,12 @@ void ScoreAll(Row& row) {
     if (i > row.position) break;
     std::vector<float> q = Turn(*row.args.rope, row.position - run.shift, row.q, group.k_dim);
     for (float& value : q) value = value * row.args.scale;
-    std::vector<int8_t> codes;
-    const float dq = group.k_type == KvType::kI8 ? QuantizeHead(q, &codes) : 0.0f;
+    std::vector<int> codes;
+    float dq = 0;
+    if (group.k_type == KvType::kI8) {
+      Mix(&q);
+      dq = QuantizeHead(q, 8128.0f, &codes) / static_cast<float>(MixBlock(group.k_dim));
+    }
     for (int n = 0; n < run.count && i <= row.position; ++n, ++i) {
       row.slot[i] = run.first + n;
       row.v[i] = run.page + k_at + group.KBytes();
@@ -183,11 +203,12 @@ void AttendRow(Row& row, float* out) {
 
 namespace {
 
-bool PutCodes(const LayerGroup& group, std::byte* k_out, int slot, const std::vector<float>& k) {
-  std::vector<int8_t> codes;
-  const float scale = QuantizeHead(k, &codes);
+bool PutCodes(const LayerGroup& group, std::byte* k_out, int slot, std::vector<float> k) {
+  std::vector<int> codes;
+  Mix(&k);
+  const float scale = QuantizeHead(k, 127.0f, &codes);
   for (int d = 0; d < group.k_dim; ++d) {
-    k_out[group.KOffset(d, slot)] = static_cast<std::byte>(codes[d]);
+    k_out[group.KOffset(d, slot)] = static_cast<std::byte>(static_cast<int8_t>(codes[d]));
   }
   return Put(KvType::kF32, k_out + group.KScaleOffset(slot), 0, scale);
 }

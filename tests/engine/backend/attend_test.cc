@@ -6,6 +6,7 @@
 #include <array>
 #include <bit>
 #include <cmath>
+#include <complex>
 #include <cstring>
 #include <memory>
 #include <random>
@@ -287,7 +288,7 @@ TEST_CASE("store: INT8 K by hand") {
   group.k_type = KvType::kI8;
   RopeTable rope(4, 10000.0, {});
   rope.Reserve(1);  // position 0 turns nothing
-  const float k[] = {1.0f, -2.0f, 0.5f, 4.0f}, v[] = {0, 0, 0, 0};
+  const float k[] = {0.875f, -0.125f, -1.375f, 1.625f}, v[] = {0, 0, 0, 0};  // mixed: 1 -2 0.5 4
   std::vector<std::byte> payload(group.PayloadBytes(), std::byte{0x55});
   std::byte* const page = payload.data();
   const int32_t position = 0, slot = 5;
@@ -301,6 +302,63 @@ TEST_CASE("store: INT8 K by hand") {
   const float scale = 4.0f / 127.0f;
   CHECK(std::memcmp(page + 4 * 32 + 5 * 4, &scale, 4) == 0);
   CHECK(page[4 * 4] == std::byte{0x55});
+}
+
+// Scores come back as logarithms of probabilities, since V is the identity.
+TEST_CASE("attend: INT8 K is off by half a code of mixed numbers at most") {
+  std::mt19937 random(17);
+  std::normal_distribution<float> normal(0, 1);
+  for (int dim : {16, 48, 64, 20}) {
+    CAPTURE(dim);
+    constexpr int kTokens = 16;
+    LayerGroup group;
+    group.layers = group.heads = 1;
+    group.k_dim = dim;
+    group.v_dim = kTokens;
+    group.k_type = KvType::kI8;
+    group.v_type = KvType::kF32;
+    RopeTable rope(dim, 10000.0, {});
+    rope.Reserve(kTokens);
+    std::vector<std::byte> payload(group.PayloadBytes());
+    std::byte* const page = payload.data();
+    std::vector<float> k(dim), q(dim), out(kTokens);
+    std::vector<double> want;
+    double allowed = 0, length = 0;
+    for (int d = 0; d < dim; ++d) q[d] = normal(random), length += q[d] * q[d];
+    const float* last = rope.Row(kTokens - 1);
+    for (int32_t i = 0; i < kTokens; ++i) {
+      for (float& x : k) x = 0.3f * normal(random);
+      k[5] += 4.0f;  // an outlier
+      std::vector<float> v(kTokens);
+      v[i] = 1;
+      uint8_t failed = 0;
+      reference::StoreKv({.group = &group, .layer = 0, .rope = &rope, .rows = 1, .k = k.data(),
+                          .v = v.data(), .position = &i, .page = &page, .slot = &i,
+                          .row_failed = &failed});
+      REQUIRE(failed == 0);
+      float scale;
+      std::memcpy(&scale, page + group.KScaleOffset(i), 4);
+      const int block = dim & -dim;
+      allowed = std::max(allowed, std::sqrt(length * dim / block) * scale / 2);
+      double score = 0;
+      for (int a = 0, b = dim / 2; b < dim; ++a, ++b) {
+        const auto turn = [&](const float* row, const std::vector<float>& x) {
+          return std::complex<double>(x[a], x[b]) * std::complex<double>(row[a], row[b]);
+        };
+        score += (turn(last, q) * std::conj(turn(rope.Row(i), k))).real();
+      }
+      want.push_back(score);
+    }
+    const int32_t row = 0, position = kTokens - 1;
+    const KvRun run = {.page = page, .first = 0, .count = kTokens, .shift = 0};
+    const AttendSequence sequence = {{&run, 1}, {&row, 1}, {&position, 1}};
+    reference::Attend({.group = &group, .layer = 0, .rope = &rope, .q_heads = 1, .scale = 1.0f,
+                       .q = q.data(), .out = out.data(), .sequences = {&sequence, 1}});
+    for (int i = 0; i < kTokens; ++i) {
+      const double off = std::log(out[i] / out[0]) - (want[i] - want[0]);
+      CHECK(std::abs(off) < 2 * allowed);
+    }
+  }
 }
 
 TEST_CASE("attend: INT8 K under many rows, windows and threads") {

@@ -45,7 +45,7 @@ TEST_CASE("the digest of reference is the one of this NUMERICS version") {
   CHECK(OfFirstOperations(digest).Hex() ==
         "1d44e7ad46f788c029c6eea6de63e5e06c677c96a4132ff9e634d01f82b11799");
   CHECK(digest.all.Hex() == 
-        "87a11553ca405b5d5ba8b3ce4da1b01236fe61c0552e4cdbbc7c8416f10f185f");
+        "5c0a671af7d895267292c73315a945fe056f245b18708b1722ab457c18118228");
 }
 
 TEST_CASE("every level has the digest of reference, at any number of threads") {
