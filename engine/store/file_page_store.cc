@@ -13,6 +13,7 @@
 #include <array>
 #include <cassert>
 #include <condition_variable>
+#include <filesystem>
 #include <map>
 #include <mutex>
 #include <set>
@@ -126,6 +127,9 @@ Result<std::unique_ptr<FilePageStore>> FilePageStore::Open(Options options) {
   impl->options = std::move(options);
   const Options& o = impl->options;
   HOLDFAST_RETURN_IF_ERROR(o.env->MakeDirectory(o.path));
+  // The folder's own name: without it a power cut takes pages that were synced.
+  const std::string parent = std::filesystem::path(o.path).parent_path().string();
+  HOLDFAST_RETURN_IF_ERROR(o.env->SyncDirectory(parent.empty() ? "." : parent));
   HOLDFAST_ASSIGN_OR_RETURN(impl->files, PageFiles::Open({o.env, o.path, o.max_file_bytes}));
   HOLDFAST_ASSIGN_OR_RETURN(impl->index, PageIndex::Open({o.path + "/index", o.index_env}));
   HOLDFAST_RETURN_IF_ERROR(impl->Recover());
