@@ -1,15 +1,16 @@
-// kill_loop --kills N --seed S: kills a process that serves several conversations, again and again.
+// kill_loop [--kills N] [--seed S]: kills a process that serves the clients of load.h, again and
+// again, with SIGKILL.
 //
-// A child opens the data folder and lets four clients talk, each through a script of turns with a
-// seed or temperature 0, tool calls, forks by regenerated turns and idempotency keys. The parent
-// kills it with SIGKILL at a random moment and starts the next child on the same folder. Clients
-// send a turn again until they have seen its end. Checked all the time:
-//   - an answer has the token ids of the uninterrupted run that was made first in another folder
-//   - after each start every acknowledged turn is there, token for token
-// At the end one child runs undisturbed and everything is checked once more. Exit 0: all held.
+// Half of the kills come at a random moment; the others at a named point: before, in the middle of
+// or after a kind of operation on a kind of file, "log sync after", say. Which points there are is
+// seen in the run that nothing disturbs. The parent starts the next child on the same folder.
+// Checked:
+//   - after each start everything acknowledged is there, token for token; fsck is clean
+//   - an answer has the token ids of the undisturbed run, in another folder
+// Exit 0: all held. Points by name and kills go to standard output.
 //
-// The parent runs no threads (it forks); answers come through a pipe, and one that is cut off by
-// the kill was not acknowledged.
+// The parent runs no threads (it forks); acks come through a pipe, and one that is cut off by the
+// kill was not acknowledged.
 
 #include <poll.h>
 #include <signal.h>
@@ -17,199 +18,116 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <array>
+#include <atomic>
 #include <chrono>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
 #include <filesystem>
-#include <map>
 #include <mutex>
 #include <random>
-#include <string>
 #include <thread>
-#include <vector>
 
-#include "api/chat_stream.h"
-#include "api/runtime.h"
-#include "tests/fixtures/tiny_model.h"
+#include "tests/engine/base/hook_env.h"
+#include "tests/engine/store/fault_index_env.h"
+#include "tests/engine/store/fault_vfs.h"
+#include "tests/soak/load.h"
 
-namespace holdfast {
+namespace holdfast::soak {
 namespace {
 
-constexpr int kClients = 4;
-constexpr int kTurns = 7;
-constexpr int kMaxKillMs = 700;
-constexpr char kTenant[] = "kill-loop";
+using testing::DiskEvent;
+using testing::DiskFault;
+using testing::DiskOp;
 
-struct ScriptTurn {
-  std::string text;
-  uint64_t seed = 0;  // 0: temperature 0
-  int max_tokens = 0;
-  bool call_tool = false;
-  bool keyed = false;
-};
-using Script = std::vector<ScriptTurn>;
+constexpr uint32_t kRounds = 6;      // of the clients, in one data folder
+constexpr uint32_t kPointsAck = 99;  // Ack::client of the message that lists points
+constexpr int kMaxKillMs = 150;      // when a random moment is; later ones are rarer
+constexpr int kGiveUpMs = 600;       // a point that is not reached by then is not waited for
 
-// What a client has seen the end of.
-struct Ack {
-  uint32_t client = 0, round = 0, turn = 0;
-  std::string session, branch, response;  // response: EncodeResponse
-  std::vector<TokenId> prompt, completion;
-};
+// ---- named points ------------------------------------------------------------------------------
 
-// The conversations of one client, and how far it is. Rounds are the same script in a new session.
-struct Client {
-  uint32_t round = 0;
-  std::vector<Ack> acks;  // of this round
-};
+enum class Area : uint8_t { kDatabase, kLog, kJournal, kPages, kIndexLog, kIndexTable, kManifest,
+                            kOther };
+constexpr std::array<const char*, 8> kAreas = {"database", "log", "journal", "pages", "index log",
+                                               "index table", "index manifest", "other"};
+constexpr std::array<const char*, testing::kDiskOps> kOps = {
+    "create", "read", "write", "sync", "truncate", "punch", "sync folder", "make folder", "remove",
+    "rename"};
+enum class When : uint8_t { kBefore, kHalf, kAfter };
+constexpr std::array<const char*, 3> kWhens = {"before", "half", "after"};
+constexpr size_t kPoints = kAreas.size() * kOps.size() * kWhens.size();
 
-struct Plan {
-  std::string model;
-  uint64_t seed = 0;
-  std::vector<Script> scripts;
-  std::vector<Client> clients{kClients};
-};
-
-[[noreturn]] void Fail(const std::string& why) {
-  std::fprintf(stderr, "kill_loop: %s\n", why.c_str());
-  std::exit(1);
+Area AreaOf(std::string_view path) {
+  if (path.ends_with(".db-wal")) return Area::kLog;
+  if (path.ends_with(".db-journal")) return Area::kJournal;
+  if (path.ends_with(".db")) return Area::kDatabase;
+  if (path.ends_with(".hf")) return Area::kPages;
+  if (path.ends_with(".log")) return Area::kIndexLog;
+  if (path.ends_with(".sst")) return Area::kIndexTable;
+  return path.find("/index/") != std::string_view::npos ? Area::kManifest : Area::kOther;
 }
 
-std::vector<Script> MakeScripts(uint64_t seed) {
-  std::mt19937_64 random(seed);
-  static const char* const kWords[] = {"open", "the", "file", "and", "tell", "me", "what", "stands",
-                                       "in", "line", "seven", "please", "then", "list", "again"};
-  std::vector<Script> scripts(kClients);
-  for (Script& script : scripts) {
-    for (int t = 0; t < kTurns; ++t) {
-      ScriptTurn turn;
-      for (uint64_t n = 5 + random() % 40; n > 0; --n) {
-        turn.text += kWords[random() % std::size(kWords)];
-        turn.text += ' ';
-      }
-      turn.seed = random() % 3 == 0 ? 0 : 1 + random() % 1000;
-      turn.max_tokens = 8 + static_cast<int>(random() % 40);
-      turn.call_tool = random() % 3 == 0;
-      if (turn.call_tool) turn.max_tokens = 120;
-      turn.keyed = random() % 3 == 0;
-      script.push_back(std::move(turn));
+size_t PointOf(const DiskEvent& e, When when) {
+  return (static_cast<size_t>(AreaOf(e.path)) * kOps.size() + static_cast<size_t>(e.op)) *
+             kWhens.size() + static_cast<size_t>(when);
+}
+
+std::string NameOf(size_t point) {
+  return std::string(kAreas[point / kWhens.size() / kOps.size()]) + ", " +
+         kOps[point / kWhens.size() % kOps.size()] + ", " + kWhens[point % kWhens.size()];
+}
+
+// A point and how often it is passed before the process dies there.
+struct Target {
+  size_t point = kPoints;  // none
+  uint32_t nth = 0;
+};
+
+class KillHook : public testing::DiskHook {
+ public:
+  explicit KillHook(Target target) : target_(target) {}
+  DiskFault Before(const DiskEvent& e) override {
+    Pass(PointOf(e, When::kBefore));
+    if (e.op == DiskOp::kWrite && Pass(PointOf(e, When::kHalf))) {
+      dying_ = true;  // After comes when the half is written
+      return DiskFault::kShort;
     }
+    return DiskFault::kNone;
   }
-  return scripts;
-}
-
-std::string Quote(const std::string& text) {  // the scripts need no escapes
-  return "\"" + text + "\"";
-}
-
-ChatMessage Said(const char* role, const std::string& text, const std::string& more) {
-  ChatMessage m;
-  m.role = role;
-  m.text = text;
-  m.raw_json = std::string("{\"role\":") + Quote(role) + ",\"content\":" + Quote(text) + more + "}";
-  return m;
-}
-
-// The request of the client's next turn: the whole history, as it saw it.
-ChatRequest NextRequest(const Plan& plan, int index) {
-  const Client& client = plan.clients[index];
-  ChatRequest r;
-  r.tenant = kTenant;
-  const std::string name = "client" + std::to_string(index) + "-" + std::to_string(client.round);
-  if (index > 0) r.session.id = name;  // the first client is anonymous
-  const size_t now = client.acks.size();
-  std::string call_id;
-  for (size_t t = 0; t <= now; ++t) {
-    const ScriptTurn& turn = plan.scripts[index][t];
-    if (call_id.empty()) {
-      r.messages.push_back(Said("user", turn.text + name, ""));
-    } else {
-      ChatMessage m = Said("tool", turn.text + name, ",\"tool_call_id\":" + Quote(call_id));
-      m.tool_call_id = call_id;
-      r.messages.push_back(std::move(m));
+  void After(const DiskEvent& e) override {
+    if (dying_) Die();
+    Pass(PointOf(e, When::kAfter));
+  }
+  std::string Counts() const {
+    std::string out;
+    for (const auto& c : counts_) {
+      const uint32_t n = c;
+      out.append(reinterpret_cast<const char*>(&n), sizeof(n));
     }
-    if (t == now) break;
-    auto response = DecodeResponse(client.acks[t].response);
-    if (!response.ok()) Fail(response.status().ToString());
-    ChatMessage m;
-    m.role = "assistant";
-    m.text = response->content;
-    m.tool_calls = response->tool_calls;
-    m.raw_json = AssistantJson(m.text, m.tool_calls);
-    call_id = m.tool_calls.empty() ? "" : m.tool_calls.front().id;
-    r.messages.push_back(std::move(m));
+    return out;
   }
-  const ScriptTurn& turn = plan.scripts[index][now];
-  r.tools = {{"read_file", R"({"type":"object","properties":{"path":{"enum":["a","bb"]}},)"
-                           R"("required":["path"],"additionalProperties":false})"}};
-  r.tools_json = R"([{"type":"function","function":{"name":"read_file"}}])";
-  r.tool_choice = turn.call_tool ? ToolChoice::kRequired : ToolChoice::kNone;
-  r.parallel_tool_calls = false;
-  r.sampling.temperature = turn.seed == 0 ? 0.0f : 1.0f;
-  if (turn.seed != 0) r.seed = turn.seed;
-  r.max_tokens = turn.max_tokens;
-  if (turn.keyed) r.idempotency_key = name + "-" + std::to_string(now);
-  return r;
-}
 
-// --- Acks over the pipe: a length, then fields with lengths.
-
-void PutBytes(std::string* out, const void* data, uint32_t size) {
-  out->append(reinterpret_cast<const char*>(&size), sizeof(size));
-  out->append(static_cast<const char*>(data), size);
-}
-
-std::string Encode(const Ack& a) {
-  std::string body;
-  const uint32_t numbers[3] = {a.client, a.round, a.turn};
-  PutBytes(&body, numbers, sizeof(numbers));
-  for (const std::string* s : {&a.session, &a.branch, &a.response}) {
-    PutBytes(&body, s->data(), static_cast<uint32_t>(s->size()));
+ private:
+  [[noreturn]] static void Die() {
+    kill(getpid(), SIGKILL);
+    while (true) pause();
   }
-  for (const auto* t : {&a.prompt, &a.completion}) {
-    PutBytes(&body, t->data(), static_cast<uint32_t>(t->size() * sizeof(TokenId)));
+  // Dies here, or says that it is time to (in the middle).
+  bool Pass(size_t point) {
+    const uint32_t n = ++counts_[point];
+    if (point != target_.point || n != target_.nth) return false;
+    if (point % kWhens.size() == static_cast<size_t>(When::kHalf)) return true;
+    Die();
   }
-  std::string out;
-  PutBytes(&out, body.data(), static_cast<uint32_t>(body.size()));
-  return out;
-}
 
-std::string_view TakeBytes(std::string_view* in) {
-  uint32_t size;
-  std::memcpy(&size, in->data(), sizeof(size));
-  const std::string_view bytes = in->substr(sizeof(size), size);
-  in->remove_prefix(sizeof(size) + size);
-  return bytes;
-}
+  const Target target_;
+  std::array<std::atomic<uint32_t>, kPoints> counts_{};
+  std::atomic<bool> dying_{false};
+};
 
-std::vector<TokenId> TakeTokens(std::string_view* in) {
-  const std::string_view bytes = TakeBytes(in);
-  std::vector<TokenId> out(bytes.size() / sizeof(TokenId));
-  if (!bytes.empty()) std::memcpy(out.data(), bytes.data(), bytes.size());
-  return out;
-}
-
-// Removes one whole ack from the front of `stream`; false when there is none.
-bool Decode(std::string* stream, Ack* a) {
-  uint32_t size;
-  if (stream->size() < sizeof(size)) return false;
-  std::memcpy(&size, stream->data(), sizeof(size));
-  if (stream->size() < sizeof(size) + size) return false;
-  std::string_view body = std::string_view(*stream).substr(sizeof(size), size);
-  const std::string_view numbers = TakeBytes(&body);
-  uint32_t values[3];
-  std::memcpy(values, numbers.data(), sizeof(values));
-  a->client = values[0];
-  a->round = values[1];
-  a->turn = values[2];
-  a->session = TakeBytes(&body);
-  a->branch = TakeBytes(&body);
-  a->response = TakeBytes(&body);
-  a->prompt = TakeTokens(&body);
-  a->completion = TakeTokens(&body);
-  stream->erase(0, sizeof(size) + size);
-  return true;
-}
+// ---- the child ---------------------------------------------------------------------------------
 
 void WriteAll(int fd, const std::string& bytes) {
   for (size_t at = 0; at < bytes.size();) {
@@ -219,124 +137,114 @@ void WriteAll(int fd, const std::string& bytes) {
   }
 }
 
-// --- The child.
-
-// Every acknowledged turn is in the log, token for token.
-void CheckAcknowledged(Runtime& runtime, const Plan& plan) {
-  for (const Client& client : plan.clients) {
-    if (client.acks.empty()) continue;
-    const Ack& last = client.acks.back();  // its prompt holds those before it
-    auto tokens = runtime.keeper().Tokens(kTenant, last.session, last.branch);
-    if (!tokens.ok()) {
-      Fail("acknowledged turn " + std::to_string(last.turn) + " of client " +
-           std::to_string(last.client) + " is lost: " + tokens.status().ToString());
-    }
-    std::vector<TokenId> want = last.prompt;
-    want.insert(want.end(), last.completion.begin(), last.completion.end());
-    if (want.back() == kTinyEndOfText) want.pop_back();  // not the template's end: not in the head
-    if (tokens->size() < want.size() || !std::equal(want.begin(), want.end(), tokens->begin())) {
-      Fail("acknowledged turn " + std::to_string(last.turn) + " of client " +
-           std::to_string(last.client) + " is not what was acknowledged: " +
-           std::to_string(tokens->size()) + " tokens in session " + last.session + ", branch " +
-           last.branch + ", the same up to " +
-           std::to_string(std::mismatch(tokens->begin(), tokens->end(), want.begin(), want.end())
-                              .first - tokens->begin()) +
-           " of " + std::to_string(want.size()));
-    }
-  }
-}
-
-Ack RunTurn(Runtime& runtime, const Plan& plan, int index) {
-  auto stream = runtime.Chat(NextRequest(plan, index));
-  if (!stream.ok()) Fail("client " + std::to_string(index) + ": " + stream.status().ToString());
-  std::optional<ChatDone> done;
-  while (auto event = (*stream)->Next(-1)) {
-    if (event->done) done = std::move(event->done);
-  }
-  if (!done || !done->status.ok() || !done->report.durable) {
-    Fail("client " + std::to_string(index) + ": a turn ended badly: " +
-         (done ? done->status.ToString() : "no end"));
-  }
-  Ack a;
-  a.client = static_cast<uint32_t>(index);
-  a.round = plan.clients[index].round;
-  a.turn = static_cast<uint32_t>(plan.clients[index].acks.size());
-  a.session = done->report.start.session_id;
-  a.branch = done->report.start.branch;
-  a.response = EncodeResponse({done->finish, done->content, done->warning, done->tool_calls});
-  a.prompt = done->prompt_tokens;
-  a.completion = done->completion_tokens;
-  return a;
-}
-
-void Advance(Plan* plan, int index, Ack ack) {
-  Client& client = plan->clients[index];
-  client.acks.push_back(std::move(ack));
-  if (client.acks.size() == plan->scripts[index].size()) {
-    client.acks.clear();
-    ++client.round;
-  }
-}
-
-// Serves the clients until it is killed, or until each has come to the end of `last_round`.
-[[noreturn]] void RunChild(Plan plan, const std::string& data, int fd, uint32_t last_round) {
-  RuntimeOptions options;
-  options.engine.model_path = plan.model;
-  options.engine.kv_bytes = 16u << 20;
-  options.engine.cpu.threads = 1;
-  options.data_dir = data;
-  options.disk_bytes = 512u << 20;
+// Serves the clients until it is killed, or until each has come to the end of the rounds.
+[[noreturn]] void RunChild(Load load, RuntimeOptions options, int fd, Target target) {
+  KillHook hook(target);
+  testing::FaultVfs vfs(&hook);
+  testing::HookEnv env(&hook);
+  testing::FaultIndexEnv index(&hook);
+  options.database_vfs = vfs.name();
+  options.env = &env;
+  options.index_env = index.env();
   auto runtime = Runtime::Open(options);
   if (!runtime.ok()) Fail("open: " + runtime.status().ToString());
-  CheckAcknowledged(**runtime, plan);
-  std::mutex pipe;
+  load.Check(**runtime);
+  std::mutex mu;
   std::vector<std::thread> threads;
-  for (int i = 0; i < kClients; ++i) {
+  for (int i = 0; i < Load::kClients; ++i) {
     threads.emplace_back([&, i] {
-      while (plan.clients[i].round <= last_round) {
-        Ack ack = RunTurn(**runtime, plan, i);
-        {
-          std::lock_guard lock(pipe);
-          WriteAll(fd, Encode(ack));
-        }
-        Advance(&plan, i, std::move(ack));  // no other thread looks at this client
+      while (load.round(i) < kRounds) {
+        Ack ack = load.Step(**runtime, i);  // of this client alone
+        std::lock_guard lock(mu);
+        WriteAll(fd, Encode(ack));
+        load.Advance(std::move(ack));
       }
     });
   }
   for (std::thread& t : threads) t.join();
   runtime->reset();
-  std::exit(0);
+  Ack points;
+  points.client = kPointsAck;
+  points.result = hook.Counts();
+  WriteAll(fd, Encode(points));
+  std::_Exit(0);
 }
 
-// --- The parent.
+// ---- the parent --------------------------------------------------------------------------------
 
-struct Loop {
-  Plan plan;
-  std::map<std::pair<uint32_t, uint32_t>, std::vector<TokenId>> expected;  // client, turn
-  uint64_t acknowledged = 0;
-  bool calm = true;  // the uninterrupted run is being made
+class Campaign {
+ public:
+  Campaign(uint64_t seed, int kills)
+      : seed_(seed), wanted_(kills), random_(seed ^ 0x9e3779b97f4a7c15u), load_("kill-loop", seed) {
+    folder_ = (std::filesystem::temp_directory_path() / "kill-loop-XXXXXX").string();
+    if (mkdtemp(folder_.data()) == nullptr) Fail("no temporary folder");
+    model_ = Load::WriteModel(folder_);
+  }
+
+  int Main() {
+    std::printf("kill_loop: seed %llu, %d kills, in %s\n", static_cast<unsigned long long>(seed_),
+                wanted_, folder_.c_str());
+    Run(folder_ + "/calm", -1, {});
+    calm_ = false;
+    for (size_t p = 0; p < kPoints; ++p) {
+      if (seen_[p] > 0) points_.push_back(p);
+    }
+    std::shuffle(points_.begin(), points_.end(), random_);
+    int runs = 0;
+    for (int part = 0; killed_ < wanted_; ++part) {
+      const std::string data = folder_ + "/data" + std::to_string(part);
+      load_ = Load("kill-loop", seed_);
+      bool ended = false;
+      for (; killed_ < wanted_ && !ended; ++runs) ended = RunToKill(data);
+      if (!ended && !Run(data, -1, {})) Fail("the last run did not end");
+      std::filesystem::remove_all(data);
+    }
+    std::filesystem::remove_all(folder_);
+    Report(runs);
+    return 0;
+  }
+
+ private:
+  bool RunToKill(const std::string& data) {
+    Target target;
+    int kill_ms = 1 + static_cast<int>(random_() % kMaxKillMs);
+    if (random_() % 2 == 0) {
+      target.point = points_[next_point_++ % points_.size()];
+      // Most points are passed a few times only; what is passed often is so at every moment.
+      const uint32_t most = std::max(1u, std::min(seen_[target.point] / 8, 60u));
+      target.nth = 1 + static_cast<uint32_t>(random_() % most);
+      kill_ms = kGiveUpMs;
+    } else if (random_() % 8 == 0) {
+      kill_ms *= 4;
+    }
+    const bool ended = Run(data, kill_ms, target);
+    killed_ += !ended;
+    if (!ended && self_killed_) ++kills_at_[target.point];
+    return ended;
+  }
 
   // Takes in what came through the pipe.
   void Receive(std::string* stream) {
     Ack ack;
     while (Decode(stream, &ack)) {
-      const Client& client = plan.clients[ack.client];
-      if (ack.round != client.round || ack.turn != client.acks.size()) Fail("out of order");
-      const auto key = std::pair(ack.round * kClients + ack.client, ack.turn);
-      const auto it = expected.find(key);
-      if (calm) {
-        expected.emplace(key, ack.completion);
-      } else if (it == expected.end() || it->second != ack.completion) {
-        Fail("client " + std::to_string(ack.client) + ", round " + std::to_string(ack.round) +
-             ", turn " + std::to_string(ack.turn) + ": other tokens than the uninterrupted run");
+      if (ack.client == kPointsAck) {
+        if (calm_) std::memcpy(seen_.data(), ack.result.data(), sizeof(seen_));
+        continue;
       }
-      ++acknowledged;
-      Advance(&plan, static_cast<int>(ack.client), std::move(ack));
+      const auto key = std::tuple(ack.client, ack.round, ack.step);
+      if (calm_) {
+        expected_.emplace(key, ack.completion);
+      } else if (expected_.at(key) != ack.completion) {
+        Fail("client " + std::to_string(ack.client) + ", round " + std::to_string(ack.round) +
+             ", step " + std::to_string(ack.step) + ": other tokens than the undisturbed run");
+      }
+      acknowledged_ += !calm_;
+      load_.Advance(std::move(ack));
     }
   }
 
-  // Runs a child; kills it after `kill_ms` unless that is negative. True: it ended by itself, well.
-  bool Run(const std::string& data, int kill_ms, uint32_t last_round) {
+  // Runs a child, killed after `kill_ms` unless that is negative. True: it ended by itself, well.
+  bool Run(const std::string& data, int kill_ms, Target target) {
     int fds[2];
     if (pipe(fds) != 0) Fail("pipe");
     std::fflush(nullptr);
@@ -344,96 +252,96 @@ struct Loop {
     if (child < 0) Fail("fork");
     if (child == 0) {
       close(fds[0]);
-      RunChild(plan, data, fds[1], last_round);
+      RunChild(load_, Load::OptionsFor(model_, data), fds[1], target);
     }
     close(fds[1]);
-    const auto deadline = std::chrono::steady_clock::now() + std::chrono::milliseconds(kill_ms);
+    const bool killed = Watch(child, fds[0], kill_ms);
+    close(fds[0]);
+    int status = 0;
+    waitpid(child, &status, 0);
+    if (WIFEXITED(status) && WEXITSTATUS(status) == 0) return true;
+    self_killed_ = !killed;
+    if (WIFSIGNALED(status) && WTERMSIG(status) == SIGKILL &&
+        (killed || target.point < kPoints)) {
+      return false;
+    }
+    Fail("a child ended with status " + std::to_string(status));
+  }
+
+  // Reads acks until the pipe closes; true when the time came to kill.
+  bool Watch(pid_t child, int fd, int kill_ms) {
+    using std::chrono::steady_clock;
+    const auto deadline = steady_clock::now() + std::chrono::milliseconds(kill_ms);
     std::string stream;
     bool killed = false;
     char buffer[65536];
     while (true) {
       int wait = -1;
       if (kill_ms >= 0 && !killed) {
-        wait = static_cast<int>(std::max<int64_t>(
-            0, std::chrono::duration_cast<std::chrono::milliseconds>(
-                   deadline - std::chrono::steady_clock::now()).count()));
+        const auto left = std::chrono::duration_cast<std::chrono::milliseconds>(
+            deadline - steady_clock::now());
+        wait = static_cast<int>(std::max<int64_t>(0, left.count()));
         if (wait == 0) {
           kill(child, SIGKILL);
           killed = true;
           wait = -1;
         }
       }
-      pollfd p{fds[0], POLLIN, 0};
+      pollfd p{fd, POLLIN, 0};
       if (poll(&p, 1, wait) <= 0) continue;
-      const ssize_t n = read(fds[0], buffer, sizeof(buffer));
-      if (n <= 0) break;
+      const ssize_t n = read(fd, buffer, sizeof(buffer));
+      if (n <= 0) return killed;
       stream.append(buffer, static_cast<size_t>(n));
       Receive(&stream);
     }
-    close(fds[0]);
-    int status = 0;
-    waitpid(child, &status, 0);
-    if (WIFEXITED(status) && WEXITSTATUS(status) == 0) return true;
-    if (WIFSIGNALED(status) && WTERMSIG(status) == SIGKILL && killed) return false;
-    Fail("a child ended with status " + std::to_string(status));
   }
+
+  void Report(int runs) const {
+    uint64_t at_points = 0;
+    size_t reached = 0;
+    std::vector<size_t> by_name = points_;
+    std::sort(by_name.begin(), by_name.end());
+    for (const size_t p : by_name) {
+      at_points += kills_at_[p];
+      reached += kills_at_[p] > 0;
+      std::printf("  %-40s %u\n", NameOf(p).c_str(), kills_at_[p]);
+    }
+    std::printf("kill_loop: %d kills in %d runs, %llu of them at %zu of %zu named points; %llu "
+                "steps acknowledged; none lost, fsck clean, all answers as undisturbed\n",
+                killed_, runs, static_cast<unsigned long long>(at_points), reached, points_.size(),
+                static_cast<unsigned long long>(acknowledged_));
+  }
+
+  const uint64_t seed_;
+  const int wanted_;
+  std::mt19937_64 random_;
+  Load load_;
+  std::string folder_, model_;
+  std::map<std::tuple<uint32_t, uint32_t, uint32_t>, std::vector<TokenId>> expected_;
+  std::array<uint32_t, kPoints> seen_{}, kills_at_{};
+  std::vector<size_t> points_;  // that were passed in the undisturbed run
+  size_t next_point_ = 0;
+  bool calm_ = true;
+  bool self_killed_ = false;
+  int killed_ = 0;
+  uint64_t acknowledged_ = 0;
 };
 
-int Main(int kills, uint64_t seed) {
-  std::string folder = (std::filesystem::temp_directory_path() / "kill-loop-XXXXXX").string();
-  if (mkdtemp(folder.data()) == nullptr) Fail("no temporary folder");
-  std::printf("kill_loop: seed %llu, %d kills, in %s\n", static_cast<unsigned long long>(seed),
-              kills, folder.c_str());
-  Loop loop;
-  loop.plan.model = folder + "/tiny.gguf";
-  loop.plan.seed = seed;
-  loop.plan.scripts = MakeScripts(seed);
-  TinyModelSpec spec;
-  spec.head = TinyHead::kSeparate;  // with a tied one it says one letter for ever
-  if (!WriteTinyModel(spec, loop.plan.model).ok()) Fail("the model can't be written");
-
-  // What is expected: enough rounds for all kills, undisturbed.
-  const Plan begin = loop.plan;
-  constexpr uint32_t kRounds = 12;
-  loop.Run(folder + "/calm", -1, kRounds - 1);
-  loop.calm = false;
-  const uint64_t calm = loop.acknowledged;
-  std::mt19937_64 random(seed ^ 0x9e3779b97f4a7c15u);
-  int killed = 0, runs = 0;  // a run may end before its kill comes: it does not count
-  for (int part = 0; killed < kills; ++part) {
-    const std::string data = folder + "/data" + std::to_string(part);
-    loop.plan = begin;
-    bool ended = false;
-    for (; killed < kills && !ended; ++runs) {
-      const int kill_ms = 1 + static_cast<int>(random() % kMaxKillMs);
-      ended = loop.Run(data, kill_ms, kRounds - 1);
-      killed += !ended;
-    }
-    if (!ended && !loop.Run(data, -1, kRounds - 1)) Fail("the last run did not end");
-    std::filesystem::remove_all(data);
-  }
-  std::printf("kill_loop: %d kills in %d runs, %llu turns acknowledged, all with the tokens of "
-              "the uninterrupted run\n",
-              killed, runs, static_cast<unsigned long long>(loop.acknowledged - calm));
-  std::filesystem::remove_all(folder);
-  return 0;
-}
-
 }  // namespace
-}  // namespace holdfast
+}  // namespace holdfast::soak
 
 int main(int argc, char** argv) {
-  int kills = 25;
+  int kills = 50;
   uint64_t seed = std::random_device{}();
-  for (int i = 1; i + 1 < argc; i += 2) {
-    if (std::strcmp(argv[i], "--kills") == 0) {
+  for (int i = 1; i < argc; i += 2) {
+    if (i + 1 < argc && std::strcmp(argv[i], "--kills") == 0) {
       kills = std::atoi(argv[i + 1]);
-    } else if (std::strcmp(argv[i], "--seed") == 0) {
+    } else if (i + 1 < argc && std::strcmp(argv[i], "--seed") == 0) {
       seed = std::strtoull(argv[i + 1], nullptr, 10);
     } else {
       std::fprintf(stderr, "usage: kill_loop [--kills N] [--seed S]\n");
       return 2;
     }
   }
-  return holdfast::Main(kills, seed);
+  return holdfast::soak::Campaign(seed, kills).Main();
 }
