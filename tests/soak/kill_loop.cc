@@ -154,7 +154,7 @@ void WriteAll(int fd, const std::string& bytes) {
   for (int i = 0; i < Load::kClients; ++i) {
     threads.emplace_back([&, i] {
       while (load.round(i) < kRounds) {
-        Ack ack = load.Step(**runtime, i);  // of this client alone
+        Ack ack = load.MustStep(**runtime, i);  // of this client alone
         std::lock_guard lock(mu);
         WriteAll(fd, Encode(ack));
         load.Advance(std::move(ack));
@@ -331,6 +331,7 @@ class Campaign {
 }  // namespace holdfast::soak
 
 int main(int argc, char** argv) {
+  std::setvbuf(stdout, nullptr, _IOLBF, 0);
   int kills = 50;
   uint64_t seed = std::random_device{}();
   for (int i = 1; i < argc; i += 2) {

@@ -14,7 +14,7 @@
 namespace holdfast::soak {
 namespace {
 
-constexpr int kSteps = 14;  // of a round
+constexpr size_t kSteps = 14;  // of a round
 constexpr char kBundleKey[] = "the campaign's bundle key";
 
 void PutBytes(std::string* out, const void* data, uint32_t size) {
@@ -114,15 +114,16 @@ bool Decode(std::string* stream, Ack* a) {
   return true;
 }
 
-Load::Load(std::string campaign, uint64_t seed)
+Load::Load(std::string campaign, uint64_t seed, const std::vector<StepKind>& kinds)
     : tenant_(std::move(campaign)), scripts_(kClients), clients_(kClients) {
   std::mt19937_64 random(seed);
   static const char* const kWords[] = {"open", "the", "file", "and", "tell", "me", "what", "stands",
                                        "in", "line", "seven", "please", "then", "list", "again"};
   for (int client = 0; client < kClients; ++client) {
-    for (int t = 0; t < kSteps; ++t) {
+    for (size_t t = 0; t < (kinds.empty() ? kSteps : kinds.size()); ++t) {
       ScriptStep step;
       step.kind = t < 2 ? StepKind::kTurn : KindOf(random() % 100, client == 0);
+      if (!kinds.empty()) step.kind = kinds[t];
       for (uint64_t n = 5 + random() % 40; n > 0; --n) {
         step.text += kWords[random() % std::size(kWords)];
         step.text += ' ';
@@ -216,24 +217,24 @@ ChatRequest Load::NextRequest(int index) const {
   return r;
 }
 
-void Load::Turn(Runtime& runtime, int index, Ack* ack) const {
-  auto stream = runtime.Chat(NextRequest(index));
-  if (!stream.ok()) FailAt(*ack, stream.status().ToString());
+Status Load::Turn(Runtime& runtime, int index, Ack* ack) const {
+  HOLDFAST_ASSIGN_OR_RETURN(const auto stream, runtime.Chat(NextRequest(index)));
   std::optional<ChatDone> done;
-  while (auto event = (*stream)->Next(-1)) {
+  while (auto event = stream->Next(-1)) {
     if (event->done) done = std::move(event->done);
   }
-  if (!done || !done->status.ok() || !done->report.durable) {
-    FailAt(*ack, "a turn ended badly: " + (done ? done->status.ToString() : "no end"));
-  }
+  if (!done) return Status::Io("a turn without an end");
+  HOLDFAST_RETURN_IF_ERROR(done->status);
+  if (!done->report.durable) return Status::Exhausted("the turn is not durable");
   ack->session = done->report.start.session_id;
   ack->branch = done->report.start.branch;
   ack->result = EncodeResponse({done->finish, done->content, done->warning, done->tool_calls});
   ack->prompt = done->prompt_tokens;
   ack->completion = done->completion_tokens;
+  return Status();
 }
 
-void Load::Branch(Runtime& runtime, int index, Ack* ack) const {
+Status Load::Branch(Runtime& runtime, int index, Ack* ack) const {
   const Client& client = clients_[index];
   const ScriptStep& step = StepOf(client, index);
   const size_t keep = Keep(step, client);
@@ -244,29 +245,25 @@ void Load::Branch(Runtime& runtime, int index, Ack* ack) const {
   make.name = ack->branch;
   if (step.kind == StepKind::kRewind) make.default_branch = MakeBranch::Default::kMove;
   const Status made = runtime.keeper().Branch(tenant_, IdOf(index), make).status();
-  // Taken: made before the crash.
-  if (!made.ok() && made.code() != Code::kConflict) FailAt(*ack, made.ToString());
+  return made.code() == Code::kConflict ? Status() : made;  // taken: made before the crash
 }
 
-void Load::ExportAndImport(Runtime& runtime, int index) const {
+Status Load::ExportAndImport(Runtime& runtime, int index) const {
   Keeper& keeper = runtime.keeper();
-  Ack where{static_cast<uint32_t>(index), clients_[index].round, clients_[index].step, {}, {}, {},
-            {}, {}};
   const std::string copy = NameOf(index) + "-copy";
   const Status before = keeper.Delete(tenant_, copy);  // left by a crash
-  if (!before.ok() && before.code() != Code::kNotFound) FailAt(where, before.ToString());
-  const auto bytes = ExportBytes(keeper, tenant_, IdOf(index), {.key = kBundleKey});
-  if (!bytes.ok()) FailAt(where, "export: " + bytes.status().ToString());
-  const auto taken = ImportBytes(keeper, tenant_, *bytes, {.key = kBundleKey, .as = copy});
-  if (!taken.ok()) FailAt(where, "import: " + taken.status().ToString());
-  const auto tokens = keeper.Tokens(tenant_, IdOf(index), "");
-  const auto copied = keeper.Tokens(tenant_, copy, "");
-  if (!tokens.ok() || !copied.ok() || *tokens != *copied) FailAt(where, "the copy is another");
-  const Status after = keeper.Delete(tenant_, copy);
-  if (!after.ok()) FailAt(where, after.ToString());
+  if (before.code() != Code::kNotFound) HOLDFAST_RETURN_IF_ERROR(before);
+  HOLDFAST_ASSIGN_OR_RETURN(
+      const Bytes bytes, ExportBytes(keeper, tenant_, IdOf(index), {.key = kBundleKey}));
+  HOLDFAST_RETURN_IF_ERROR(
+      ImportBytes(keeper, tenant_, bytes, {.key = kBundleKey, .as = copy}).status());
+  HOLDFAST_ASSIGN_OR_RETURN(const auto tokens, keeper.Tokens(tenant_, IdOf(index), ""));
+  HOLDFAST_ASSIGN_OR_RETURN(const auto copied, keeper.Tokens(tenant_, copy, ""));
+  if (tokens != copied) Fail("an imported copy of " + NameOf(index) + " has other tokens");
+  return keeper.Delete(tenant_, copy);
 }
 
-Ack Load::Step(Runtime& runtime, int index) const {
+Result<Ack> Load::Step(Runtime& runtime, int index) const {
   const Client& client = clients_[index];
   const ScriptStep& step = StepOf(client, index);
   Ack ack;
@@ -274,35 +271,43 @@ Ack Load::Step(Runtime& runtime, int index) const {
   ack.round = client.round;
   ack.step = client.step;
   if (step.kind == StepKind::kTurn) {
-    Turn(runtime, index, &ack);
+    HOLDFAST_RETURN_IF_ERROR(Turn(runtime, index, &ack));
     return ack;
   }
   if (client.history.empty()) return ack;  // nothing is there yet, or not any more
   ack.session = client.session;
   switch (step.kind) {
     case StepKind::kFork:
-    case StepKind::kRewind: Branch(runtime, index, &ack); break;
+    case StepKind::kRewind: HOLDFAST_RETURN_IF_ERROR(Branch(runtime, index, &ack)); break;
     case StepKind::kSnapshot: {
-      const auto taken = runtime.keeper().Snapshot(tenant_, IdOf(index), "", NameOf(index));
-      if (!taken.ok()) FailAt(ack, taken.status().ToString());
-      ack.result = taken->id;
+      HOLDFAST_ASSIGN_OR_RETURN(
+          const auto taken, runtime.keeper().Snapshot(tenant_, IdOf(index), "", NameOf(index)));
+      ack.result = taken.id;
       break;
     }
     case StepKind::kEvict: runtime.keeper().MakeRoom(INT64_MAX); break;
-    case StepKind::kCollect: {
-      const Status done = CollectGarbage(runtime, Gc::kNow).status();
-      if (!done.ok()) FailAt(ack, done.ToString());
+    case StepKind::kCollect:
+      HOLDFAST_RETURN_IF_ERROR(CollectGarbage(runtime, Gc::kNow).status());
       break;
-    }
-    case StepKind::kExport: ExportAndImport(runtime, index); break;
+    case StepKind::kExport: HOLDFAST_RETURN_IF_ERROR(ExportAndImport(runtime, index)); break;
     case StepKind::kDelete: {
       const Status gone = runtime.keeper().Delete(tenant_, IdOf(index));
-      if (!gone.ok() && gone.code() != Code::kNotFound) FailAt(ack, gone.ToString());
+      if (gone.code() != Code::kNotFound) HOLDFAST_RETURN_IF_ERROR(gone);
       break;
     }
     case StepKind::kTurn: break;
   }
   return ack;
+}
+
+Ack Load::MustStep(Runtime& runtime, int client) const {
+  Result<Ack> ack = Step(runtime, client);
+  if (ack.ok()) return std::move(ack).value();
+  Ack where;
+  where.client = static_cast<uint32_t>(client);
+  where.round = clients_[client].round;
+  where.step = clients_[client].step;
+  FailAt(where, ack.status().ToString());
 }
 
 void Load::Advance(Ack ack) {
@@ -344,6 +349,13 @@ void Load::Advance(Ack ack) {
   client.round = round;
 }
 
+std::vector<TokenId> HeadAfter(const Ack& turn) {
+  std::vector<TokenId> head = turn.prompt;
+  head.insert(head.end(), turn.completion.begin(), turn.completion.end());
+  if (!head.empty() && head.back() == kTinyEndOfText) head.pop_back();  // not the template's end
+  return head;
+}
+
 void Load::Check(Runtime& runtime) const {
   Keeper& keeper = runtime.keeper();
   for (int i = 0; i < kClients; ++i) {
@@ -361,9 +373,7 @@ void Load::Check(Runtime& runtime) const {
     for (const auto& [branch, last] : client.heads) {  // its prompt holds those before it
       const auto tokens = keeper.Tokens(tenant_, last.session, branch);
       if (!tokens.ok()) FailAt(last, "an acknowledged turn is lost: " + tokens.status().ToString());
-      std::vector<TokenId> want = last.prompt;
-      want.insert(want.end(), last.completion.begin(), last.completion.end());
-      if (want.back() == kTinyEndOfText) want.pop_back();  // not the template's: not in the head
+      const std::vector<TokenId> want = HeadAfter(last);
       if (tokens->size() >= want.size() && std::equal(want.begin(), want.end(), tokens->begin())) {
         continue;
       }

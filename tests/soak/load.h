@@ -34,6 +34,9 @@ std::string Encode(const Ack& ack);
 // Takes one whole ack from the front of `stream`; false when there is none.
 bool Decode(std::string* stream, Ack* ack);
 
+// The tokens of the branch after a turn.
+std::vector<TokenId> HeadAfter(const Ack& turn);
+
 // Ends the process with a message: the campaign has failed.
 [[noreturn]] void Fail(const std::string& why);
 
@@ -41,18 +44,21 @@ class Load {
  public:
   static constexpr int kClients = 4;
 
-  Load(std::string campaign, uint64_t seed);
+  // `kinds`: of the steps of a round; empty = chance decides.
+  Load(std::string campaign, uint64_t seed, const std::vector<StepKind>& kinds = {});
 
   // Makes the tiny model that the load talks to.
   static std::string WriteModel(const std::string& folder);
   static RuntimeOptions OptionsFor(const std::string& model, const std::string& data);
 
   // Does the next step of a client, to its end.
-  Ack Step(Runtime& runtime, int client) const;
+  Result<Ack> Step(Runtime& runtime, int client) const;
+  Ack MustStep(Runtime& runtime, int client) const;  // Fail where it does
   void Advance(Ack ack);
   uint32_t round(int client) const { return clients_[client].round; }
-  // Whether two loads of one seed have come to the same steps everywhere.
-  uint64_t steps() const { return steps_; }
+  uint64_t steps() const { return steps_; }  // all that were acknowledged
+  // The last turn on each branch of the client's session.
+  const std::map<std::string, Ack>& Heads(int client) const { return clients_[client].heads; }
 
   // Everything acknowledged is there, token for token; what was deleted is not; fsck is clean.
   void Check(Runtime& runtime) const;
@@ -80,9 +86,9 @@ class Load {
   const ScriptStep& StepOf(const Client& client, int index) const;
   size_t Keep(const ScriptStep& step, const Client& client) const;
   ChatRequest NextRequest(int index) const;
-  void Turn(Runtime& runtime, int index, Ack* ack) const;
-  void Branch(Runtime& runtime, int index, Ack* ack) const;
-  void ExportAndImport(Runtime& runtime, int index) const;
+  Status Turn(Runtime& runtime, int index, Ack* ack) const;
+  Status Branch(Runtime& runtime, int index, Ack* ack) const;
+  Status ExportAndImport(Runtime& runtime, int index) const;
 
   std::string tenant_;
   std::vector<std::vector<ScriptStep>> scripts_;

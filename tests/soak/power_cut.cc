@@ -56,7 +56,7 @@ void RunClients(Runtime& runtime, Watched* w, int steps, Expected* expected, boo
       for (int n = 0; n < steps && !w->stop; ++n) {
         const Load now = w->Copy();
         if (now.round(i) >= kRounds) return;
-        Ack ack = now.Step(runtime, i);
+        Ack ack = now.MustStep(runtime, i);
         const auto key = std::tuple(ack.client, ack.round, ack.step);
         std::lock_guard lock(w->mu);
         if (learn) {
@@ -222,6 +222,7 @@ class Campaign {
 }  // namespace holdfast::soak
 
 int main(int argc, char** argv) {
+  std::setvbuf(stdout, nullptr, _IOLBF, 0);
   int cuts = 50;
   uint64_t seed = std::random_device{}();
   for (int i = 1; i < argc; i += 2) {
