@@ -198,6 +198,7 @@ class Campaign {
       for (; killed_ < wanted_ && !ended; ++runs) ended = RunToKill(data);
       if (!ended && !Run(data, -1, {})) Fail("the last run did not end");
       std::filesystem::remove_all(data);
+      if (part % 16 == 15) std::printf("  %d kills so far\n", killed_);
     }
     std::filesystem::remove_all(folder_);
     Report(runs);

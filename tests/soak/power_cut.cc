@@ -136,7 +136,10 @@ class Campaign {
     std::printf("power_cut: seed %llu, %d cuts, in %s\n", static_cast<unsigned long long>(seed_),
                 wanted_, folder_.c_str());
     Learn();
-    while (done_ < wanted_) Run();
+    while (done_ < wanted_) {
+      Run();
+      if (runs_ % 64 == 0) std::printf("  %d cuts so far\n", done_);
+    }
     std::filesystem::remove_all(folder_);
     std::printf("power_cut: %d cuts (%llu with writes to lose) in %d runs of %llu file operations; "
                 "%llu steps acknowledged; none lost, fsck clean, all answers as undisturbed\n",
