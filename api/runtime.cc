@@ -159,7 +159,8 @@ Status Runtime::Impl::OpenStore() {
   }
   FilePageStore::Options file;
   file.path = folder->pages_path();
-  file.env = &env;
+  file.env = options.env != nullptr ? options.env : &env;
+  file.index_env = options.index_env;
   file.max_bytes = options.disk_bytes;
   if (file.max_bytes == 0) {
     HOLDFAST_ASSIGN_OR_RETURN(const uint64_t free, env.FreeBytes(folder->path()));

@@ -20,8 +20,13 @@
 #include "sessions/keeper.h"
 #include "sessions/replay.h"
 
+namespace rocksdb {
+class Env;
+}
+
 namespace holdfast {
 
+class Env;
 class FilePageStore;
 
 struct RuntimeOptions {
@@ -32,7 +37,11 @@ struct RuntimeOptions {
   bool page_store = true;     // false: tokens are durable, pages are computed again
   int max_resident = 64;      // warm heads of sessions
   int64_t anonymous_ttl_s = 3600;
-  std::string database_vfs;   // name of an sqlite3_vfs; "" = the default one (tests)
+  // Tests: whose disk it is. An sqlite3_vfs by name, an Env for page files, RocksDB's for their
+  // index; "" and null = the operating system's. They outlive the Runtime.
+  std::string database_vfs;
+  Env* env = nullptr;
+  rocksdb::Env* index_env = nullptr;
 };
 
 // What `tool_choice` said.

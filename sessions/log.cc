@@ -300,6 +300,21 @@ Status InsertSession(Txn& txn, const NewSession& s) {
   return InsertEvent(txn, {s.sid, s.now_ms, "session_created", "main", "", ""});
 }
 
+namespace {
+
+// "b" and the ordinal, and where a client has taken that name, more behind it.
+Status ChooseName(Txn& txn, int64_t ordinal, NewBranch* b) {
+  const std::string first = "b" + std::to_string(ordinal);
+  b->name = first;
+  for (int64_t more = 2;; ++more) {
+    Rows rows = txn.Query("SELECT 1 FROM branch WHERE sid = ? AND name = ?", b->sid, b->name);
+    if (!rows.Next()) return rows.status();
+    b->name = first + "-" + std::to_string(more);
+  }
+}
+
+}  // namespace
+
 Status InsertBranch(Txn& txn, NewBranch* b, int64_t* ordinal) {
   {
     Rows rows = txn.Query("SELECT next_ordinal FROM session WHERE sid = ?", b->sid);
@@ -311,7 +326,7 @@ Status InsertBranch(Txn& txn, NewBranch* b, int64_t* ordinal) {
   }
   HOLDFAST_RETURN_IF_ERROR(
       txn.Run("UPDATE session SET next_ordinal = next_ordinal + 1 WHERE sid = ?", b->sid));
-  if (b->name.empty()) b->name = "b" + std::to_string(*ordinal);
+  if (b->name.empty()) HOLDFAST_RETURN_IF_ERROR(ChooseName(txn, *ordinal, b));
   HOLDFAST_RETURN_IF_ERROR(txn.Run(
       "INSERT INTO branch(id, sid, name, ordinal, node, count, generation, head_hash, tokens, "
       "items, parent_name, parent_tokens, created_ms, updated_ms) "

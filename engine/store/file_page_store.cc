@@ -13,6 +13,7 @@
 #include <array>
 #include <cassert>
 #include <condition_variable>
+#include <filesystem>
 #include <map>
 #include <mutex>
 #include <set>
@@ -126,6 +127,9 @@ Result<std::unique_ptr<FilePageStore>> FilePageStore::Open(Options options) {
   impl->options = std::move(options);
   const Options& o = impl->options;
   HOLDFAST_RETURN_IF_ERROR(o.env->MakeDirectory(o.path));
+  // The folder's own name: without it a power cut takes pages that were synced.
+  const std::string parent = std::filesystem::path(o.path).parent_path().string();
+  HOLDFAST_RETURN_IF_ERROR(o.env->SyncDirectory(parent.empty() ? "." : parent));
   HOLDFAST_ASSIGN_OR_RETURN(impl->files, PageFiles::Open({o.env, o.path, o.max_file_bytes}));
   HOLDFAST_ASSIGN_OR_RETURN(impl->index, PageIndex::Open({o.path + "/index", o.index_env}));
   HOLDFAST_RETURN_IF_ERROR(impl->Recover());
@@ -538,7 +542,7 @@ void FilePageStore::Impl::SettleMoves(const std::vector<Move>& moved, Copies cop
 
 // ---- RebuildIndex ------------------------------------------------------------------------------
 
-// Finds the records of one file by their headers; payloads are verified when they are read.
+// Finds the records of one file by their headers; whether they are sound is AddFound's to see.
 Status FilePageStore::Impl::ScanFile(const PageFiles::Usage& usage,
                                      std::vector<IndexEntry>* found) {
   std::array<std::byte, kRecordHeaderBytes> bytes;
@@ -561,15 +565,21 @@ Status FilePageStore::Impl::ScanFile(const PageFiles::Usage& usage,
   return Status();
 }
 
-// Indexes those of `found` that are not known, and empties it.
+// Indexes the sound ones of `found` that are not known, and empties it. A record that a crash has
+// torn has its header too: an entry for it would name what is not on the disk.
 Status FilePageStore::Impl::AddFound(std::vector<IndexEntry>* found, uint64_t* added) {
   IndexBatch batch;
   std::set<PageKey> seen;
   {
     std::lock_guard lock(mu);
-    for (const IndexEntry& e : *found) {
-      if (catalog.Find(e.key) == nullptr && seen.insert(e.key).second) batch.puts.push_back(e);
-    }
+    std::erase_if(*found, [&](const IndexEntry& e) { return catalog.Find(e.key) != nullptr; });
+  }
+  std::vector<std::byte> bytes;
+  DecodedRecord record;
+  for (const IndexEntry& e : *found) {
+    if (seen.contains(e.key) || !ReadSound(e, &bytes, &record).ok()) continue;
+    seen.insert(e.key);
+    batch.puts.push_back(e);
   }
   found->clear();
   if (batch.empty()) return Status();

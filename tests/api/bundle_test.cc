@@ -3,11 +3,9 @@
 
 #include <doctest/doctest.h>
 
-#include <random>
-
 #include "engine/backend/cpu/levels.h"
 #include "sessions/bundle_rows.h"
-#include "tests/api/bundle_bench.h"
+#include "tests/api/bundle_forger.h"
 #include "tests/api/runtime_bench.h"
 #include "tests/engine/store/fault_vfs.h"
 
@@ -233,60 +231,15 @@ TEST_CASE("an import that fails at any write is there in whole or not at all") {
 
 // ---- damage ------------------------------------------------------------------------------------
 
-// Mutations that keep the frame right, as only somebody who means it can make them.
-class Forger {
- public:
-  Forger(std::vector<RawSection> a, std::vector<RawSection> b, uint64_t seed)
-      : whole_(std::move(a)), other_(std::move(b)), random_(seed) {}
-
-  Bytes Next() {
-    std::vector<RawSection> s = whole_;
-    const size_t i = Pick(s.size()), j = Pick(s.size());
-    switch (Pick(7)) {
-      case 0: Flip(&s[i].payload); break;
-      case 1: std::swap(s[i], s[j]); break;
-      case 2: s.erase(s.begin() + i); break;
-      case 3: s.insert(s.begin() + j, s[i]); break;
-      case 4: Overwrite(&s[i].payload); break;
-      case 5: s[i].payload.resize(Pick(s[i].payload.size() + 9)); break;
-      case 6: s[i] = other_[Pick(other_.size())]; break;
-    }
-    return Framed(s, Pick(2) == 0 ? "" : kOtherKey);
-  }
-  size_t Pick(size_t n) { return n == 0 ? 0 : random_() % n; }
-  void Flip(Bytes* bytes) {
-    if (!bytes->empty()) (*bytes)[Pick(bytes->size())] ^= std::byte(1 << Pick(8));
-  }
-
- private:
-  // A number that decoders trip over, somewhere.
-  void Overwrite(Bytes* bytes) {
-    static constexpr int64_t kValues[] = {0,  1,  -1, 2, INT64_MAX, INT64_MIN, 1 << 20, 0xffffffff,
-                                          31, 32, 33};
-    const int64_t v = kValues[Pick(std::size(kValues))];
-    if (bytes->size() >= sizeof(v)) {
-      std::memcpy(bytes->data() + Pick(bytes->size() - sizeof(v) + 1), &v, sizeof(v));
-    }
-  }
-
-  const std::vector<RawSection> whole_, other_;
-  std::mt19937_64 random_;
-};
-
 TEST_CASE("20000 damaged bundles are refused, every one") {
   Home home;
   const Bytes good = home.Export();
-  Forger forger(SectionsOf(good), SectionsOf(good), 5);
+  Forger forger(SectionsOf(good), SectionsOf(good), kOtherKey, 5);
   RuntimeBench away;
   Keeper& k = away.runtime().keeper();
   for (int i = 0; i < 20'000; ++i) {
     CAPTURE(i);
-    Bytes bad = good;
-    switch (i % 3) {
-      case 0: forger.Flip(&bad); break;
-      case 1: bad.resize(forger.Pick(bad.size())); break;
-      case 2: bad.insert(bad.end(), 1 + forger.Pick(99), std::byte(i)); break;
-    }
+    const Bytes bad = forger.Damaged(good, i);
     const Status s = ImportBytes(k, "ann", bad, {.key = kKey, .as = ""}).status();
     if (s.code() == Code::kCorrupt || s.code() == Code::kInvalid) continue;
     FAIL(s.ToString());
@@ -325,7 +278,7 @@ TEST_CASE("tokens that the model does not have are refused") {
 
 TEST_CASE("4000 forged bundles are refused or bring tokens alone") {
   Home home, second;
-  Forger forger(SectionsOf(home.Export()), SectionsOf(second.Export()), 6);
+  Forger forger(SectionsOf(home.Export()), SectionsOf(second.Export()), kOtherKey, 6);
   RuntimeBench away;
   Keeper& k = away.runtime().keeper();
   int taken = 0;

@@ -32,7 +32,8 @@ ChatMessage Message(std::string role, std::string text, const std::string& more)
 
 }  // namespace
 
-SessionBench::SessionBench() : store_(MakeMemoryPageStore(0)) {
+SessionBench::SessionBench(SessionBenchOptions options)
+    : options_(std::move(options)), store_(MakeMemoryPageStore(0)) {
   std::string path = (std::filesystem::temp_directory_path() / "keeper-XXXXXX").string();
   REQUIRE(mkdtemp(path.data()) != nullptr);
   folder_ = path;
@@ -59,7 +60,7 @@ void SessionBench::Restart() {
 void SessionBench::Open() {
   EngineOptions engine;
   engine.model_path = folder_ / "tiny.gguf";
-  engine.kv_bytes = 32u << 20;
+  engine.kv_bytes = options_.kv_bytes;
   auto opened = Engine::Open(engine);
   REQUIRE_MESSAGE(opened.ok(), opened.status().ToString());
   engine_ = std::move(opened).value();
@@ -71,6 +72,7 @@ void SessionBench::Open() {
   template_ = std::move(made).value();
   Database::Options db;
   db.path = folder_ / "test.db";
+  db.vfs = options_.vfs;
   db.migrations = Keeper::Migrations();
   auto database = Database::Open(db);
   REQUIRE_MESSAGE(database.ok(), database.status().ToString());

@@ -15,9 +15,14 @@
 
 namespace holdfast {
 
+struct SessionBenchOptions {
+  size_t kv_bytes = 32u << 20;
+  std::string vfs = {};  // of the database; "" = the default one
+};
+
 class SessionBench {
  public:
-  SessionBench();
+  explicit SessionBench(SessionBenchOptions options = {});
   ~SessionBench();
 
   void Restart();
@@ -38,6 +43,7 @@ class SessionBench {
  private:
   void Open();
 
+  const SessionBenchOptions options_;
   std::filesystem::path folder_;
   std::unique_ptr<PageStore> store_;
   std::unique_ptr<Engine> engine_;

@@ -155,6 +155,17 @@ TEST_CASE("a changed message makes a branch, and says where") {
   CHECK(b.Say(Ask("chat", other), "trillizo").branch == changed.branch);
 }
 
+TEST_CASE("a branch is made though a client has taken the name that it would have got") {
+  SessionBench b;
+  Messages m = {User("one")};
+  b.Say(Ask("chat", m), "uno");
+  MakeBranch make;
+  make.name = "b2";  // as the one after it would be called
+  REQUIRE(b.keeper().Branch("ann", "chat", make).ok());
+  CHECK(b.Say(Ask("chat", m), "eins").branch == "b2-2");
+  CHECK(b.keeper().Branch("ann", "chat", {})->name == "b3");
+}
+
 TEST_CASE("the same history again is another answer on another branch") {
   SessionBench b;
   const Messages m = {User("one")};

@@ -5,12 +5,6 @@
 
 namespace holdfast::testing {
 
-namespace {
-
-std::string FolderOf(const std::string& path) { return path.substr(0, path.rfind('/')); }
-
-}  // namespace
-
 class FaultFile : public File {
  public:
   FaultFile(FaultEnv* env, std::shared_ptr<FaultEnv::Inode> inode)
@@ -40,11 +34,7 @@ class FaultFile : public File {
   Status PunchHole(uint64_t offset, uint64_t length) override {
     std::lock_guard lock(env_->mu_);
     if (env_->FailsLocked()) return env_->ErrorLocked("punch hole");
-    const size_t end = std::min<size_t>(offset + length, inode_->data.size());
-    for (size_t at = offset; at < end; ++at) {
-      inode_->data[at] = std::byte{0};
-      inode_->dirty.insert(at / FaultEnv::kSector);
-    }
+    DiskModel::Zero(inode_.get(), offset, length);
     return Status();
   }
   Result<uint64_t> Size() override {
@@ -106,74 +96,47 @@ Status FaultEnv::WriteLocked(Inode* inode, uint64_t offset,
     status = ErrorLocked("write");
     bytes.resize(fault_ == Fault::kTornWrite ? random_() % (bytes.size() + 1) : 0);
   }
-  if (bytes.empty()) return status;
-  const size_t end = offset + bytes.size();
-  if (inode->data.size() < end) inode->data.resize(end);
-  std::memcpy(inode->data.data() + offset, bytes.data(), bytes.size());
-  for (size_t s = offset / kSector; s <= (end - 1) / kSector; ++s) inode->dirty.insert(s);
+  DiskModel::Write(inode, offset, bytes);
   return status;
 }
 
 Status FaultEnv::SyncLocked(Inode* inode) {
-  const bool fails = FailsLocked();
-  inode->durable.resize(inode->data.size());
-  for (const size_t sector : inode->dirty) {
-    const size_t at = sector * kSector, end = std::min(at + kSector, inode->data.size());
-    if (at >= end || (fails && Coin())) continue;
-    std::memcpy(inode->durable.data() + at, inode->data.data() + at, end - at);
+  if (!FailsLocked()) {
+    DiskModel::Sync(inode);
+    return Status();
   }
-  inode->dirty.clear();
-  return fails ? ErrorLocked("sync") : Status();
+  DiskModel::FailSync(inode, random_);
+  return ErrorLocked("sync");
 }
 
 void FaultEnv::Crash() {
   std::lock_guard lock(mu_);
   fail_at_ = fail_read_at_ = 0;
-  std::set<std::string> all;
-  for (const auto& [name, inode] : names_) all.insert(name);
-  for (const auto& [name, inode] : durable_names_) all.insert(name);
-  std::map<std::string, std::shared_ptr<Inode>> after;
-  for (const std::string& name : all) {
-    const auto& from = Coin() ? names_ : durable_names_;
-    const auto it = from.find(name);
-    if (it == from.end()) continue;
-    auto inode = std::make_shared<Inode>();
-    inode->durable = it->second->durable;
-    for (const size_t sector : it->second->dirty) {
-      const std::vector<std::byte>& data = it->second->data;
-      const size_t at = sector * kSector, end = std::min(at + kSector, data.size());
-      if (at >= end || Coin()) continue;
-      if (inode->durable.size() < end) inode->durable.resize(end);
-      std::memcpy(inode->durable.data() + at, data.data() + at, end - at);
-    }
-    inode->data = inode->durable;
-    after[name] = std::move(inode);
-  }
-  names_ = durable_names_ = std::move(after);
+  disk_.PowerCut(random_, {});
 }
 
 bool FaultEnv::Exists(const std::string& path) const {
   std::lock_guard lock(mu_);
-  return names_.contains(path);
+  return disk_.names.contains(path);
 }
 
 void FaultEnv::Damage(const std::string& path, uint64_t offset, std::byte mask) {
   std::lock_guard lock(mu_);
-  Inode& inode = *names_.at(path);
+  Inode& inode = *disk_.names.at(path);
   inode.data.at(offset) ^= mask;
   if (offset < inode.durable.size()) inode.durable[offset] ^= mask;
 }
 
 void FaultEnv::Truncate(const std::string& path, uint64_t size) {
   std::lock_guard lock(mu_);
-  Inode& inode = *names_.at(path);
+  Inode& inode = *disk_.names.at(path);
   inode.data.resize(size);
   inode.durable.resize(size);
 }
 
 uint64_t FaultEnv::BytesThatAreNotZero(const std::string& path) const {
   std::lock_guard lock(mu_);
-  const std::vector<std::byte>& data = names_.at(path)->data;
+  const std::vector<std::byte>& data = disk_.names.at(path)->data;
   return static_cast<uint64_t>(
       std::count_if(data.begin(), data.end(), [](std::byte b) { return b != std::byte{0}; }));
 }
@@ -190,14 +153,14 @@ void FaultEnv::Advance(int64_t nanos) {
 
 Result<std::unique_ptr<File>> FaultEnv::Open(const std::string& path, FileMode mode) {
   std::lock_guard lock(mu_);
-  const auto it = names_.find(path);
+  const auto it = disk_.names.find(path);
   std::shared_ptr<Inode> inode;
   if (mode == FileMode::kCreate) {
     if (FailsLocked()) return ErrorLocked("create " + path);
-    if (it != names_.end()) return Status::Io(path + ": exists");
-    inode = names_[path] = std::make_shared<Inode>();
+    if (it != disk_.names.end()) return Status::Io(path + ": exists");
+    inode = disk_.names[path] = std::make_shared<Inode>();
   } else {
-    if (it == names_.end()) return Status::NotFound(path + ": no such file");
+    if (it == disk_.names.end()) return Status::NotFound(path + ": no such file");
     inode = it->second;
   }
   return std::unique_ptr<File>(std::make_unique<FaultFile>(this, std::move(inode)));
@@ -208,18 +171,15 @@ Status FaultEnv::MakeDirectory(const std::string&) { return Status(); }
 Status FaultEnv::SyncDirectory(const std::string& path) {
   std::lock_guard lock(mu_);
   if (FailsLocked()) return ErrorLocked("sync folder " + path);
-  std::erase_if(durable_names_, [&](const auto& item) { return FolderOf(item.first) == path; });
-  for (const auto& [name, inode] : names_) {
-    if (FolderOf(name) == path) durable_names_[name] = inode;
-  }
+  disk_.SyncFolder(path);
   return Status();
 }
 
 Result<std::vector<std::string>> FaultEnv::List(const std::string& path) {
   std::lock_guard lock(mu_);
   std::vector<std::string> names;
-  for (const auto& [name, inode] : names_) {
-    if (FolderOf(name) == path) names.push_back(name.substr(path.size() + 1));
+  for (const auto& [name, inode] : disk_.names) {
+    if (DiskModel::FolderOf(name) == path) names.push_back(name.substr(path.size() + 1));
   }
   return names;
 }
@@ -227,17 +187,13 @@ Result<std::vector<std::string>> FaultEnv::List(const std::string& path) {
 Status FaultEnv::Remove(const std::string& path) {
   std::lock_guard lock(mu_);
   if (FailsLocked()) return ErrorLocked("remove " + path);
-  return names_.erase(path) == 1 ? Status() : Status::NotFound(path + ": no such file");
+  return disk_.names.erase(path) == 1 ? Status() : Status::NotFound(path + ": no such file");
 }
 
 Status FaultEnv::Rename(const std::string& from, const std::string& to) {
   std::lock_guard lock(mu_);
   if (FailsLocked()) return ErrorLocked("rename " + from);
-  const auto it = names_.find(from);
-  if (it == names_.end()) return Status::NotFound(from + ": no such file");
-  names_[to] = it->second;
-  names_.erase(from);
-  return Status();
+  return disk_.Rename(from, to) ? Status() : Status::NotFound(from + ": no such file");
 }
 
 Result<uint64_t> FaultEnv::FreeBytes(const std::string&) {

@@ -7,15 +7,14 @@
 // kernel does that marks pages clean after a failed write-back.
 #pragma once
 
-#include <map>
 #include <memory>
 #include <mutex>
 #include <random>
-#include <set>
 #include <string>
 #include <vector>
 
 #include "engine/base/env.h"
+#include "tests/engine/base/disk_model.h"
 
 namespace holdfast::testing {
 
@@ -23,7 +22,6 @@ class FaultEnv : public Env {
  public:
   enum class Fault { kIoError, kNoSpace, kTornWrite };  // torn: part is written, then an I/O error
   enum class Repeat { kOnce, kFromThenOn };
-  static constexpr size_t kSector = 512;
 
   explicit FaultEnv(uint64_t seed = 1) : random_(seed) {}
 
@@ -59,20 +57,15 @@ class FaultEnv : public Env {
 
  private:
   friend class FaultFile;
-  struct Inode {
-    std::vector<std::byte> data, durable;
-    std::set<size_t> dirty;  // sectors of data that durable lacks
-  };
+  using Inode = DiskModel::Inode;
 
   bool FailsLocked();
   Status ErrorLocked(const std::string& what) const;
   Status WriteLocked(Inode* inode, uint64_t offset,
                      std::span<const std::span<const std::byte>> parts);
   Status SyncLocked(Inode* inode);
-  bool Coin() { return (random_() & 1) != 0; }
-
   mutable std::mutex mu_;
-  std::map<std::string, std::shared_ptr<Inode>> names_, durable_names_;
+  DiskModel disk_;
   std::mt19937_64 random_;
   int operations_ = 0, reads_ = 0, faults_ = 0;
   int fail_at_ = 0, fail_read_at_ = 0;

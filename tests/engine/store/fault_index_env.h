@@ -1,9 +1,11 @@
-// A rocksdb::Env over the operating system's whose n-th append or sync fails. Syncs are not passed
-// on: no test here cuts the power under RocksDB, and a sync takes milliseconds.
+// A rocksdb::Env over the operating system's whose n-th append or sync fails, and which may have a
+// DiskHook that sees every operation but those on the log of messages. Syncs are not passed on.
 #pragma once
 
 #include <atomic>
 #include <memory>
+
+#include "tests/engine/base/disk_hook.h"
 
 namespace rocksdb {
 class Env;
@@ -15,7 +17,7 @@ class FaultIndexEnv {
  public:
   enum class Fault { kIoError, kNoSpace };
 
-  FaultIndexEnv();
+  explicit FaultIndexEnv(DiskHook* hook = nullptr);
   ~FaultIndexEnv();
 
   rocksdb::Env* env() const;
@@ -27,6 +29,7 @@ class FaultIndexEnv {
   struct Counter {
     std::atomic<int> operations{0}, faults{0}, fail_from{0};
     std::atomic<Fault> fault{Fault::kIoError};
+    DiskHook* hook = nullptr;
   };
 
  private:

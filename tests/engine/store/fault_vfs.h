@@ -1,9 +1,12 @@
-// FaultVfs: an SQLite VFS over the default one whose n-th write, sync or truncation fails. Lives as
-// long as the databases that were opened by its name.
+// FaultVfs: an SQLite VFS over the default one whose n-th write, sync or truncation fails, and which
+// may have a DiskHook that sees every operation. Lives as long as the databases that were opened by
+// its name. Syncs are not passed on.
 #pragma once
 
 #include <memory>
 #include <string>
+
+#include "tests/engine/base/disk_hook.h"
 
 namespace holdfast::testing {
 
@@ -12,7 +15,7 @@ class FaultVfs {
   enum class Fault { kIoError, kDiskFull };
   enum class Repeat { kOnce, kFromThenOn };
 
-  FaultVfs();
+  explicit FaultVfs(DiskHook* hook = nullptr);
   ~FaultVfs();
   FaultVfs(const FaultVfs&) = delete;
   FaultVfs& operator=(const FaultVfs&) = delete;

@@ -1,0 +1,210 @@
+// fault_sweep [--every N] [--seed S]: lets the n-th file operation of a whole life fail.
+//
+// A life: a data folder is made, and one client of load.h does every kind of step on it, alone.
+// For every n (or every N-th, from a random one on) and each fault the life is lived again with
+// the n-th file operation failing: of SQLite, of the page files or of RocksDB; reads, writes, syncs,
+// names. Checked:
+//   - no crash, no hang; a step that fails says so with a typed error, and opening does
+//   - with the disk well again, what was acknowledged is there and fsck is clean, in this process
+//     and in the next one; the branch of the step that failed is as before it or as after it
+//   - the life goes on to its end with the tokens of one that nothing disturbed
+// Exit 0: all held. A hang ends with SIGALRM.
+
+#include <unistd.h>
+
+#include <atomic>
+#include <cstdio>
+#include <cstring>
+#include <filesystem>
+#include <random>
+
+#include "tests/engine/base/hook_env.h"
+#include "tests/engine/store/fault_index_env.h"
+#include "tests/engine/store/fault_vfs.h"
+#include "tests/soak/load.h"
+
+namespace holdfast::soak {
+namespace {
+
+using testing::DiskEvent;
+using testing::DiskFault;
+
+constexpr int kClient = 1;
+constexpr unsigned kHangSeconds = 120;  // of one life, which takes a fraction of a second
+const std::vector<StepKind> kLife = {
+    StepKind::kTurn,   StepKind::kTurn, StepKind::kFork,    StepKind::kTurn,   StepKind::kSnapshot,
+    StepKind::kEvict,  StepKind::kTurn, StepKind::kExport,  StepKind::kRewind, StepKind::kTurn,
+    StepKind::kCollect, StepKind::kTurn, StepKind::kDelete, StepKind::kTurn};
+
+enum class Repeat : uint8_t { kOnce, kFromThenOn };
+struct Kind {
+  const char* name;
+  DiskFault fault;
+  Repeat repeat;
+};
+constexpr Kind kKinds[] = {{"EIO", DiskFault::kIo, Repeat::kOnce},
+                           {"ENOSPC", DiskFault::kNoSpace, Repeat::kOnce},
+                           {"short", DiskFault::kShort, Repeat::kOnce},
+                           {"EIO from then on", DiskFault::kIo, Repeat::kFromThenOn}};
+
+class FailingDisk : public testing::DiskHook {
+ public:
+  FailingDisk(uint64_t at, const Kind& kind) : at_(at), kind_(kind) {}
+  DiskFault Before(const DiskEvent& e) override {
+    const uint64_t n = ++operations_;
+    const uint64_t at = at_;
+    if (at == 0 || n < at || (n > at && kind_.repeat == Repeat::kOnce)) return DiskFault::kNone;
+    // A disk that is full takes no writes; it reads as before.
+    if (kind_.fault == DiskFault::kNoSpace && e.op == testing::DiskOp::kRead) return DiskFault::kNone;
+    ++faults_;
+    return kind_.fault;
+  }
+  void Heal() { at_ = 0; }
+  uint64_t operations() const { return operations_; }
+  uint64_t faults() const { return faults_; }
+
+ private:
+  std::atomic<uint64_t> operations_{0}, faults_{0}, at_;
+  const Kind kind_;
+};
+
+class Sweep {
+ public:
+  Sweep(uint64_t seed, uint64_t every) : seed_(seed), every_(every), random_(seed) {
+    folder_ = (std::filesystem::temp_directory_path() / "fault-sweep-XXXXXX").string();
+    if (mkdtemp(folder_.data()) == nullptr) Fail("no temporary folder");
+    model_ = Load::WriteModel(folder_);
+  }
+
+  int Main() {
+    std::printf("fault_sweep: seed %llu, every %llu, in %s\n",
+                static_cast<unsigned long long>(seed_), static_cast<unsigned long long>(every_),
+                folder_.c_str());
+    learning_ = true;
+    const uint64_t operations = Live(0, kKinds[0]);
+    learning_ = false;
+    for (const Kind& kind : kKinds) {
+      for (uint64_t n = 1 + random_() % every_; n <= operations; n += every_) Live(n, kind);
+    }
+    std::filesystem::remove_all(folder_);
+    std::printf("fault_sweep: %llu lives of about %llu file operations, %llu faults; %llu openings "
+                "and %llu steps failed, with typed errors; old state or new state after each, and "
+                "all answers as undisturbed\n",
+                static_cast<unsigned long long>(lives_),
+                static_cast<unsigned long long>(operations),
+                static_cast<unsigned long long>(faults_),
+                static_cast<unsigned long long>(failed_opens_),
+                static_cast<unsigned long long>(failed_steps_));
+    return 0;
+  }
+
+ private:
+  // One life with the n-th operation failing (0: none). Returns the operations until its first
+  // failure, or its end.
+  uint64_t Live(uint64_t n, const Kind& kind) {
+    alarm(kHangSeconds);
+    where_ = std::string(kind.name) + " at operation " + std::to_string(n);
+    ++lives_;
+    const std::string data = folder_ + "/data";
+    Load load("fault-sweep", seed_, kLife);
+    FailingDisk disk(n, kind);
+    Code code = Code::kOk;
+    {
+      testing::FaultVfs vfs(&disk);
+      testing::HookEnv env(&disk);
+      testing::FaultIndexEnv index(&disk);
+      RuntimeOptions options = Load::OptionsFor(model_, data);
+      options.database_vfs = vfs.name();
+      options.env = &env;
+      options.index_env = index.env();
+      auto runtime = Runtime::Open(options);
+      if (runtime.ok()) {
+        code = GoOn(**runtime, &load);
+        disk.Heal();
+        load.Check(**runtime);
+      } else {
+        ++failed_opens_;
+        code = runtime.status().code();
+      }
+    }
+    if (code != Code::kOk && code != Code::kIo && code != Code::kExhausted &&
+        code != Code::kCorrupt && code != Code::kUnavailable) {
+      FailHere("failed with " + std::string(CodeName(code)));
+    }
+    faults_ += disk.faults();
+    const uint64_t operations = disk.operations();
+    auto runtime = Runtime::Open(Load::OptionsFor(model_, data));
+    if (!runtime.ok()) FailHere("the next opening: " + runtime.status().ToString());
+    load.Check(**runtime);
+    if (code != Code::kOk) {
+      CheckOldOrNew(**runtime, load);
+      if (GoOn(**runtime, &load) != Code::kOk) FailHere("the life does not go on: " + why_);
+      load.Check(**runtime);
+    }
+    runtime->reset();
+    std::filesystem::remove_all(data);
+    alarm(0);
+    return operations;
+  }
+
+  // Steps to the end of the life, or the first that fails.
+  Code GoOn(Runtime& runtime, Load* load) {
+    while (load->round(kClient) == 0) {
+      Result<Ack> ack = load->Step(runtime, kClient);
+      if (!ack.ok()) {
+        ++failed_steps_;
+        why_ = ack.status().ToString();
+        return ack.status().code();
+      }
+      if (learning_) {
+        expected_.push_back(*ack);
+      } else if (expected_[load->steps()].completion != ack->completion) {
+        FailHere("step " + std::to_string(ack->step) + " has other tokens than undisturbed");
+      }
+      load->Advance(std::move(ack).value());
+    }
+    runtime.SyncPages();
+    return Code::kOk;
+  }
+
+  // Each branch, after the failure of the next step.
+  void CheckOldOrNew(Runtime& runtime, const Load& load) {
+    const Ack& next = expected_[load.steps()];
+    if (kLife[next.step] == StepKind::kDelete) return;  // gone, or as Check has found it
+    for (const auto& [branch, last] : load.Heads(kClient)) {
+      const auto tokens = runtime.keeper().Tokens("fault-sweep", last.session, branch);
+      if (!tokens.ok()) FailHere("branch " + branch + ": " + tokens.status().ToString());
+      if (*tokens == HeadAfter(last) || *tokens == HeadAfter(next)) continue;
+      FailHere("branch " + branch + " is neither as before nor as after: " +
+               std::to_string(tokens->size()) + " tokens");
+    }
+  }
+
+  [[noreturn]] void FailHere(const std::string& why) { Fail(where_ + ": " + why); }
+
+  const uint64_t seed_, every_;
+  std::mt19937_64 random_;
+  std::string folder_, model_, where_, why_;
+  std::vector<Ack> expected_;  // by step
+  bool learning_ = false;
+  uint64_t lives_ = 0, faults_ = 0, failed_opens_ = 0, failed_steps_ = 0;
+};
+
+}  // namespace
+}  // namespace holdfast::soak
+
+int main(int argc, char** argv) {
+  std::setvbuf(stdout, nullptr, _IOLBF, 0);
+  uint64_t every = 60, seed = std::random_device{}();
+  for (int i = 1; i < argc; i += 2) {
+    if (i + 1 < argc && std::strcmp(argv[i], "--every") == 0) {
+      every = std::max<uint64_t>(1, std::strtoull(argv[i + 1], nullptr, 10));
+    } else if (i + 1 < argc && std::strcmp(argv[i], "--seed") == 0) {
+      seed = std::strtoull(argv[i + 1], nullptr, 10);
+    } else {
+      std::fprintf(stderr, "usage: fault_sweep [--every N] [--seed S]\n");
+      return 2;
+    }
+  }
+  return holdfast::soak::Sweep(seed, every).Main();
+}
