@@ -38,6 +38,11 @@ def source(name):
         return f.read()
 
 
+def parts(schema):
+    """Schemas of the same values, and of an array's entries."""
+    return schema.get("anyOf", []) + ([schema["items"]] if "items" in schema else [])
+
+
 class Contract:
     """The document, and the validators of its parts."""
 
@@ -93,7 +98,7 @@ class Contract:
         found = set()
         for name, inner in schema.get("properties", {}).items():
             found |= {prefix + name} | self.names(inner, prefix + name + ".", seen)
-        for inner in [schema.get("items", {}), *schema.get("anyOf", [])]:
+        for inner in parts(schema):
             found |= self.names(inner, prefix, seen)
         return found
 
@@ -140,7 +145,7 @@ class OpenApi(TinyServerTest):
                 self.assertIs(schema.get("additionalProperties"), False, where)
             for name, inner in schema.get("properties", {}).items():
                 look(inner, where + "." + name)
-            for inner in [schema.get("items", {}), *schema.get("anyOf", [])]:
+            for inner in parts(schema):
                 look(inner, where)
         done = {"#/components/schemas/" + n for n in ("Message", "ContentPart", "ToolCall")}
         for method, path, operation in self.api.operations():
