@@ -208,9 +208,9 @@ struct Server::Impl {
                                                 "' is not allowed; see --origin")), false;
   }
 
-  // Holds nothing of anybody: it asks its reader for a key.
+  // Holds nothing of anybody: the page asks its reader for a key.
   static bool IsPage(const HttpRequest& request) {
-    return request.path == "/" || request.path == "/page.js";
+    return request.path == "/" || request.path == "/page.js" || request.path == "/openapi.json";
   }
   static bool IsAdmin(const HttpRequest& request) {
     return request.path.starts_with("/v1/admin/");
@@ -248,6 +248,9 @@ void Server::Impl::AddRoutes() {
   });
   http.Route("GET", "/page.js", [page](const HttpRequest&, HttpExchange& e) {
     page(e, "text/javascript; charset=utf-8", kPageScript);
+  });
+  http.Route("GET", "/openapi.json", [page](const HttpRequest&, HttpExchange& e) {
+    page(e, kJsonType.data(), kOpenApi);
   });
   Add("GET", "/v1/models", &HandleModels);
   Add("GET", "/v1/models/{}", &HandleModel);

@@ -2,6 +2,7 @@
 // shape: {"object":"list","data":[...],"has_more":...,"next":...}; `after` and `limit` page through
 // them.
 #include <charconv>
+#include <chrono>
 
 #include "api/fields.h"
 #include "api/server.h"
@@ -11,6 +12,8 @@ namespace {
 
 constexpr int kMaxPage = 1000;
 constexpr size_t kMaxTokensShown = 1u << 20;
+constexpr int kAliveCheckMs = 100;    // how soon a client that left is noticed
+constexpr std::chrono::seconds kPing{15};  // a comment on the stream after so much silence
 
 Json TextOrNull(const std::string& s) { return s.empty() ? Json(nullptr) : Json(s); }
 
@@ -137,6 +140,66 @@ void MakeBranchFrom(Call& call, MakeBranch::Default default_branch) {
            BranchJson);
 }
 
+// Whether events are wanted as a stream: ?stream=, or else the Accept header. Null after a refusal.
+std::optional<bool> WantsStream(Call& call) {
+  const std::string stream = QueryText(call, "stream");
+  if (stream == "true" || stream == "false") return stream == "true";
+  if (stream.empty()) {
+    return call.request.header("accept").find("text/event-stream") != std::string_view::npos;
+  }
+  ApiError e = ErrorOf(400, "stream must be true or false");
+  e.param = "stream";
+  call.Refuse(e);
+  return std::nullopt;
+}
+
+// Sends the events after `range.after`, then each new one once it is committed, until the client is
+// gone, the server stops or there is no such session any more.
+void FollowEvents(Keeper& keeper, const std::string& tenant, const std::string& id,
+                  ListRange range, HttpBody& body) {
+  bool open = body.Write(": ok\n\n");
+  auto said = std::chrono::steady_clock::now();
+  while (open && !body.ClientGone()) {
+    const uint64_t seen = keeper.WaitForChange(0, 0);
+    const auto events = keeper.Events(tenant, id, range);
+    if (!events.ok()) {
+      if (events.status().code() != Code::kNotFound) body.Break();
+      return;
+    }
+    for (const EventInfo& e : events->rows) {
+      range.after = std::to_string(e.seq);
+      open = open && body.Write("id: " + range.after + "\nevent: " + e.kind + "\ndata: " +
+                                DumpJson(EventJson(e)) + "\n\n");
+      said = std::chrono::steady_clock::now();
+    }
+    if (!events->next.empty()) continue;
+    while (!body.ClientGone() && keeper.WaitForChange(seen, kAliveCheckMs) == seen) {
+      if (std::chrono::steady_clock::now() - said < kPing) continue;
+      said = std::chrono::steady_clock::now();
+      open = body.Write(": ping\n\n");
+      break;  // a look at the session, which may have expired
+    }
+  }
+}
+
+// Last-Event-ID, which a browser sends when it connects again, goes before ?after=.
+void StreamEvents(Call& call, ListRange range) {
+  if (const auto last = call.request.header("last-event-id"); !last.empty()) range.after = last;
+  Keeper& keeper = call.runtime.keeper();
+  // By the server's id: the client's own may soon be another session's.
+  const auto session = keeper.Get(call.tenant, call.request.segments[0]);
+  if (!session.ok()) return call.Refuse(session.status());
+  range.limit = 1;
+  const auto first = keeper.Events(call.tenant, session->id, range);
+  if (!first.ok()) return call.Refuse(first.status());
+  range.limit = kMaxPage;
+  call.exchange.AddHeader("cache-control", "no-cache");
+  call.exchange.Stream(200, "text/event-stream; charset=utf-8",
+                       [&keeper, tenant = call.tenant, id = session->id, range](HttpBody& body) {
+                         FollowEvents(keeper, tenant, id, range, body);
+                       });
+}
+
 }  // namespace
 
 Json SessionJson(const SessionInfo& s) {
@@ -242,8 +305,13 @@ void HandleSnapshots(Call& call) {
 void HandleEvents(Call& call) {
   const auto range = ReadRange(call);
   if (!range.has_value()) return;
-  ReplyList(call, call.runtime.keeper().Events(call.tenant, call.request.segments[0], *range),
-            EventJson);
+  const auto stream = WantsStream(call);
+  if (!stream.has_value()) return;
+  Keeper& keeper = call.runtime.keeper();
+  if (!*stream) {
+    return ReplyList(call, keeper.Events(call.tenant, call.request.segments[0], *range), EventJson);
+  }
+  StreamEvents(call, *range);
 }
 
 }  // namespace holdfast

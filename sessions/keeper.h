@@ -121,6 +121,9 @@ class Keeper {
   Result<std::vector<SnapshotInfo>> Snapshots(std::string_view tenant, std::string_view id);
   Result<Listed<EventInfo>> Events(std::string_view tenant, std::string_view id,
                                    const ListRange& range);
+  // A number that grows whenever any session has changed; waits, for at most `ms`, until it is no
+  // longer `seen`. Read it before Events to miss none.
+  uint64_t WaitForChange(uint64_t seen, int ms) const;
 
   // A session as a file that goes on elsewhere (bundle.h), as it is now; what runs is left out.
   Result<std::unique_ptr<BundleExport>> Export(std::string_view tenant, std::string_view id,

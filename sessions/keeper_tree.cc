@@ -455,4 +455,8 @@ Result<Listed<EventInfo>> Keeper::Events(std::string_view tenant, std::string_vi
   return out;
 }
 
+uint64_t Keeper::WaitForChange(uint64_t seen, int ms) const {
+  return impl_->options.db->WaitForCommit(seen, std::chrono::milliseconds(ms));
+}
+
 }  // namespace holdfast

@@ -49,7 +49,7 @@ struct Database::Impl {
   std::unique_ptr<SqlConnection> writer;  // the writer's thread alone, once it runs
 
   mutable std::mutex mu;
-  std::condition_variable work_ready, work_room;
+  std::condition_variable work_ready, work_room, committed;
   std::deque<Work> queues[2];  // by WriteClass
   bool closing = false;
   bool degraded = false;
@@ -158,6 +158,12 @@ Status Database::Read(const std::function<Status(Reader&)>& work) {
   }
   impl_->reader_free.notify_one();
   return status;
+}
+
+uint64_t Database::WaitForCommit(uint64_t seen, milliseconds most) const {
+  std::unique_lock lock(impl_->mu);
+  impl_->committed.wait_for(lock, most, [&] { return impl_->stats.commits != seen; });
+  return impl_->stats.commits;
 }
 
 bool Database::degraded() const {
@@ -303,6 +309,7 @@ void Database::Impl::Finish(std::vector<Work>* group, const std::vector<Status>&
     ++(commit.ok() ? stats.commits : stats.commit_failures);
     for (const Status& r : results) ++(commit.ok() && r.ok() ? stats.writes : stats.failed_writes);
   }
+  committed.notify_all();
   for (size_t i = 0; i < group->size(); ++i) {
     (*group)[i].done(results[i].ok() && !commit.ok() ? commit : results[i]);
   }

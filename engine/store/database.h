@@ -219,6 +219,10 @@ class Database {
   // Runs `work` on the calling thread over one of the read-only connections.
   Status Read(const std::function<Status(Reader&)>& work);
 
+  // How many transactions have been committed; waits, for at most `most`, until that is no longer
+  // `seen`. What a read saw after this call is at least as new.
+  uint64_t WaitForCommit(uint64_t seen, std::chrono::milliseconds most) const;
+
   bool degraded() const;
   std::string degraded_reason() const;  // empty when well
   DatabaseStats stats() const;

@@ -111,6 +111,34 @@ class Server:
             return out
 
 
+class EventStream:
+    """Server-sent events of one path, as dictionaries of their fields; None at the end."""
+
+    def __init__(self, server, path, headers=None, timeout=30):
+        self.connection = http.client.HTTPConnection(server.host, server.port, timeout=timeout)
+        self.connection.request("GET", path, headers=headers or {})
+        self.response = self.connection.getresponse()
+        self.comments = []
+
+    def next(self):
+        event = {}
+        while line := self.response.readline():
+            name, colon, value = line.decode().rstrip("\n").partition(": ")
+            if colon and name:
+                event[name] = value
+            elif colon:
+                self.comments.append(value)
+            elif event:
+                return event
+        return None
+
+    def take(self, count):
+        return [self.next() for _ in range(count)]
+
+    def close(self):
+        self.connection.close()
+
+
 class TinyServerTest(unittest.TestCase):
     """One server with a tiny model for all tests of a class."""
     flags, env = (), {}

@@ -239,6 +239,21 @@ TEST_CASE("many threads read and write at once") {
   CHECK(NoteIds(db.get()).size() == 200);
 }
 
+TEST_CASE("who waits for a commit is woken by it, and what it sees is there") {
+  TempDir dir;
+  auto db = OpenOrDie(OptionsFor(dir));
+  const uint64_t seen = db->WaitForCommit(0, std::chrono::milliseconds(0));
+  CHECK(db->WaitForCommit(seen, std::chrono::milliseconds(1)) == seen);  // nothing came
+  auto woken = std::async(std::launch::async, [&] {
+    const uint64_t now = db->WaitForCommit(seen, std::chrono::minutes(5));
+    CHECK(NoteIds(db.get()) == std::set<int64_t>{1});
+    return now;
+  });
+  REQUIRE(AddNote(db.get(), 1, "one").ok());
+  CHECK(woken.get() > seen);
+  CHECK(db->WaitForCommit(seen, std::chrono::minutes(5)) > seen);  // at once
+}
+
 TEST_CASE("migrations: what is pending is pure") {
   const std::vector<Migration> all = {{"a", 1, "x"}, {"b", 1, "y"}, {"a", 2, "z"}};
   struct Case {
