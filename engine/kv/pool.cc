@@ -304,6 +304,19 @@ void PagePool::SetSealObserver(void (*observe)(void*, SealedPage), void* context
   impl_->observe_context = context;
 }
 
+int64_t PagePool::Renew(std::span<const PageKey> keys) {
+  std::lock_guard lock(impl_->mu);
+  int64_t there = 0;
+  for (const PageKey& key : keys) {
+    const auto it = impl_->index.find(key);
+    there = it == impl_->index.end() ? 0 : there + 1;
+    if (it == impl_->index.end() || impl_->slots[it->second].refs > 0) continue;
+    impl_->Unlink(it->second);
+    impl_->PushNewest(it->second);
+  }
+  return there;
+}
+
 void PagePool::DropCached() {
   std::lock_guard lock(impl_->mu);
   while (impl_->oldest != kNone) impl_->Evict(impl_->oldest);

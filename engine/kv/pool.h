@@ -3,7 +3,8 @@
 // A page is private (one writer: the timeline that allocated it) until it is sealed; from then on
 // it is immutable, found by key, and shared. A lease keeps a page where it is; a sealed page
 // without leases stays as cache until its slot is needed, and goes in order of release, oldest
-// first. Timelines release from their tail, so an ancestor never goes before its descendants.
+// first. Timelines release from their tail, so an ancestor never goes before its descendants. Whoever
+// knows what pages are worth puts the line in order with Renew.
 //
 // Address space for `max_bytes` is reserved at once; a background thread touches it ahead of need
 // (first touch costs 0.4-2.3 s per GiB), so that about one extent of kExtentBytes always lies
@@ -120,6 +121,10 @@ class PagePool {
   // Called, without the lock held, with each page that Seal published and that was computed here.
   // Set once, before the first Seal; must return quickly (it feeds a bounded queue and may drop).
   void SetSealObserver(void (*observe)(void* context, SealedPage page), void* context);
+
+  // Those of the pages that are cached go last from now on, in this order (so: tail first). Returns
+  // how many of `keys`, from the last on, are in the pool without a gap, leased or cached.
+  int64_t Renew(std::span<const PageKey> keys);
 
   // Drops every cached page (benchmarks and tests of the tiers below).
   void DropCached();
