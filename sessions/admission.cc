@@ -90,6 +90,7 @@ class Admission {
                      int64_t* ordinal, uint64_t* session_seed);
   Status RecordRows(Txn& txn, const Place& place, const Target& target, Turn::Impl* turn);
   Result<std::unique_ptr<Turn>> Start(const Place& place, Target target);
+  void NoteHead(const Place& place, const Target& target, Turn::Impl* turn);
   Status Stitch(Turn::Impl* turn);
 
   Keeper::Impl& k_;
@@ -520,6 +521,7 @@ Result<std::unique_ptr<Turn>> Admission::Start(const Place& place, Target target
   impl->sampling_json = r_.sampling_json;
   impl->tools_json = r_.tools_json;
   impl->kwargs_json = r_.template_kwargs_json;
+  impl->hints = r_.hints;
   impl->keep_response = !r_.idempotency_key.empty();
   impl->wait_for_pages = r_.durability == Durability::kKv;
   impl->branch = target.branch;
@@ -532,6 +534,7 @@ Result<std::unique_ptr<Turn>> Admission::Start(const Place& place, Target target
     return s;
   }
   impl->lease = std::move(target.lease);
+  NoteHead(place, target, impl.get());
   if (target.make_session) k_.leases.Name(target.branch, impl->sid);
   if (target.make_session && impl->recorded) ++k_.sessions;
   if (retry_) ++k_.retries;
@@ -553,6 +556,19 @@ Result<std::unique_ptr<Turn>> Admission::Start(const Place& place, Target target
   auto turn = std::make_unique<Turn>(std::move(impl));
   HOLDFAST_RETURN_IF_ERROR(Stitch(&turn->impl()));  // a failure drops, and so aborts, the turn
   return turn;
+}
+
+// The head has a turn now. One that this turn leaves behind, most of it kept, is superseded.
+void Admission::NoteHead(const Place& place, const Target& target, Turn::Impl* turn) {
+  const BranchRow* branch = tree_.BranchById(target.branch);
+  const HeadMemory memory = branch != nullptr ? branch->memory : HeadMemory{};
+  turn->pinned = memory.pinned;
+  const int64_t now = k_.NowMs();
+  k_.heads.TurnBegun({turn->sid, target.branch, r_.tenant, turn->start.session_id}, memory, now);
+  if (!target.make_branch || place.branch == nullptr) return;
+  const BranchRow& left = *place.branch;
+  const BranchUse by = {turn->start.branch, left.name, 0, place.draft.base_tokens, now + 1};
+  if (IsSuperseded(UseOf(left), by)) k_.heads.Supersede(left.id);
 }
 
 Status Admission::Stitch(Turn::Impl* turn) {
@@ -577,6 +593,7 @@ Status Admission::Stitch(Turn::Impl* turn) {
   const int64_t there = turn->timeline->filled() / kPageTokens;
   k_.reserved_pages -= there;
   turn->reserved_pages -= there;
+  k_.heads.TurnRestored(turn->branch);
   return Status();
 }
 
