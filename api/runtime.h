@@ -32,6 +32,7 @@ struct RuntimeOptions {
   bool page_store = true;     // false: tokens are durable, pages are computed again
   int max_resident = 64;      // warm heads of sessions
   int64_t anonymous_ttl_s = 3600;
+  int64_t tend_every_ms = 500;  // see KeeperOptions
   std::string database_vfs;   // name of an sqlite3_vfs; "" = the default one (tests)
 };
 
@@ -66,6 +67,8 @@ struct ChatRequest {
   std::vector<std::string> stop;
   int top_logprobs = -1;              // -1 = no logprobs
   bool speculate = true;              // as far as the engine does; changes nothing but the time
+
+  RetentionHints hints;               // advice to retention; decides nothing of the answer
 
   // Of a free replay: the turn's own seed, and tokens that the answer begins with, not drawn.
   std::optional<uint64_t> turn_seed;
