@@ -218,6 +218,7 @@ Status Runtime::Impl::OpenKeeper() {
   k.max_resident = options.max_resident;
   k.anonymous_ttl_s = options.anonymous_ttl_s;
   k.tend_every_ms = options.tend_every_ms;
+  k.quotas = options.quotas;
   if (writer != nullptr) k.sync_pages = [w = writer.get()] { return w->Flush(); };
   HOLDFAST_ASSIGN_OR_RETURN(keeper, Keeper::Open(k));
   return Status();

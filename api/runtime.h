@@ -11,6 +11,7 @@
 #pragma once
 
 #include <cstdint>
+#include <map>
 #include <memory>
 #include <optional>
 #include <string>
@@ -32,6 +33,7 @@ struct RuntimeOptions {
   bool page_store = true;     // false: tokens are durable, pages are computed again
   int max_resident = 64;      // warm heads of sessions
   int64_t anonymous_ttl_s = 3600;
+  std::map<std::string, TenantQuota> quotas;  // see KeeperOptions
   int64_t tend_every_ms = 500;  // see KeeperOptions
   std::string database_vfs;   // name of an sqlite3_vfs; "" = the default one (tests)
 };

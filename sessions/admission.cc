@@ -41,6 +41,11 @@ Digest InputDigest(const TurnRequest& r, const TurnDraft& draft) {
       .Finish();
 }
 
+// That room is made for ahead.
+int64_t PagesOf(int64_t prompt, int64_t max_tokens) {
+  return (prompt + std::min(max_tokens, kExpectedOutput)) / kPageTokens + 2;
+}
+
 Status StoreDegraded(const std::string& why) {
   return Status::Exhausted("store_degraded: no durable turn can be taken on: " + why);
 }
@@ -123,7 +128,7 @@ Status Admission::Validate() const {
   if (r_.durability != Durability::kNone && k_.options.db->degraded()) {
     return StoreDegraded(k_.options.db->degraded_reason());
   }
-  return Status();
+  return k_.quotas.CheckDisk(r_.tenant, k_.options.pool->page_bytes());
 }
 
 Result<std::unique_ptr<Turn>> Admission::Try() {
@@ -176,6 +181,11 @@ Result<std::unique_ptr<Turn>> Admission::Try() {
   HOLDFAST_RETURN_IF_ERROR(FindRetry(place));
   HOLDFAST_ASSIGN_OR_RETURN(std::optional<Target> target, Lease(place));
   if (!target) return std::unique_ptr<Turn>();
+  if (target->make_session) HOLDFAST_RETURN_IF_ERROR(k_.CheckNewSession(r_.tenant));
+  const int64_t room = k_.options.max_context - prompt;
+  HOLDFAST_RETURN_IF_ERROR(
+      k_.MakeRoomOf(TenantScope(r_.tenant), target->branch,
+                    PagesOf(prompt, r_.max_tokens > 0 ? std::min(r_.max_tokens, room) : room)));
   HOLDFAST_ASSIGN_OR_RETURN(const bool unmoved, Unmoved(*target, place));
   if (!unmoved) return std::unique_ptr<Turn>();
   return Start(place, std::move(*target));
@@ -572,9 +582,7 @@ void Admission::NoteHead(const Place& place, const Target& target, Turn::Impl* t
 }
 
 Status Admission::Stitch(Turn::Impl* turn) {
-  const int64_t size = static_cast<int64_t>(turn->prompt.size()) +
-                       std::min(turn->max_tokens, kExpectedOutput);
-  turn->reserved_pages = size / kPageTokens + 2;
+  turn->reserved_pages = PagesOf(static_cast<int64_t>(turn->prompt.size()), turn->max_tokens);
   k_.warm.MakeRoom(k_.reserved_pages += turn->reserved_pages);
   std::optional<WarmHeads::Head> base = k_.warm.Take(turn->sid, turn->branch, turn->prompt);
   StitchRequest request{TenantScope(r_.tenant), turn->prompt,

@@ -194,7 +194,7 @@ void Caretaker::TakeDue() {
   for (const HeadId& id : k_.heads.TakeDue(k_.NowMs())) {
     auto tokens = k_.TokensAt(id, std::nullopt);
     if (!tokens.ok() || !k_.heads.PrefetchBegun(id, {})) continue;
-    if (!Enqueue({id, std::move(*tokens)}).ok()) k_.heads.Prefetched(id.branch, {});
+    if (!Enqueue({id, std::move(*tokens)}).ok()) k_.heads.Prefetched(id.branch, {}, {0, 1});
   }
 }
 
@@ -219,9 +219,8 @@ void Caretaker::RunJobs() {
         std::find_if(keys.begin(), keys.end(),
                      [&](const PageKey& key) { return !k_.options.pool->Contains(key); }) -
         keys.begin());
-    k_.heads.Prefetched(job.id.branch, std::move(keys));
     const auto total = (static_cast<int64_t>(job.tokens.size()) - 1) / kPageTokens;
-    k_.heads.PagesSeen(job.id.branch, {there, total});
+    k_.heads.Prefetched(job.id.branch, std::move(keys), {there, total});
   }
 }
 

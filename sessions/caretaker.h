@@ -2,12 +2,12 @@
 // A round (Tend) is, in this order:
 //   1 demote      lets go of the least worthy warm heads while the pool still has room, so that a
 //                 turn that comes finds pages and does not wait for files
-//   2 line up     cached pages in the pool, and pages on disk once that is nearly full, in the order
+//   2 line up     cached pages in the pool, and pages on disk once that is nearly full, in order
 //                 of their heads' worth: what belongs to no head goes first, superseded heads next
 //   3 prefetch    heads whose next turn is expected (a tool's end, `wake_at`), and those asked for
 //
-// What goes is decided by retention.h alone, from the states in head_table.h. On disk a pass over all
-// branches of all tenants is cut into steps, so that prefetches do not wait for it.
+// What goes is decided by retention.h alone, from the states in head_table.h. On disk a pass over
+// all branches of all tenants is cut into steps, so that prefetches do not wait for it.
 //
 // Thread-safe. Owns one thread between Start and Stop; without it, Tend does all of it.
 #pragma once

@@ -141,21 +141,24 @@ bool HeadTable::PrefetchBegun(const HeadId& id, const HeadMemory& memory) {
   return true;
 }
 
-void HeadTable::Prefetched(int64_t branch, std::vector<PageKey> keys) {
+void HeadTable::Prefetched(int64_t branch, std::vector<PageKey> keys, const Pages& pages) {
   std::lock_guard lock(mu_);
   Head* h = Known(branch);
   if (h == nullptr || !h->prefetch) return;  // a turn took over, or the session is gone
   h->prefetch = false;
-  h->total = static_cast<int64_t>(keys.size());
   h->keys = std::move(keys);
-  h->state = HeadState::kWarm;
-  CheckInvariants(*h);
+  h->state = HeadState::kCold;
+  See(h, pages);
 }
 
 void HeadTable::PagesSeen(int64_t branch, const Pages& pages) {
   std::lock_guard lock(mu_);
   Head* h = Known(branch);
   if (h == nullptr || h->turn || h->timeline || h->prefetch) return;
+  See(h, pages);
+}
+
+void HeadTable::See(Head* h, const Pages& pages) {
   if (h->state != HeadState::kSuperseded) {
     h->state = pages.there < pages.total ? HeadState::kCold : HeadState::kWarm;
   }

@@ -13,10 +13,10 @@
 //                                                                              v
 //      PrefetchBegun                          PagesSeen: none is missing     WARM
 //   warm, cold, superseded --> RESTORING (prefetch) --Prefetched--> WARM <---------> COLD
-//                                                                    PagesSeen: some are missing
+//                                       or COLD, by what came      PagesSeen: some are missing
 //
-//   Supersede: resident, tool-wait, warm, cold -> SUPERSEDED; leaves it with TurnBegun or a prefetch
-//   Close: all of a session's heads, from any state without a turn -> CLOSED, which is to be forgotten
+//   Supersede: resident, tool-wait, warm, cold -> SUPERSEDED, until TurnBegun or a prefetch
+//   Close: all of a session's heads, from any state without a turn -> CLOSED, that is forgotten
 //
 //   state        its timeline            its pages                       a turn
 //   resident     kept (WarmHeads)        pinned in the pool              -
@@ -28,9 +28,9 @@
 //   superseded   kept or none            anywhere                        another branch went on
 //   closed       none                    nobody's                        never again
 //
-// A head that the table does not know is cold. At most kMaxHeads are known; heads without a timeline
-// that were used longest ago are forgotten first. One function per transition; CheckInvariants after
-// each in debug builds, of the head that changed.
+// A head that the table does not know is cold. At most kMaxHeads are known; heads without a
+// timeline, used longest ago, are forgotten first. One function per transition; CheckInvariants
+// after each in debug builds, of the head that changed.
 //
 // Thread-safe; one lock for microseconds, no I/O. Calls nothing of the keeper's.
 #pragma once
@@ -88,11 +88,11 @@ class HeadTable {
   void Supersede(int64_t branch);
   // False when the head is in use, has its timeline, or is being loaded: nothing is to be done.
   bool PrefetchBegun(const HeadId& id, const HeadMemory& memory);
-  void Prefetched(int64_t branch, std::vector<PageKey> keys);
-  // `there` of its `total` whole pages, from the root on, are in the pool now.
+  // Of `total` whole pages, `there` are in the pool now, from the root on.
   struct Pages {
     int64_t there = 0, total = 0;
   };
+  void Prefetched(int64_t branch, std::vector<PageKey> keys, const Pages& pages);
   void PagesSeen(int64_t branch, const Pages& pages);
   void Close(int64_t sid);
 
@@ -136,6 +136,7 @@ class HeadTable {
   int64_t PauseLocked(const std::string& tenant, std::span<const std::string> tools) const;
   void ObservePause(const Head& head, int64_t pause_ms);
   void ForgetOldest();
+  static void See(Head* head, const Pages& pages);
   static void CheckInvariants(const Head& head);
 
   mutable std::mutex mu_;

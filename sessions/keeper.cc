@@ -139,6 +139,29 @@ HeadMemory Keeper::Impl::MemoryAfter(const Turn::Impl& turn, int64_t now_ms) con
   return memory;
 }
 
+Status Keeper::Impl::CheckNewSession(std::string_view tenant) {
+  return quotas.CheckNewSession(tenant, NowMs());
+}
+
+Status Keeper::Impl::MakeRoomOf(const TenantScope& scope, int64_t branch, int64_t pages) {
+  const int64_t limit = quotas.Of(scope.tenant()).host_bytes;
+  if (limit == 0) return Status();
+  const auto page_bytes = static_cast<int64_t>(options.pool->page_bytes());
+  // What the branch's warm head holds becomes the turn's.
+  const auto others = [&] {
+    return static_cast<int64_t>(options.pool->leased_by(scope)) -
+           warm.Filled(branch) / kPageTokens;
+  };
+  warm.MakeRoomOf(scope, [&] { return others() + pages - limit / page_bytes; });
+  const int64_t leased = others();
+  if (leased + pages <= limit / page_bytes) return Status();
+  return Status::Exhausted(
+      "quota_exceeded: tenant '" + scope.tenant() + "' may use " + std::to_string(limit) +
+      " bytes of memory for KV; what runs holds " + std::to_string(leased * page_bytes) +
+      " and this one needs " + std::to_string(pages * page_bytes) +
+      ": wait for that to end, send a shorter context or a smaller max_tokens");
+}
+
 uint64_t Keeper::Impl::RandomU64() {
   uint64_t v = 0;
   // Without randomness ids would collide and be refused as conflicts, which is all that can be
@@ -174,7 +197,7 @@ Status Keeper::Impl::Recover() {
         "SELECT s.sid, b.id, s.tenant, s.id, b.wake_ms, b.keep_until_ms, b.pinned "
         "FROM branch b JOIN session s ON s.sid = b.sid WHERE b.wake_ms > ? "
         "ORDER BY b.wake_ms LIMIT ?",
-        now, static_cast<int64_t>(HeadTable::kMaxHeads));
+        now - HeadTable::kLongestPauseMs, static_cast<int64_t>(HeadTable::kMaxHeads));
     while (rows.Next()) {
       heads.SetMemory({rows.Int(0), rows.Int(1), std::string(rows.Text(2)),
                         std::string(rows.Text(3))},
@@ -265,6 +288,8 @@ CommitResult Keeper::Impl::CommitTurn(Turn::Impl* turn, TurnOutcome outcome) {
   if (result.durable) {
     ++committed;
     turn->base.reset();
+    const auto tokens = static_cast<int64_t>(output.tokens.size());
+    quotas.Added(turn->tenant, turn->draft.input_count + tokens);
     heads.TurnCommitted(turn->branch, {outcome.message.tool_calls, memory, now});
     const int64_t keep = static_cast<int64_t>(turn->prompt.size()) + output.kept - output.header;
     std::optional<Timeline> timeline = std::move(outcome.timeline);
@@ -320,7 +345,8 @@ void Keeper::Impl::AbortTurn(Turn::Impl* turn, TurnOutcome outcome) {
 // The turn has come to nothing: its head is as it was.
 void Keeper::Impl::ReturnBase(Turn::Impl* turn) {
   using Kept = HeadTable::Kept;
-  heads.TurnAborted(turn->branch, turn->base ? Kept::kTimeline : Kept::kNothing);
+  const bool kept = turn->base || warm.IsWarm(turn->branch);
+  heads.TurnAborted(turn->branch, kept ? Kept::kTimeline : Kept::kNothing);
   if (turn->base) warm.Return(std::move(*turn->base));
 }
 

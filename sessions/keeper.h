@@ -15,6 +15,7 @@
 
 #include <cstdint>
 #include <functional>
+#include <map>
 #include <memory>
 #include <string>
 #include <string_view>
@@ -25,6 +26,7 @@
 #include "sessions/bundle.h"
 #include "sessions/basis.h"
 #include "sessions/head_table.h"
+#include "sessions/quota.h"
 #include "sessions/recording.h"
 #include "sessions/tree.h"
 #include "sessions/turn.h"
@@ -72,6 +74,7 @@ struct KeeperOptions {
   std::string model_name;
   int64_t max_context = 0;           // tokens of one timeline
 
+  std::map<std::string, TenantQuota> quotas;  // by tenant; "*" = of each that is not named
   int max_resident = 64;             // warm heads
   int64_t anonymous_ttl_s = 3600;
   int max_waiting = 64;              // turns that wait for one head (OnBusy::kQueue)
@@ -91,7 +94,8 @@ class Keeper {
   // kInvalid: bad messages, a template that refuses them, "context_length_exceeded: ..." with both
   // counts. kNotFound: unknown session or branch. kConflict: busy head (OnBusy::kReject), or an
   // idempotency key that was used for another request. kExhausted: too many wait for the head, no
-  // pool pages, or the store is degraded and the turn wants durability.
+  // pool pages, or the store is degraded and the turn wants durability; "quota_exceeded: ..." and
+  // "insufficient_storage: ..." where the tenant has more than its quota (quota.h).
   Result<std::unique_ptr<Turn>> Begin(const TurnRequest& request);
   // Items, tokens and the moved head in one transaction. The timeline becomes the warm head.
   CommitResult Commit(std::unique_ptr<Turn> turn, TurnOutcome outcome);

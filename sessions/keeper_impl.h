@@ -16,6 +16,7 @@
 #include "sessions/lease.h"
 #include "sessions/log.h"
 #include "sessions/prompt.h"
+#include "sessions/quota.h"
 #include "sessions/warm.h"
 
 namespace holdfast {
@@ -61,7 +62,7 @@ struct Keeper::Impl {
       : options(o), leases(o.max_waiting),
         warm({o.pool, o.store, o.db, o.fp, o.max_resident, &heads, o.stitcher,
               [this] { return NowMs(); }}),
-        caretaker(this) {}
+        caretaker(this), quotas(o.quotas, o.db) {}
 
   const KeeperOptions options;
   RealEnv env;
@@ -70,6 +71,7 @@ struct Keeper::Impl {
   HeadTable heads;
   WarmHeads warm;
   Caretaker caretaker;
+  Quotas quotas;
   std::atomic<bool> shut{false};
   std::atomic<int64_t> next_branch{1}, next_sid{1};  // deleted sessions' stay closed
   int64_t basis = 0;  // its row; constant after Open
@@ -85,6 +87,10 @@ struct Keeper::Impl {
   Digest RootHash(const Digest& context) const { return LineageRoot(context); }
 
   Status Recover();
+  // Whether the tenant may have one session more; whether a turn of `pages` fits into its memory,
+  // for which its warm heads go.
+  Status CheckNewSession(std::string_view tenant);
+  Status MakeRoomOf(const TenantScope& scope, int64_t branch, int64_t pages);
   // The tokens of a session up to `head`, or else to that of the branch.
   Result<std::vector<TokenId>> TokensAt(const HeadId& id, std::optional<Point> head);
   void SweepExpired();

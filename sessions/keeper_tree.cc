@@ -157,6 +157,7 @@ Result<SessionInfo> Keeper::Create(std::string_view tenant, const CreateSession&
   }
   if (request.ttl_s < 0) return Status::Invalid("ttl: negative");
   if (impl_->shut) return Status::Unavailable("shutting down");
+  HOLDFAST_RETURN_IF_ERROR(impl_->CheckNewSession(tenant));
   NewSession s;
   s.id = impl_->NewId("sess_");
   s.tenant = tenant;
@@ -250,6 +251,7 @@ Status Keeper::Impl::DeleteSession(const SessionRow& session) {
     return s;
   }
   warm.ForgetTails(tails);
+  quotas.Deleted();
   --sessions;
   return Status();
 }

@@ -69,7 +69,8 @@ Result<std::optional<TurnRow>> ReadTurn(Rows rows) {
 Status LoadBranches(Reader& reader, SessionTree* tree) {
   Rows rows = reader.Query(
       "SELECT id, name, ordinal, node, count, generation, head_hash, tokens, items, parent_name, "
-      "parent_tokens, created_ms, updated_ms, wake_ms, keep_until_ms, pinned FROM branch WHERE sid = ? ORDER BY ordinal",
+      "parent_tokens, created_ms, updated_ms, wake_ms, keep_until_ms, pinned "
+      "FROM branch WHERE sid = ? ORDER BY ordinal",
       tree->session.sid);
   while (rows.Next()) {
     BranchRow b;

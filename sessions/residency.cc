@@ -73,11 +73,12 @@ ResidencyInfo ResidencyOf(Keeper::Impl& k, const Read& read, Survey* survey) {
 Result<std::vector<TokenId>> Keeper::Impl::TokensAt(const HeadId& id, std::optional<Point> head) {
   std::vector<TokenId> out;
   HOLDFAST_RETURN_IF_ERROR(
-      WithTree(*this, id.tenant, id.session, [&](Reader& reader, const SessionTree& tree) -> Status {
+      WithTree(*this, id.tenant, id.session, [&](Reader& reader, const SessionTree& tree) {
         const BranchRow* b = tree.BranchById(id.branch);
         if (!head && b == nullptr) return Status::NotFound("the branch is gone");
-        HOLDFAST_ASSIGN_OR_RETURN(out, LoadTokens(reader, LineageOf(tree, head ? *head : b->head)));
-        return Status();
+        auto tokens = LoadTokens(reader, LineageOf(tree, head ? *head : b->head));
+        if (tokens.ok()) out = std::move(*tokens);
+        return tokens.status();
       }));
   return out;
 }
@@ -116,7 +117,7 @@ Result<PrefetchInfo> Keeper::Prefetch(std::string_view tenant, std::string_view 
   if (request.wake_at_ms > impl_->NowMs() || survey.load == 0) return info;
   if (!impl_->heads.PrefetchBegun(read.id, memory)) return info;
   if (Status s = impl_->caretaker.Enqueue({read.id, std::move(read.tokens)}); !s.ok()) {
-    impl_->heads.Prefetched(read.id.branch, {});
+    impl_->heads.Prefetched(read.id.branch, {}, {0, 1});
     return s;
   }
   info.pages = survey.load / kPageTokens;

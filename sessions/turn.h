@@ -87,7 +87,7 @@ struct TurnReport {
 
 // What a client says of its branch's future: advice to retention, never a promise.
 struct RetentionHints {
-  int64_t ttl_s = 0;               // `cache_control.ttl`: it will be used again within it; 0 = unsaid
+  int64_t ttl_s = 0;               // `cache_control.ttl`: it comes again within it; 0 = unsaid
   std::optional<bool> pin;         // stays so until it is said otherwise
   int64_t wake_at_ms = 0;          // when the next turn comes (Unix time); 0 = unsaid
 };

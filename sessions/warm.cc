@@ -69,16 +69,30 @@ void WarmHeads::Return(Head head) {
 }
 
 void WarmHeads::MakeRoom(int64_t pages) {
+  LetGoWhile(
+      [&] {
+        const PoolStats pool = options_.pool->stats();
+        return pages - static_cast<int64_t>(pool.slots_max - pool.leased);
+      },
+      nullptr);
+}
+
+void WarmHeads::MakeRoomOf(const TenantScope& scope, const std::function<int64_t()>& missing) {
+  LetGoWhile(missing, &scope);
+}
+
+// Lets go of heads, of one tenant or of all, until no page is missing.
+void WarmHeads::LetGoWhile(const std::function<int64_t()>& missing, const TenantScope* of) {
   while (true) {
-    const PoolStats pool = options_.pool->stats();
-    int64_t missing = pages - static_cast<int64_t>(pool.slots_max - pool.leased);
-    if (missing <= 0) return;
+    int64_t pages = missing();
+    if (pages <= 0) return;
     Heads gone;
     {
       std::lock_guard lock(mu_);
       for (const Leaver& l : LineLocked()) {
-        if (missing <= 0) break;
-        missing -= l.pages;
+        if (pages <= 0) break;
+        if (of != nullptr && l.head->timeline.scope() != *of) continue;
+        pages -= l.pages;
         gone.splice(gone.end(), heads_, l.head);
       }
     }

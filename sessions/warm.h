@@ -54,6 +54,8 @@ class WarmHeads {
   // Gives back what Take lent; dropped when the branch has a newer one by now.
   void Return(Head head);
   void MakeRoom(int64_t pages);
+  // Lets go of the tenant's warm heads until `missing` pages are none or no head is warm.
+  void MakeRoomOf(const TenantScope& scope, const std::function<int64_t()>& missing);
   void Drop(int64_t sid);  // without writing anything
   void LetGoOfAll();
   bool IsWarm(int64_t branch) const;
@@ -81,6 +83,7 @@ class WarmHeads {
     int64_t pages = 0;  // that it alone holds
   };
   std::vector<Leaver> LineLocked();
+  void LetGoWhile(const std::function<int64_t()>& missing, const TenantScope* of);
   std::vector<PageKey> OwnPages(const Head& head) const;
   void LetGo(Heads* gone);
   void WriteAllDown(const std::list<Head>& heads);

@@ -3,8 +3,8 @@
 // A page is private (one writer: the timeline that allocated it) until it is sealed; from then on
 // it is immutable, found by key, and shared. A lease keeps a page where it is; a sealed page
 // without leases stays as cache until its slot is needed, and goes in order of release, oldest
-// first. Timelines release from their tail, so an ancestor never goes before its descendants. Whoever
-// knows what pages are worth puts the line in order with Renew.
+// first. Timelines release from their tail, so an ancestor never goes before its descendants.
+// Whoever knows what pages are worth puts the line in order with Renew.
 //
 // Address space for `max_bytes` is reserved at once; a background thread touches it ahead of need
 // (first touch costs 0.4-2.3 s per GiB), so that about one extent of kExtentBytes always lies
@@ -129,6 +129,7 @@ class PagePool {
   // Drops every cached page (benchmarks and tests of the tiers below).
   void DropCached();
   PoolStats stats() const;
+  uint64_t leased_by(const TenantScope& scope) const;  // of stats().leased, this tenant's
   // Asserts that lists, index and counts agree, in time of the number of slots (debug builds,
   // tests).
   void CheckInvariants() const;

@@ -31,6 +31,21 @@ PrefetchInfo Prefetch(RuntimeBench& b, const std::string& session, PrefetchReque
   return *p;
 }
 
+PrefetchRequest WakeAt(int64_t ms) {
+  PrefetchRequest request;
+  request.wake_at_ms = ms;
+  return request;
+}
+
+RetentionHints Pin() {
+  RetentionHints hints;
+  hints.pin = true;
+  return hints;
+}
+
+// gcc 12 warns of an overlap in Named("s", i) that is not there.
+std::string Named(std::string name, int i) { return name.append(std::to_string(i)); }
+
 // A session of one turn; the talk with the answer kept.
 Talk Converse(RuntimeBench& b, const std::string& session, RetentionHints hints = {}) {
   Talk talk(session);
@@ -112,8 +127,8 @@ TEST_CASE("a head that wakes soon is loaded before, also after a restart") {
   Converse(b, "late");
   Converse(b, "soon");
   const int64_t now = RealEnv().WallMicros() / 1000;
-  CHECK(Prefetch(b, "late", {.wake_at_ms = now + 3'600'000}).pages == 0);
-  CHECK(Prefetch(b, "soon", {.wake_at_ms = now + 1'000}).pages == 0);
+  CHECK(Prefetch(b, "late", WakeAt(now + 3'600'000)).pages == 0);
+  CHECK(Prefetch(b, "soon", WakeAt(now + 1'000)).pages == 0);
   SUBCASE("in one process") { Cool(b); }
   SUBCASE("after a restart") { b.Restart(); }
   CHECK(Where(b, "soon").pool.tokens == 0);
@@ -162,7 +177,7 @@ TEST_CASE("an answer asked for again supersedes the old one, in memory and after
 TEST_CASE("what leaves the pool first: superseded, then what was used longest ago; pinned last") {
   RuntimeBench b({.kv_bytes = 1200u << 10, .tend_every_ms = 0});
   PagePool& pool = b.runtime().engine().pool();
-  Converse(b, "pinned", {.pin = true});
+  Converse(b, "pinned", Pin());
   Converse(b, "old");
   Converse(b, "new");
   // Its beginning is shared by both branches; the old answer is long.
@@ -202,8 +217,15 @@ TEST_CASE("what leaves the pool first: superseded, then what was used longest ag
 }
 
 TEST_CASE("what leaves the disk first, when that is full") {
-  RuntimeBench b({.disk_bytes = 500u << 10, .tend_every_ms = 0});
-  Converse(b, "pinned", {.pin = true});
+  uint64_t one = 0;  // bytes of a session on disk
+  {
+    RuntimeBench probe;
+    Converse(probe, "old");
+    Cool(probe);
+    one = probe.runtime().stats().store.bytes;
+  }
+  RuntimeBench b({.disk_bytes = 6 * one, .tend_every_ms = 0});
+  Converse(b, "pinned", Pin());
   Converse(b, "old");
   Talk gone = Converse(b, "gone");
   Converse(b, "new");
@@ -211,12 +233,12 @@ TEST_CASE("what leaves the disk first, when that is full") {
   Cool(b);
   FilePageStore& store = *b.runtime().page_store();
   const auto on_disk = [&](const char* session) { return Where(b, session).disk.tokens; };
-  const int64_t all = on_disk("new");
+  const int64_t all = on_disk("pinned");
   REQUIRE(all > 0);
-  REQUIRE(on_disk("pinned") == all);
+  REQUIRE(on_disk("new") > 0);
   std::string order;
   for (int i = 0; order.size() < 2 && i < 100; ++i) {
-    Converse(b, "more" + std::to_string(i));
+    Converse(b, Named("more", i));
     Cool(b);
     b.runtime().keeper().Tend();
     const StoreStats stats = store.stats();
@@ -234,12 +256,74 @@ TEST_CASE("heads are let go before the pool is full") {
     const PoolStats s = b.runtime().engine().pool().stats();
     return static_cast<double>(s.slots_max - s.leased) / static_cast<double>(s.slots_max);
   };
-  for (int i = 0; free() > 1.0 / 16 && i < 100; ++i) Converse(b, "s" + std::to_string(i));
+  for (int i = 0; free() > 1.0 / 16 && i < 100; ++i) Converse(b, Named("s", i));
   CHECK(free() < 1.0 / 8);
   b.runtime().keeper().Tend();
   CHECK(free() >= 1.0 / 8);
   CHECK(Where(b, "s0").state == "warm");
   CHECK(b.runtime().stats().keeper.resident_timelines > 0);
+}
+
+// ---- quotas --------------------------------------------------------------------------------
+
+Status Refused(RuntimeBench& b, ChatRequest r) { return b.runtime().Chat(std::move(r)).status(); }
+
+TEST_CASE("a tenant has as many sessions as its quota says") {
+  RuntimeBench b({.quotas = {{"ann", {.sessions = 2}}}, .tend_every_ms = 0});
+  Converse(b, "one");
+  REQUIRE(b.runtime().keeper().Create("ann", {}).ok());
+  const Status more = b.runtime().keeper().Create("ann", {}).status();
+  CHECK(more.code() == Code::kExhausted);
+  CHECK(more.message().starts_with("quota_exceeded: "));
+  CHECK(Refused(b, Talk("three").User("hi").Request()).message() == more.message());
+  CHECK(Refused(b, Talk("").User("hi").Request()).message() == more.message());
+  Converse(b, "one");                                             // one that is there goes on
+  CHECK(b.Say(Talk("x", "bob").User("hi").Request()).done.status.ok());  // others have no limit
+  REQUIRE(b.runtime().keeper().Delete("ann", "one").ok());
+  Converse(b, "three");
+}
+
+TEST_CASE("a tenant's warm heads go for its own turns, and a turn that needs more is refused") {
+  RuntimeBench free;
+  const auto page_bytes = static_cast<int64_t>(free.runtime().engine().pool().page_bytes());
+  Converse(free, "s0");
+  const int64_t tokens = Where(free, "s0").tokens;
+  const int64_t limit = (2 * tokens / 32 + 3) * page_bytes;
+  RuntimeBench b({.quotas = {{"*", {.host_bytes = limit}}}, .tend_every_ms = 0});
+  PagePool& pool = b.runtime().engine().pool();
+  for (int i = 0; i < 12; ++i) {
+    const std::string id = Named("s", i);
+    const ChatRequest r = Talk(id).User(LongQuestion(id)).Request();
+    CHECK(b.Say(r) == free.Say(r));
+    CHECK(static_cast<int64_t>(pool.leased_by(TenantScope("ann"))) * page_bytes <= limit);
+  }
+  CHECK(b.runtime().stats().keeper.resident_timelines > 0);
+  CHECK(b.runtime().stats().keeper.resident_timelines < 12);
+  ChatRequest huge = Talk("huge").User("hi").Request();
+  huge.max_tokens = 0;  // as many as fit: room is made for 1,024
+  const Status s = Refused(b, huge);
+  CHECK(s.code() == Code::kExhausted);
+  CHECK(s.message().starts_with("quota_exceeded: "));
+  CHECK(pool.leased_by(TenantScope("ann")) == 0);  // nothing stays behind but cache
+}
+
+TEST_CASE("a tenant over its disk quota reads and deletes, but begins no turn") {
+  RuntimeBench b({.quotas = {{"ann", {.disk_bytes = 1}}}, .tend_every_ms = 0});
+  Talk talk("one");
+  talk.User(LongQuestion("one"));
+  talk.Keep(b.Say(talk.Request()));  // it had nothing yet
+  talk.User("more");
+  const auto check = [&] {
+    const Status s = Refused(b, talk.Request());
+    CHECK(s.code() == Code::kExhausted);
+    CHECK(s.message().starts_with("insufficient_storage: "));
+  };
+  check();
+  b.Restart();
+  check();
+  CHECK(b.runtime().keeper().Items("ann", "one", "", {}).ok());
+  REQUIRE(b.runtime().keeper().Delete("ann", "one").ok());
+  Converse(b, "two");
 }
 
 }  // namespace

@@ -35,7 +35,7 @@ TEST_CASE("each transition, from each state") {
   const Step let_go = [](HeadTable& t) { t.LetGo(70, Keys(3)); };
   const Step superseded = [](HeadTable& t) { t.Supersede(70); };
   const Step prefetch = [](HeadTable& t) { t.PrefetchBegun(kHead, {}); };
-  const Step prefetched = [](HeadTable& t) { t.Prefetched(70, Keys(3)); };
+  const Step prefetched = [](HeadTable& t) { t.Prefetched(70, Keys(3), {3, 3}); };
   const Step all_seen = [](HeadTable& t) { t.PagesSeen(70, {3, 3}); };
   const Step some_seen = [](HeadTable& t) { t.PagesSeen(70, {2, 3}); };
   const Step closed = [](HeadTable& t) { t.Close(7); };
@@ -131,7 +131,7 @@ TEST_CASE("a turn takes over from a prefetch") {
   CHECK(t.PrefetchBegun(kHead, {}));
   CHECK_FALSE(t.PrefetchBegun(kHead, {}));
   t.TurnBegun(kHead, {}, 5);
-  t.Prefetched(70, Keys(2));
+  t.Prefetched(70, Keys(2), {2, 2});
   CHECK(t.StateOf(70) == HeadState::kRestoring);
   t.TurnRestored(70);
   CHECK(t.StateOf(70) == HeadState::kRunning);

@@ -106,6 +106,23 @@ TEST_CASE("a lease counts and shares") {
   CHECK(pool.stats().leased == 1);
 }
 
+TEST_CASE("leased pages are counted by tenant, each once") {
+  PagePool pool = ToyPool(4);
+  PageLease a = NewSealed(pool, 1), b = New(pool, kB), shared = a.Share();
+  CHECK(pool.leased_by(kA) == 1);
+  CHECK(pool.leased_by(kB) == 1);
+  pool.CheckInvariants();
+  a.Release();
+  CHECK(pool.leased_by(kA) == 1);
+  shared.Release();
+  CHECK(pool.leased_by(kA) == 0);  // cached pages are nobody's burden
+  a = FindNamed(pool, 1);
+  CHECK(pool.leased_by(kA) == 1);
+  b.Release();
+  CHECK(pool.leased_by(kB) == 0);
+  pool.CheckInvariants();
+}
+
 TEST_CASE("Seal of a key that is there gives the page that is there") {
   PagePool pool = ToyPool(3);
   PageLease first = NewSealed(pool, 1);
