@@ -183,8 +183,11 @@ void Caretaker::LineUpStore() {
     to_line_up_.pop_back();
     const auto tokens = k_.TokensAt(stored.id, stored.head);
     if (!tokens.ok()) continue;  // deleted meanwhile
-    std::vector<PageKey> keys =
-        k_.options.stitcher->Look(TenantScope(stored.id.tenant), *tokens).keys;
+    Survey survey = k_.options.stitcher->Look(TenantScope(stored.id.tenant), *tokens);
+    std::vector<PageKey> keys = std::move(survey.keys);
+    const auto rest = std::span(*tokens).subspan(keys.size() * kPageTokens);
+    const int64_t rows = k_.warm.StoredTail(survey.end, rest);
+    if (rows > 0) keys.push_back(TailKey(survey.end, rest.first(rows), Digest{}));
     std::reverse(keys.begin(), keys.end());
     k_.options.store->Renew(keys);
   }
