@@ -13,12 +13,13 @@ struct CodeWord {
   std::string_view word;
   int status;  // 0: as the Code says
 };
-constexpr std::array<CodeWord, 6> kCodeWords = {{
+constexpr std::array<CodeWord, 7> kCodeWords = {{
     {"context_length_exceeded", 400},
     {"request_timeout", 408},
     {"request_too_large", 413},
     {"insufficient_storage", 507},
     {"store_degraded", 507},
+    {"quota_exceeded", 429},
     {"model_not_found", 404},
 }};
 
@@ -51,7 +52,10 @@ ApiError ErrorOf(const Status& status) {
   e.type = kind.type;
   if (e.code.empty()) e.code = kind.code;
   e.retry_after_s = kind.retry_after_s;
-  e.should_retry = e.status != 409;
+  // Waiting alone does not end these.
+  e.should_retry =
+      e.status != 409 && e.code != "quota_exceeded" && e.code != "insufficient_storage";
+  if (!e.should_retry) e.retry_after_s = 0;
   return e;
 }
 

@@ -24,6 +24,7 @@ struct ServeFlags {
   std::vector<std::string> api_keys;  // TENANT=KEY
   std::vector<std::string> origins;
   std::string disk;
+  std::vector<std::string> quotas;    // TENANT=sessions:N,host:BYTES,disk:BYTES
   bool strict_model = false;
   bool no_page_store = false;
   int max_queued = 256;
@@ -40,6 +41,41 @@ Result<std::vector<ApiKey>> ReadKeys(const std::vector<std::string>& texts) {
     keys.push_back({text.substr(0, at), Sha256(text.data() + at + 1, text.size() - at - 1)});
   }
   return keys;
+}
+
+// "sessions:100,host:2GiB,disk:10GiB", each of them or not.
+Result<TenantQuota> ReadQuota(std::string_view limits) {
+  TenantQuota quota;
+  while (!limits.empty()) {
+    const std::string_view one = limits.substr(0, limits.find(','));
+    limits.remove_prefix(std::min(limits.size(), one.size() + 1));
+    const size_t colon = std::min(one.find(':'), one.size());
+    const std::string_view name = one.substr(0, colon);
+    int64_t* const limit = name == "sessions" ? &quota.sessions
+                           : name == "host"   ? &quota.host_bytes
+                           : name == "disk"   ? &quota.disk_bytes
+                                              : nullptr;
+    const auto value = ParseBytes(std::string(one.substr(std::min(one.size(), colon + 1))));
+    if (limit == nullptr || !value.ok() || *value == 0) {
+      return Status::Invalid("--quota '" + std::string(one) +
+                             "': must be sessions:N, host:BYTES or disk:BYTES");
+    }
+    *limit = static_cast<int64_t>(*value);
+  }
+  return quota;
+}
+
+Result<std::map<std::string, TenantQuota>> ReadQuotas(const std::vector<std::string>& texts) {
+  std::map<std::string, TenantQuota> quotas;
+  for (const std::string& text : texts) {
+    const size_t at = text.find('=');
+    if (at == std::string::npos || at == 0) {
+      return Status::Invalid("--quota must be TENANT=sessions:N,host:BYTES,disk:BYTES");
+    }
+    HOLDFAST_ASSIGN_OR_RETURN(quotas[text.substr(0, at)],
+                              ReadQuota(std::string_view(text).substr(at + 1)));
+  }
+  return quotas;
 }
 
 Result<RuntimeOptions> RuntimeOptionsOf(const CommonFlags& flags) {
@@ -112,6 +148,9 @@ int Serve(const CommonFlags& flags, const ServeFlags& serve) {
   auto disk = ParseBytes(serve.disk);
   if (!disk.ok()) return Fail(flags, disk.status());
   runtime_options->disk_bytes = *disk;
+  auto quotas = ReadQuotas(serve.quotas);
+  if (!quotas.ok()) return Fail(flags, quotas.status());
+  runtime_options->quotas = std::move(*quotas);
   auto runtime = Runtime::Open(*runtime_options);
   if (!runtime.ok()) return Fail(flags, runtime.status());
 
@@ -235,6 +274,10 @@ void AddServeCommands(CLI::App& app, CommonFlags* flags, Command* chosen) {
   s->add_option("--origin", serve->origins, "A web origin that may call; may be given again");
   s->add_option("--disk", serve->disk, "Disk space for pages, like 20GiB")
       ->envname("HOLDFAST_DISK");
+  s->add_option("--quota", serve->quotas,
+                "TENANT=sessions:N,host:BYTES,disk:BYTES; \"*\" = every other tenant; may be given "
+                "again")
+      ->envname("HOLDFAST_QUOTA");
   s->add_option("--max-queued", serve->max_queued, "Requests that may wait")
       ->envname("HOLDFAST_MAX_QUEUED")->check(CLI::Range(1, 65536));
   s->add_option("--max-running", serve->max_running, "Sequences that decode together")

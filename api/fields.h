@@ -14,6 +14,8 @@
 
 namespace holdfast {
 
+inline constexpr double kMaxUnixTime = 1e11;  // seconds; a time in milliseconds is beyond it
+
 class Fields {
  public:
   // `object` is borrowed. `path` is "" for the request itself.

@@ -71,6 +71,8 @@ void AddKeeper(Page* page, const KeeperStats& k) {
   page->Counter("turn_replays_total", "Turns served from the log.", Num(k.replays));
   page->Gauge("running_turns", "Turns under way.", Num(k.running));
   page->Gauge("resident_timelines", "Heads that are warm.", Num(k.resident_timelines));
+  page->Counter("prefetches_total", "Heads loaded ahead of their turns.", Num(k.prefetches));
+  page->Counter("prefetched_pages_total", "Pages loaded so.", Num(k.pages_prefetched));
   page->Gauge("degraded", "1 while nothing durable can be taken on.", k.degraded ? 1 : 0);
 }
 

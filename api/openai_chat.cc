@@ -13,6 +13,7 @@ namespace {
 constexpr size_t kMaxStops = 16;
 constexpr size_t kMaxStopBytes = 256;
 constexpr int64_t kMaxTokensLimit = int64_t{1} << 31;
+constexpr int64_t kMaxTtlUnits = 10'000;  // of a ttl, in whatever unit
 
 // Content as one text: a string, null, or a list of text parts.
 std::string ReadContent(Fields& message) {
@@ -239,6 +240,55 @@ void ReadSession(Fields& body, ChatRequest* out) {
   }
 }
 
+// "5m", "1h", "90s", "2d" in seconds; nullopt where it is none of these.
+std::optional<int64_t> ReadTtl(const std::string& text) {
+  int64_t n = 0;
+  const char* end = text.data() + text.size();
+  const auto [at, error] = std::from_chars(text.data(), end, n);
+  if (error != std::errc() || end - at != 1 || n < 1 || n > kMaxTtlUnits) return std::nullopt;
+  switch (*at) {
+    case 's': return n;
+    case 'm': return n * 60;
+    case 'h': return n * 3600;
+    case 'd': return n * 86400;
+    default: return std::nullopt;
+  }
+}
+
+// `cache_control` of anything that clients put it on. The longest one counts, as all of them say
+// that this context comes again.
+void ReadCacheControl(const Json& owner, const std::string& path, ChatRequest* out,
+                      std::optional<ApiError>* error) {
+  if (!owner.is_object()) return;
+  Fields fields(owner, path, error);
+  const Json* control = fields.Object("cache_control");
+  if (control == nullptr) return;
+  Fields c(*control, fields.PathOf("cache_control"), error);
+  const std::optional<int64_t> ttl = ReadTtl(c.Text("ttl", "5m", 32));
+  if (!ttl) return c.Fail("ttl", "must be a number with s, m, h or d behind it, like \"5m\"");
+  out->hints.ttl_s = std::max(out->hints.ttl_s, *ttl);
+}
+
+void ReadRetention(const Json& json, Fields& body, ChatRequest* out) {
+  ReadCacheControl(json, "", out, body.error());
+  for (const char* list : {"messages", "tools"}) {
+    const Json* items = body.Find(list);
+    for (size_t i = 0; items != nullptr && items->is_array() && i < items->size(); ++i) {
+      const std::string path = std::string(list) + "[" + std::to_string(i) + "]";
+      ReadCacheControl((*items)[i], path, out, body.error());
+      if (!(*items)[i].is_object()) continue;
+      const auto content = (*items)[i].find("content");
+      if (content == (*items)[i].end() || !content->is_array()) continue;
+      for (size_t k = 0; k < content->size(); ++k) {
+        ReadCacheControl((*content)[k], path + ".content[" + std::to_string(k) + "]", out,
+                         body.error());
+      }
+    }
+  }
+  if (body.Find("pin") != nullptr) out->hints.pin = body.Bool("pin", false);
+  out->hints.wake_at_ms = static_cast<int64_t>(1000 * body.Number("wake_at", 0, kMaxUnixTime, 0));
+}
+
 Json LogprobJson(const ChatTokenLogprob& t) {
   auto entry = [](const std::string& text, float logprob) {
     Json bytes = Json::array();
@@ -283,6 +333,7 @@ std::optional<ApiError> ReadChatCall(std::string_view body, ChatCall* out) {
   ReadStops(fields, &out->request);
   ReadLimits(fields, out);
   ReadSession(fields, &out->request);
+  ReadRetention(*json, fields, &out->request);
   return error;
 }
 

@@ -93,6 +93,7 @@ TurnRequest TurnRequestOf(const ChatRequest& r) {
   t.seed = r.seed;
   t.turn_seed = r.turn_seed;
   t.max_tokens = r.max_tokens;
+  t.hints = r.hints;
   return t;
 }
 
@@ -217,6 +218,8 @@ Status Runtime::Impl::OpenKeeper() {
   k.max_context = engine->max_context();
   k.max_resident = options.max_resident;
   k.anonymous_ttl_s = options.anonymous_ttl_s;
+  k.tend_every_ms = options.tend_every_ms;
+  k.quotas = options.quotas;
   if (writer != nullptr) k.sync_pages = [w = writer.get()] { return w->Flush(); };
   HOLDFAST_ASSIGN_OR_RETURN(keeper, Keeper::Open(k));
   return Status();

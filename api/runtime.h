@@ -11,6 +11,7 @@
 #pragma once
 
 #include <cstdint>
+#include <map>
 #include <memory>
 #include <optional>
 #include <string>
@@ -37,6 +38,8 @@ struct RuntimeOptions {
   bool page_store = true;     // false: tokens are durable, pages are computed again
   int max_resident = 64;      // warm heads of sessions
   int64_t anonymous_ttl_s = 3600;
+  std::map<std::string, TenantQuota> quotas;  // see KeeperOptions
+  int64_t tend_every_ms = 500;  // see KeeperOptions
   // Tests: whose disk it is. An sqlite3_vfs by name, an Env for page files, RocksDB's for their
   // index; "" and null = the operating system's. They outlive the Runtime.
   std::string database_vfs;
@@ -75,6 +78,8 @@ struct ChatRequest {
   std::vector<std::string> stop;
   int top_logprobs = -1;              // -1 = no logprobs
   bool speculate = true;              // as far as the engine does; changes nothing but the time
+
+  RetentionHints hints;               // advice to retention; decides nothing of the answer
 
   // Of a free replay: the turn's own seed, and tokens that the answer begins with, not drawn.
   std::optional<uint64_t> turn_seed;

@@ -271,6 +271,8 @@ void Server::Impl::AddRoutes() {
   Add("POST", "/v1/sessions/{}/snapshot", &HandleSnapshot);
   Add("GET", "/v1/sessions/{}/snapshots", &HandleSnapshots);
   Add("GET", "/v1/sessions/{}/events", &HandleEvents);
+  Add("GET", "/v1/sessions/{}/residency", &HandleResidency);
+  Add("POST", "/v1/sessions/{}/prefetch", &HandlePrefetch);
   Add("POST", "/v1/admin/fsck", &HandleFsck);
   Add("POST", "/v1/admin/gc", &HandleGc);
   Add("POST", "/v1/admin/backup", &HandleBackup);

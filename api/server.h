@@ -84,6 +84,8 @@ void HandleRewind(Call& call);
 void HandleSnapshot(Call& call);
 void HandleSnapshots(Call& call);
 void HandleEvents(Call& call);
+void HandleResidency(Call& call);
+void HandlePrefetch(Call& call);
 void HandleFsck(Call& call);
 void HandleGc(Call& call);
 void HandleBackup(Call& call);

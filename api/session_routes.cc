@@ -29,6 +29,7 @@ Json BranchJson(const BranchInfo& b) {
           {"default", b.is_default},
           {"busy", b.busy},
           {"resident", b.resident},
+          {"state", b.state},
           {"created_at", b.created_ms / 1000},
           {"updated_at", b.updated_ms / 1000}};
 }
@@ -45,6 +46,30 @@ Json ItemJson(const ItemInfo& i) {
           {"tokens",
            {{"first", i.first}, {"count", i.count}, {"header", i.header}, {"trailer", i.trailer}}},
           {"message", std::move(message)}};
+}
+
+Json TierJson(const ResidencyInfo::Tier& t) { return {{"tokens", t.tokens}, {"bytes", t.bytes}}; }
+
+Json NumberOrNull(const std::optional<double>& v) { return v ? Json(*v) : Json(nullptr); }
+
+Json ResidencyJson(const ResidencyInfo& r) {
+  return {{"object", "residency"},
+          {"session_id", r.session_id},
+          {"branch", r.branch},
+          {"state", r.state},
+          {"tokens", r.tokens},
+          {"tiers",
+           {{"pool", TierJson(r.pool)},
+            {"disk", TierJson(r.disk)},
+            {"missing", TierJson(r.missing)}}},
+          {"est_restore_ms", NumberOrNull(r.restore_ms)},
+          {"est_prefill_ms", NumberOrNull(r.prefill_ms)}};
+}
+
+Json PrefetchJson(const PrefetchInfo& p) {
+  return {{"object", "prefetch"},
+          {"started", {{"pages", p.pages}, {"tokens", p.tokens}, {"bytes", p.bytes}}},
+          {"before", ResidencyJson(p.before)}};
 }
 
 Json SnapshotJson(const SnapshotInfo& s) {
@@ -300,6 +325,29 @@ void HandleSnapshot(Call& call) {
 void HandleSnapshots(Call& call) {
   ReplyRows(call, call.runtime.keeper().Snapshots(call.tenant, call.request.segments[0]),
             SnapshotJson);
+}
+
+void HandleResidency(Call& call) {
+  ReplyOne(call, 200,
+           call.runtime.keeper().Residency(call.tenant, call.request.segments[0],
+                                           QueryText(call, "branch")),
+           ResidencyJson);
+}
+
+void HandlePrefetch(Call& call) {
+  const std::optional<Json> body = ReadBody(call);
+  if (!body.has_value()) return;
+  std::optional<ApiError> error;
+  Fields fields(*body, "", &error);
+  PrefetchRequest request;
+  request.branch = fields.Text("branch", "", 256);
+  if (fields.Find("pin") != nullptr) request.pin = fields.Bool("pin", false);
+  request.wake_at_ms =
+      static_cast<int64_t>(1000 * fields.Number("wake_at", 0, kMaxUnixTime, 0));
+  if (error.has_value()) return call.Refuse(*error);
+  ReplyOne(call, 202,
+           call.runtime.keeper().Prefetch(call.tenant, call.request.segments[0], request),
+           PrefetchJson);
 }
 
 void HandleEvents(Call& call) {

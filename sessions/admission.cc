@@ -41,6 +41,11 @@ Digest InputDigest(const TurnRequest& r, const TurnDraft& draft) {
       .Finish();
 }
 
+// That room is made for ahead.
+int64_t PagesOf(int64_t prompt, int64_t max_tokens) {
+  return (prompt + std::min(max_tokens, kExpectedOutput)) / kPageTokens + 2;
+}
+
 Status StoreDegraded(const std::string& why) {
   return Status::Exhausted("store_degraded: no durable turn can be taken on: " + why);
 }
@@ -90,6 +95,7 @@ class Admission {
                      int64_t* ordinal, uint64_t* session_seed);
   Status RecordRows(Txn& txn, const Place& place, const Target& target, Turn::Impl* turn);
   Result<std::unique_ptr<Turn>> Start(const Place& place, Target target);
+  void NoteHead(const Place& place, const Target& target, Turn::Impl* turn);
   Status Stitch(Turn::Impl* turn);
 
   Keeper::Impl& k_;
@@ -122,7 +128,7 @@ Status Admission::Validate() const {
   if (r_.durability != Durability::kNone && k_.options.db->degraded()) {
     return StoreDegraded(k_.options.db->degraded_reason());
   }
-  return Status();
+  return k_.quotas.CheckDisk(r_.tenant, k_.options.pool->page_bytes());
 }
 
 Result<std::unique_ptr<Turn>> Admission::Try() {
@@ -175,6 +181,11 @@ Result<std::unique_ptr<Turn>> Admission::Try() {
   HOLDFAST_RETURN_IF_ERROR(FindRetry(place));
   HOLDFAST_ASSIGN_OR_RETURN(std::optional<Target> target, Lease(place));
   if (!target) return std::unique_ptr<Turn>();
+  if (target->make_session) HOLDFAST_RETURN_IF_ERROR(k_.CheckNewSession(r_.tenant));
+  const int64_t room = k_.options.max_context - prompt;
+  HOLDFAST_RETURN_IF_ERROR(
+      k_.MakeRoomOf(TenantScope(r_.tenant), target->branch,
+                    PagesOf(prompt, r_.max_tokens > 0 ? std::min(r_.max_tokens, room) : room)));
   HOLDFAST_ASSIGN_OR_RETURN(const bool unmoved, Unmoved(*target, place));
   if (!unmoved) return std::unique_ptr<Turn>();
   return Start(place, std::move(*target));
@@ -520,6 +531,7 @@ Result<std::unique_ptr<Turn>> Admission::Start(const Place& place, Target target
   impl->sampling_json = r_.sampling_json;
   impl->tools_json = r_.tools_json;
   impl->kwargs_json = r_.template_kwargs_json;
+  impl->hints = r_.hints;
   impl->keep_response = !r_.idempotency_key.empty();
   impl->wait_for_pages = r_.durability == Durability::kKv;
   impl->branch = target.branch;
@@ -532,6 +544,7 @@ Result<std::unique_ptr<Turn>> Admission::Start(const Place& place, Target target
     return s;
   }
   impl->lease = std::move(target.lease);
+  NoteHead(place, target, impl.get());
   if (target.make_session) k_.leases.Name(target.branch, impl->sid);
   if (target.make_session && impl->recorded) ++k_.sessions;
   if (retry_) ++k_.retries;
@@ -555,10 +568,21 @@ Result<std::unique_ptr<Turn>> Admission::Start(const Place& place, Target target
   return turn;
 }
 
+// The head has a turn now. One that this turn leaves behind, most of it kept, is superseded.
+void Admission::NoteHead(const Place& place, const Target& target, Turn::Impl* turn) {
+  const BranchRow* branch = tree_.BranchById(target.branch);
+  const HeadMemory memory = branch != nullptr ? branch->memory : HeadMemory{};
+  turn->pinned = memory.pinned;
+  const int64_t now = k_.NowMs();
+  k_.heads.TurnBegun({turn->sid, target.branch, r_.tenant, turn->start.session_id}, memory, now);
+  if (!target.make_branch || place.branch == nullptr) return;
+  const BranchRow& left = *place.branch;
+  const BranchUse by = {turn->start.branch, left.name, 0, place.draft.base_tokens, now + 1};
+  if (IsSuperseded(UseOf(left), by)) k_.heads.Supersede(left.id);
+}
+
 Status Admission::Stitch(Turn::Impl* turn) {
-  const int64_t size = static_cast<int64_t>(turn->prompt.size()) +
-                       std::min(turn->max_tokens, kExpectedOutput);
-  turn->reserved_pages = size / kPageTokens + 2;
+  turn->reserved_pages = PagesOf(static_cast<int64_t>(turn->prompt.size()), turn->max_tokens);
   k_.warm.MakeRoom(k_.reserved_pages += turn->reserved_pages);
   std::optional<WarmHeads::Head> base = k_.warm.Take(turn->sid, turn->branch, turn->prompt);
   StitchRequest request{TenantScope(r_.tenant), turn->prompt,
@@ -577,6 +601,7 @@ Status Admission::Stitch(Turn::Impl* turn) {
   const int64_t there = turn->timeline->filled() / kPageTokens;
   k_.reserved_pages -= there;
   turn->reserved_pages -= there;
+  k_.heads.TurnRestored(turn->branch);
   return Status();
 }
 

@@ -443,6 +443,8 @@ Result<ImportReport> Keeper::Import(std::string_view tenant, File* file, uint64_
     return Status::Exhausted("store_degraded: nothing durable can be taken: " +
                              impl_->options.db->degraded_reason());
   }
+  HOLDFAST_RETURN_IF_ERROR(impl_->CheckNewSession(tenant));
+  HOLDFAST_RETURN_IF_ERROR(impl_->quotas.CheckDisk(tenant, impl_->options.pool->page_bytes()));
   BundleImport import(*impl_, tenant, file, size, options);
   HOLDFAST_ASSIGN_OR_RETURN(ImportReport report, import.Run());
   HOLDFAST_ASSIGN_OR_RETURN(report.session, Get(tenant, import.id()));

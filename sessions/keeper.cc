@@ -92,15 +92,16 @@ Status InsertNodes(Txn& txn, const Keeper::Impl& k, const Turn::Impl& turn, cons
 }
 
 Status MoveHead(Txn& txn, const Turn::Impl& turn, const Output& output, int64_t output_node,
-                const Digest& hash, int64_t now_ms) {
+                const Digest& hash, const HeadMemory& memory, int64_t now_ms) {
   const TurnDraft& draft = turn.draft;
   HOLDFAST_RETURN_IF_ERROR(txn.Run(
       "UPDATE branch SET node = ?, count = ?, generation = generation + 1, head_hash = ?, "
-      "tokens = ?, items = ?, updated_ms = ? WHERE id = ? AND generation = ?",
+      "tokens = ?, items = ?, updated_ms = ?, wake_ms = ?, keep_until_ms = ?, pinned = ? "
+      "WHERE id = ? AND generation = ?",
       output_node, output.kept, hash,
       draft.base_tokens + static_cast<int64_t>(draft.tokens.size()) + output.kept - output.header,
-      draft.base_items + static_cast<int64_t>(draft.items.size()) + 1, now_ms, turn.branch,
-      turn.generation));
+      draft.base_items + static_cast<int64_t>(draft.items.size()) + 1, now_ms, memory.expected_ms,
+      memory.keep_until_ms, memory.pinned, turn.branch, turn.generation));
   if (txn.changes() != 1) return Status::Conflict("the branch is gone or its head has moved");
   return txn.Run(
       "UPDATE session SET updated_ms = ?, "
@@ -128,6 +129,37 @@ Timeline Turn::TakeTimeline() {
 
 int64_t Keeper::Impl::NowMs() {
   return options.now_ms ? options.now_ms() : env.WallMicros() / 1000;
+}
+
+HeadMemory Keeper::Impl::MemoryAfter(const Turn::Impl& turn, int64_t now_ms) const {
+  HeadMemory memory;
+  memory.pinned = turn.hints.pin.value_or(turn.pinned);
+  if (turn.hints.ttl_s > 0) memory.keep_until_ms = now_ms + turn.hints.ttl_s * 1000;
+  memory.expected_ms = turn.hints.wake_at_ms;
+  return memory;
+}
+
+Status Keeper::Impl::CheckNewSession(std::string_view tenant) {
+  return quotas.CheckNewSession(tenant, NowMs());
+}
+
+Status Keeper::Impl::MakeRoomOf(const TenantScope& scope, int64_t branch, int64_t pages) {
+  const int64_t limit = quotas.Of(scope.tenant()).host_bytes;
+  if (limit == 0) return Status();
+  const auto page_bytes = static_cast<int64_t>(options.pool->page_bytes());
+  // What the branch's warm head holds becomes the turn's.
+  const auto others = [&] {
+    return static_cast<int64_t>(options.pool->leased_by(scope)) -
+           warm.Filled(branch) / kPageTokens;
+  };
+  warm.MakeRoomOf(scope, [&] { return others() + pages - limit / page_bytes; });
+  const int64_t leased = others();
+  if (leased + pages <= limit / page_bytes) return Status();
+  return Status::Exhausted(
+      "quota_exceeded: tenant '" + scope.tenant() + "' may use " + std::to_string(limit) +
+      " bytes of memory for KV; what runs holds " + std::to_string(leased * page_bytes) +
+      " and this one needs " + std::to_string(pages * page_bytes) +
+      ": wait for that to end, send a shorter context or a smaller max_tokens");
 }
 
 uint64_t Keeper::Impl::RandomU64() {
@@ -160,6 +192,19 @@ Status Keeper::Impl::Recover() {
     return rows.status();
   }));
   const int64_t now = NowMs();
+  HOLDFAST_RETURN_IF_ERROR(options.db->Read([&](Reader& reader) {
+    Rows rows = reader.Query(
+        "SELECT s.sid, b.id, s.tenant, s.id, b.wake_ms, b.keep_until_ms, b.pinned "
+        "FROM branch b JOIN session s ON s.sid = b.sid WHERE b.wake_ms > ? "
+        "ORDER BY b.wake_ms LIMIT ?",
+        now - HeadTable::kLongestPauseMs, static_cast<int64_t>(HeadTable::kMaxHeads));
+    while (rows.Next()) {
+      heads.SetMemory({rows.Int(0), rows.Int(1), std::string(rows.Text(2)),
+                        std::string(rows.Text(3))},
+                      {rows.Int(4), rows.Int(5), rows.Int(6) != 0});
+    }
+    return rows.status();
+  }));
   return options.db->Write(
       [this, now](Txn& txn) -> Status {
         // Imports that did not end (bundle_import.cc).
@@ -216,6 +261,7 @@ CommitResult Keeper::Impl::CommitTurn(Turn::Impl* turn, TurnOutcome outcome) {
   CommitResult result;
   const Output output = MakeOutput(*this, *turn, outcome);
   const int64_t now = NowMs();
+  const HeadMemory memory = MemoryAfter(*turn, now);
   if (turn->recorded) {
     const Digest hash = LineageNext(turn->draft.hash, IdentityOf(outcome.message));
     result.status = options.db->Write(
@@ -223,7 +269,7 @@ CommitResult Keeper::Impl::CommitTurn(Turn::Impl* turn, TurnOutcome outcome) {
           int64_t node = 0;
           HOLDFAST_RETURN_IF_ERROR(
               InsertNodes(txn, *this, *turn, output, outcome, hash, &node));
-          HOLDFAST_RETURN_IF_ERROR(MoveHead(txn, *turn, output, node, hash, now));
+          HOLDFAST_RETURN_IF_ERROR(MoveHead(txn, *turn, output, node, hash, memory, now));
           std::string_view response;
           if (turn->keep_response) response = outcome.response;
           HOLDFAST_RETURN_IF_ERROR(txn.Run(
@@ -242,18 +288,21 @@ CommitResult Keeper::Impl::CommitTurn(Turn::Impl* turn, TurnOutcome outcome) {
   if (result.durable) {
     ++committed;
     turn->base.reset();
-    if (outcome.timeline) {
-      const int64_t keep =
-          static_cast<int64_t>(turn->prompt.size()) + output.kept - output.header;
-      Timeline timeline = std::move(*outcome.timeline);
-      if (timeline.size() <= keep || timeline.Truncate(keep).ok()) {
-        warm.Put({turn->sid, turn->branch, std::move(timeline)});
-      }
+    const auto tokens = static_cast<int64_t>(output.tokens.size());
+    quotas.Added(turn->tenant, turn->draft.input_count + tokens);
+    heads.TurnCommitted(turn->branch, {outcome.message.tool_calls, memory, now});
+    const int64_t keep = static_cast<int64_t>(turn->prompt.size()) + output.kept - output.header;
+    std::optional<Timeline> timeline = std::move(outcome.timeline);
+    if (timeline && (timeline->size() <= keep || timeline->Truncate(keep).ok())) {
+      warm.Put({turn->sid, turn->branch, std::move(*timeline)});
+    } else {
+      heads.LetGo(turn->branch, {});
     }
-  } else if (turn->base) {
-    warm.Return(std::move(*turn->base));
+  } else {
+    ReturnBase(turn);
   }
   EndTurn(turn);
+  caretaker.Poke();
   if (result.durable && turn->wait_for_pages && options.sync_pages) {
     options.sync_pages().IgnoreError();  // the tokens are durable; pages can be made again
   }
@@ -289,8 +338,16 @@ void Keeper::Impl::AbortTurn(Turn::Impl* turn, TurnOutcome outcome) {
         .IgnoreError();
   }
   outcome.timeline.reset();
-  if (turn->base) warm.Return(std::move(*turn->base));
+  ReturnBase(turn);
   EndTurn(turn);
+}
+
+// The turn has come to nothing: its head is as it was.
+void Keeper::Impl::ReturnBase(Turn::Impl* turn) {
+  using Kept = HeadTable::Kept;
+  const bool kept = turn->base || warm.IsWarm(turn->branch);
+  heads.TurnAborted(turn->branch, kept ? Kept::kTimeline : Kept::kNothing);
+  if (turn->base) warm.Return(std::move(*turn->base));
 }
 
 Keeper::Keeper(std::unique_ptr<Impl> impl) : impl_(std::move(impl)) {}
@@ -304,6 +361,7 @@ Result<std::unique_ptr<Keeper>> Keeper::Open(const KeeperOptions& options) {
                             PromptRenderer::Create(options.tokenizer, options.chat_template));
   HOLDFAST_RETURN_IF_ERROR(impl->Recover());
   impl->SweepExpired();
+  impl->caretaker.Start(options.tend_every_ms);
   return std::unique_ptr<Keeper>(new Keeper(std::move(impl)));
 }
 
@@ -321,11 +379,14 @@ void Keeper::Abort(std::unique_ptr<Turn> turn, TurnOutcome outcome) {
   impl_->AbortTurn(&turn->impl(), std::move(outcome));
 }
 
+void Keeper::Tend() { impl_->caretaker.Tend(); }
+
 void Keeper::MakeRoom(int64_t pages) { impl_->warm.MakeRoom(pages); }
 
 void Keeper::Shutdown() {
   if (impl_->shut.exchange(true)) return;
   impl_->leases.Close();
+  impl_->caretaker.Stop();
   impl_->warm.LetGoOfAll();
 }
 
@@ -341,6 +402,9 @@ KeeperStats Keeper::stats() const {
   s.resident_timelines = warm.heads;
   s.tails_written = warm.tails_written;
   s.tails_restored = warm.tails_restored;
+  s.heads = impl_->heads.counts();
+  s.prefetches = impl_->caretaker.prefetches();
+  s.pages_prefetched = impl_->caretaker.pages_prefetched();
   s.degraded = impl_->options.db->degraded();
   return s;
 }

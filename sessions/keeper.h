@@ -15,6 +15,7 @@
 
 #include <cstdint>
 #include <functional>
+#include <map>
 #include <memory>
 #include <string>
 #include <string_view>
@@ -24,6 +25,8 @@
 #include "engine/store/database.h"
 #include "sessions/bundle.h"
 #include "sessions/basis.h"
+#include "sessions/head_table.h"
+#include "sessions/quota.h"
 #include "sessions/recording.h"
 #include "sessions/tree.h"
 #include "sessions/turn.h"
@@ -38,6 +41,8 @@ struct KeeperStats {
   uint64_t running = 0;              // turns between Begin and their end
   uint64_t resident_timelines = 0;
   uint64_t tails_written = 0, tails_restored = 0;
+  HeadTable::Counts heads;           // that are known, by state
+  uint64_t prefetches = 0, pages_prefetched = 0;
   bool degraded = false;             // the last commit failed; nothing durable is taken on
 };
 
@@ -69,10 +74,12 @@ struct KeeperOptions {
   std::string model_name;
   int64_t max_context = 0;           // tokens of one timeline
 
+  std::map<std::string, TenantQuota> quotas;  // by tenant; "*" = of each that is not named
   int max_resident = 64;             // warm heads
   int64_t anonymous_ttl_s = 3600;
   int max_waiting = 64;              // turns that wait for one head (OnBusy::kQueue)
   std::function<int64_t()> now_ms;   // Unix time; null = the system clock
+  int64_t tend_every_ms = 500;         // rounds of the keeper's own thread; 0 = it has none (tests)
   std::function<Status()> sync_pages;  // makes sealed pages durable (Durability::kKv); may be null
 };
 
@@ -87,7 +94,8 @@ class Keeper {
   // kInvalid: bad messages, a template that refuses them, "context_length_exceeded: ..." with both
   // counts. kNotFound: unknown session or branch. kConflict: busy head (OnBusy::kReject), or an
   // idempotency key that was used for another request. kExhausted: too many wait for the head, no
-  // pool pages, or the store is degraded and the turn wants durability.
+  // pool pages, or the store is degraded and the turn wants durability; "quota_exceeded: ..." and
+  // "insufficient_storage: ..." where the tenant has more than its quota (quota.h).
   Result<std::unique_ptr<Turn>> Begin(const TurnRequest& request);
   // Items, tokens and the moved head in one transaction. The timeline becomes the warm head.
   CommitResult Commit(std::unique_ptr<Turn> turn, TurnOutcome outcome);
@@ -142,6 +150,17 @@ class Keeper {
   // Which pages of this model (`fp`) some branch, snapshot or partial page needs, as of now.
   Result<std::function<bool(const PageKey&)>> PagesInUse();
 
+  // Where the tokens of a branch are and what a turn on it would cost.
+  Result<ResidencyInfo> Residency(std::string_view tenant, std::string_view id,
+                                  std::string_view branch);
+  // Begins to load a branch's pages from disk into the pool, in the background; a second call while
+  // it does begins nothing. With `wake_at_ms` it is done shortly before then. kExhausted: too many
+  // are waiting.
+  Result<PrefetchInfo> Prefetch(std::string_view tenant, std::string_view id,
+                                const PrefetchRequest& request);
+  // One round of the keeper's own thread: lets go of heads before memory runs out, puts what is
+  // cached in the order of its worth, in the pool and on disk, and loads what is expected soon.
+  void Tend();
   // Lets go of warm heads until `pages` pool pages are free or none is warm.
   void MakeRoom(int64_t pages);
   // Refuses new turns (kUnavailable), writes the partial pages of warm heads and lets go of them.

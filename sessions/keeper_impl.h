@@ -10,10 +10,13 @@
 #include <vector>
 
 #include "engine/base/env.h"
+#include "sessions/caretaker.h"
+#include "sessions/head_table.h"
 #include "sessions/keeper.h"
 #include "sessions/lease.h"
 #include "sessions/log.h"
 #include "sessions/prompt.h"
+#include "sessions/quota.h"
 #include "sessions/warm.h"
 
 namespace holdfast {
@@ -45,6 +48,8 @@ struct Turn::Impl {
   std::string tenant, sampling_json, tools_json, kwargs_json;
   int64_t sid = 0, branch = 0, generation = 0;
   bool recorded = false;                // there is a row: the turn can be committed
+  RetentionHints hints;
+  bool pinned = false;                  // the branch, until now
   bool keep_response = false;           // it has an idempotency key
   bool wait_for_pages = false;
   TurnDraft draft;
@@ -55,13 +60,18 @@ struct Turn::Impl {
 struct Keeper::Impl {
   explicit Impl(const KeeperOptions& o)
       : options(o), leases(o.max_waiting),
-        warm({o.pool, o.store, o.db, o.fp, o.max_resident}) {}
+        warm({o.pool, o.store, o.db, o.fp, o.max_resident, &heads, o.stitcher,
+              [this] { return NowMs(); }}),
+        caretaker(this), quotas(o.quotas, o.db) {}
 
   const KeeperOptions options;
   RealEnv env;
   std::unique_ptr<PromptRenderer> renderer;
   HeadLeases leases;
+  HeadTable heads;
   WarmHeads warm;
+  Caretaker caretaker;
+  Quotas quotas;
   std::atomic<bool> shut{false};
   std::atomic<int64_t> next_branch{1}, next_sid{1};  // deleted sessions' stay closed
   int64_t basis = 0;  // its row; constant after Open
@@ -70,19 +80,45 @@ struct Keeper::Impl {
   std::atomic<uint64_t> sessions{0}, committed{0}, aborted{0}, retries{0}, replays{0};
 
   int64_t NowMs();
+  // What a branch's next head is remembered with after a turn.
+  HeadMemory MemoryAfter(const Turn::Impl& turn, int64_t now_ms) const;
   uint64_t RandomU64();
   std::string NewId(std::string_view prefix);  // prefix and 24 hexadecimal digits
   Digest RootHash(const Digest& context) const { return LineageRoot(context); }
 
   Status Recover();
+  // Whether the tenant may have one session more; whether a turn of `pages` fits into its memory,
+  // for which its warm heads go.
+  Status CheckNewSession(std::string_view tenant);
+  Status MakeRoomOf(const TenantScope& scope, int64_t branch, int64_t pages);
+  // The tokens of a session up to `head`, or else to that of the branch.
+  Result<std::vector<TokenId>> TokensAt(const HeadId& id, std::optional<Point> head);
   void SweepExpired();
   // Those that have expired at `now`: sid and id, ascending, of sids above `after`.
   Result<std::vector<SessionRow>> Expired(int64_t now, int64_t after, int most);
   Status DeleteSession(const SessionRow& session);
   void EndTurn(Turn::Impl* turn);  // gives back the lease and the reservation
+  void ReturnBase(Turn::Impl* turn);
   void AbortTurn(Turn::Impl* turn, TurnOutcome outcome);
   CommitResult CommitTurn(Turn::Impl* turn, TurnOutcome outcome);
 };
+
+// keeper_tree.cc
+// The branch of that name, or the default one for "". kNotFound.
+Result<const BranchRow*> PickBranch(const SessionTree& tree, std::string_view name);
+// The name of a branch's state.
+std::string StateOf(const Keeper::Impl& k, const SessionTree& tree, const BranchRow& b);
+
+// Runs `body` over a session's tree at one moment.
+template <typename Body>
+Status WithTree(Keeper::Impl& k, std::string_view tenant, std::string_view id, const Body& body) {
+  return k.options.db->Read([&](Reader& reader) -> Status {
+    HOLDFAST_ASSIGN_OR_RETURN(const SessionRow session,
+                              FindSession(reader, {tenant, id, k.NowMs()}));
+    HOLDFAST_ASSIGN_OR_RETURN(const SessionTree tree, LoadTree(reader, session));
+    return body(reader, tree);
+  });
+}
 
 // admission.cc
 Result<std::unique_ptr<Turn>> AdmitTurn(Keeper::Impl& keeper, const TurnRequest& request);

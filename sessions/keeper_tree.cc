@@ -25,26 +25,6 @@ Result<int64_t> ReadAfter(const ListRange& range) {
   return v;
 }
 
-// Runs `body` over a session's tree at one moment.
-template <typename Body>
-Status WithTree(Keeper::Impl& k, std::string_view tenant, std::string_view id, const Body& body) {
-  return k.options.db->Read([&](Reader& reader) -> Status {
-    HOLDFAST_ASSIGN_OR_RETURN(const SessionRow session,
-                              FindSession(reader, {tenant, id, k.NowMs()}));
-    HOLDFAST_ASSIGN_OR_RETURN(const SessionTree tree, LoadTree(reader, session));
-    return body(reader, tree);
-  });
-}
-
-Result<const BranchRow*> PickBranch(const SessionTree& tree, std::string_view name) {
-  const BranchRow* b =
-      name.empty() ? tree.BranchById(tree.session.default_branch) : tree.FindBranch(name);
-  if (b == nullptr) {
-    return Status::NotFound("branch '" + std::string(name) + "' does not exist");
-  }
-  return b;
-}
-
 BranchInfo InfoOf(const Keeper::Impl& k, const SessionTree& tree, const BranchRow& b) {
   BranchInfo info;
   info.session_id = tree.session.id;
@@ -60,6 +40,7 @@ BranchInfo InfoOf(const Keeper::Impl& k, const SessionTree& tree, const BranchRo
   info.is_default = b.id == tree.session.default_branch;
   info.busy = k.leases.IsBusy(b.id);
   info.resident = k.warm.IsWarm(b.id);
+  info.state = StateOf(k, tree, b);
   return info;
 }
 
@@ -148,6 +129,24 @@ Result<Lineage> SourceOf(Reader& reader, const SessionTree& tree, const MakeBran
 
 }  // namespace
 
+Result<const BranchRow*> PickBranch(const SessionTree& tree, std::string_view name) {
+  const BranchRow* b =
+      name.empty() ? tree.BranchById(tree.session.default_branch) : tree.FindBranch(name);
+  if (b == nullptr) {
+    return Status::NotFound("branch '" + std::string(name) + "' does not exist");
+  }
+  return b;
+}
+
+// A head that the table does not know has had no turn in this process.
+std::string StateOf(const Keeper::Impl& k, const SessionTree& tree, const BranchRow& b) {
+  if (const auto known = k.heads.StateOf(b.id)) return std::string(HeadStateName(*known));
+  const bool superseded =
+      std::any_of(tree.branches.begin(), tree.branches.end(),
+                  [&](const BranchRow& by) { return IsSuperseded(UseOf(b), UseOf(by)); });
+  return std::string(HeadStateName(superseded ? HeadState::kSuperseded : HeadState::kCold));
+}
+
 Result<SessionInfo> Keeper::Create(std::string_view tenant, const CreateSession& request) {
   if (request.external_id.starts_with("sess_")) {
     return Status::Invalid("session id: those that begin with 'sess_' are given by the server");
@@ -158,6 +157,7 @@ Result<SessionInfo> Keeper::Create(std::string_view tenant, const CreateSession&
   }
   if (request.ttl_s < 0) return Status::Invalid("ttl: negative");
   if (impl_->shut) return Status::Unavailable("shutting down");
+  HOLDFAST_RETURN_IF_ERROR(impl_->CheckNewSession(tenant));
   NewSession s;
   s.id = impl_->NewId("sess_");
   s.tenant = tenant;
@@ -230,6 +230,7 @@ Status Keeper::Impl::DeleteSession(const SessionRow& session) {
     return Status::Conflict("busy_head: a turn runs in session '" + session.id + "'");
   }
   warm.Drop(session.sid);
+  heads.Close(session.sid);
   std::vector<PageKey> tails;
   Status s = options.db->Read([&](Reader& reader) {
     Rows rows = reader.Query("SELECT key FROM tail WHERE sid = ?", session.sid);
@@ -250,6 +251,7 @@ Status Keeper::Impl::DeleteSession(const SessionRow& session) {
     return s;
   }
   warm.ForgetTails(tails);
+  quotas.Deleted();
   --sessions;
   return Status();
 }

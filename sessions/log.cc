@@ -69,7 +69,8 @@ Result<std::optional<TurnRow>> ReadTurn(Rows rows) {
 Status LoadBranches(Reader& reader, SessionTree* tree) {
   Rows rows = reader.Query(
       "SELECT id, name, ordinal, node, count, generation, head_hash, tokens, items, parent_name, "
-      "parent_tokens, created_ms, updated_ms FROM branch WHERE sid = ? ORDER BY ordinal",
+      "parent_tokens, created_ms, updated_ms, wake_ms, keep_until_ms, pinned "
+      "FROM branch WHERE sid = ? ORDER BY ordinal",
       tree->session.sid);
   while (rows.Next()) {
     BranchRow b;
@@ -85,6 +86,7 @@ Status LoadBranches(Reader& reader, SessionTree* tree) {
     b.parent_tokens = rows.Int(10);
     b.created_ms = rows.Int(11);
     b.updated_ms = rows.Int(12);
+    b.memory = {rows.Int(13), rows.Int(14), rows.Int(15) != 0};
     tree->branches.push_back(std::move(b));
   }
   return rows.status();

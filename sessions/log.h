@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "engine/store/database.h"
+#include "sessions/head_table.h"
 #include "sessions/history.h"
 #include "sessions/prompt.h"
 #include "sessions/schema.h"
@@ -41,7 +42,12 @@ struct BranchRow {
   Point head;
   Digest head_hash;
   int64_t created_ms = 0, updated_ms = 0;
+  HeadMemory memory;
 };
+
+inline BranchUse UseOf(const BranchRow& b) {
+  return {b.name, b.parent_name, b.tokens, b.parent_tokens, b.updated_ms};
+}
 
 struct NodeRow {  // without its blobs
   int64_t id = 0;

@@ -165,10 +165,18 @@ ALTER TABLE turn ADD COLUMN prefill_us INTEGER NOT NULL DEFAULT 0;
 ALTER TABLE turn ADD COLUMN decode_us INTEGER NOT NULL DEFAULT 0;
 )sql";
 
+// What clients said of a branch's future (sessions/retention.h).
+constexpr char kVersion3[] = R"sql(
+ALTER TABLE branch ADD COLUMN pinned INTEGER NOT NULL DEFAULT 0;
+ALTER TABLE branch ADD COLUMN keep_until_ms INTEGER NOT NULL DEFAULT 0;  -- 0 = it has no ttl
+ALTER TABLE branch ADD COLUMN wake_ms INTEGER NOT NULL DEFAULT 0;        -- 0 = nobody said
+CREATE INDEX branch_wake ON branch(wake_ms) WHERE wake_ms > 0;
+)sql";
+
 }  // namespace
 
 std::vector<Migration> SessionMigrations() {
-  return {{"sessions", 1, kVersion1}, {"sessions", 2, kVersion2}};
+  return {{"sessions", 1, kVersion1}, {"sessions", 2, kVersion2}, {"sessions", 3, kVersion3}};
 }
 
 }  // namespace holdfast

@@ -36,6 +36,31 @@ struct BranchInfo {
   int64_t generation = 0;       // turns committed on it
   int64_t created_ms = 0, updated_ms = 0;
   bool is_default = false, busy = false, resident = false;
+  std::string state;            // HeadStateName
+};
+
+// Where the tokens of a branch are. From the first on whose page is nowhere, all are missing; so is
+// the last one, which the next turn feeds in any case.
+struct ResidencyInfo {
+  std::string session_id, branch, state;
+  int64_t tokens = 0;
+  struct Tier {
+    int64_t tokens = 0, bytes = 0;
+  };
+  Tier pool, disk, missing;
+  // Estimates, once rates are measured in this process: until all is there by loading what is
+  // quicker loaded and computing the rest; and by computing everything.
+  std::optional<double> restore_ms, prefill_ms;
+};
+
+struct PrefetchRequest {
+  std::string branch;           // "" = the default one
+  int64_t wake_at_ms = 0;       // 0 = now
+  std::optional<bool> pin;      // keep it to the last, or no longer
+};
+struct PrefetchInfo {
+  ResidencyInfo before;
+  int64_t pages = 0, tokens = 0, bytes = 0;  // that this call has begun to load
 };
 
 struct ItemInfo {

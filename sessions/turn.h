@@ -85,6 +85,13 @@ struct TurnReport {
   double queue_ms = 0, restore_ms = 0, prefill_ms = 0, decode_ms = 0, commit_ms = 0;
 };
 
+// What a client says of its branch's future: advice to retention, never a promise.
+struct RetentionHints {
+  int64_t ttl_s = 0;               // `cache_control.ttl`: it comes again within it; 0 = unsaid
+  std::optional<bool> pin;         // stays so until it is said otherwise
+  int64_t wake_at_ms = 0;          // when the next turn comes (Unix time); 0 = unsaid
+};
+
 struct TurnRequest {
   std::string tenant;              // from the authenticated caller
   SessionRef session;
@@ -102,6 +109,7 @@ struct TurnRequest {
   std::optional<uint64_t> seed;
   std::optional<uint64_t> turn_seed;  // of a replay: the turn's own, instead of one made of `seed`
   int64_t max_tokens = 0;          // 0 = as many as fit
+  RetentionHints hints;
 };
 
 // How long the parts of a turn took.

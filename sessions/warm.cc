@@ -2,9 +2,13 @@
 
 #include <algorithm>
 #include <chrono>
+#include <unordered_map>
 
 namespace holdfast {
 namespace {
+
+// Until rates are measured.
+constexpr double kLoadMsPerPage = 1, kComputeMsPerToken = 5;
 
 int64_t CommonTokens(std::span<const TokenId> a, std::span<const TokenId> b) {
   return std::mismatch(a.begin(), a.end(), b.begin(), b.end()).first - a.begin();
@@ -44,11 +48,14 @@ void WarmHeads::Put(Head head) {
       superseded.splice(superseded.end(), heads_, here);
     }
     heads_.push_front(std::move(head));
-    while (static_cast<int>(heads_.size()) > options_.max_heads) {
-      gone.splice(gone.end(), heads_, std::prev(heads_.end()));
+    if (static_cast<int>(heads_.size()) > options_.max_heads) {
+      for (const Leaver& l : LineLocked()) {
+        if (static_cast<int>(heads_.size()) <= options_.max_heads) break;
+        gone.splice(gone.end(), heads_, l.head);
+      }
     }
   }
-  WriteAllDown(gone);
+  LetGo(&gone);
 }
 
 void WarmHeads::Return(Head head) {
@@ -62,16 +69,98 @@ void WarmHeads::Return(Head head) {
 }
 
 void WarmHeads::MakeRoom(int64_t pages) {
+  LetGoWhile(
+      [&] {
+        const PoolStats pool = options_.pool->stats();
+        return pages - static_cast<int64_t>(pool.slots_max - pool.leased);
+      },
+      nullptr);
+}
+
+void WarmHeads::MakeRoomOf(const TenantScope& scope, const std::function<int64_t()>& missing) {
+  LetGoWhile(missing, &scope);
+}
+
+// Lets go of heads, of one tenant or of all, until no page is missing.
+void WarmHeads::LetGoWhile(const std::function<int64_t()>& missing, const TenantScope* of) {
   while (true) {
-    const PoolStats pool = options_.pool->stats();
-    if (static_cast<int64_t>(pool.slots_max - pool.leased) >= pages) return;
-    std::list<Head> gone;
+    int64_t pages = missing();
+    if (pages <= 0) return;
+    Heads gone;
     {
       std::lock_guard lock(mu_);
-      if (heads_.empty()) return;
-      gone.splice(gone.end(), heads_, std::prev(heads_.end()));
+      for (const Leaver& l : LineLocked()) {
+        if (pages <= 0) break;
+        if (of != nullptr && l.head->timeline.scope() != *of) continue;
+        pages -= l.pages;
+        gone.splice(gone.end(), heads_, l.head);
+      }
     }
-    WriteAllDown(gone);
+    if (gone.empty()) return;
+    LetGo(&gone);
+  }
+}
+
+// Whole pages that go from memory's use when the head does.
+std::vector<PageKey> WarmHeads::OwnPages(const Head& head) const {
+  std::vector<PageKey> own;
+  const std::vector<PageKey> keys = head.timeline.ExactKeys();
+  for (size_t i = 0; i < keys.size(); ++i) {
+    if (head.timeline.runs()[i].page.leases() == 1) own.push_back(keys[i]);
+  }
+  return own;
+}
+
+// All heads, the one to go first at the front. One continues another when the other's last whole
+// page is in its chain.
+std::vector<WarmHeads::Leaver> WarmHeads::LineLocked() {
+  std::vector<Leaver> leavers;
+  std::vector<Candidate> candidates;
+  std::unordered_map<PageKey, int, DigestHash> by_last_page;
+  const auto blocks_of = [](const Head& h) { return h.timeline.filled() / kPageTokens; };
+  for (auto it = heads_.begin(); it != heads_.end(); ++it) {
+    const std::vector<PageKey> own = OwnPages(*it);
+    const int64_t pages = static_cast<int64_t>(own.size()) + 1;  // and the partial one
+    Candidate c;
+    c.facts = options_.table->FactsOf(it->branch);
+    c.seconds = SecondsToHave(own);
+    c.bytes = pages * static_cast<int64_t>(options_.pool->page_bytes());
+    const int index = static_cast<int>(candidates.size());
+    if (blocks_of(*it) > 0) by_last_page.try_emplace(it->timeline.chain_key(blocks_of(*it)), index);
+    candidates.push_back(std::move(c));
+    leavers.push_back({it, pages});
+  }
+  for (int i = 0; i < static_cast<int>(leavers.size()); ++i) {
+    const Head& head = *leavers[i].head;
+    for (int64_t b = blocks_of(head); b > 0 && candidates[i].parent < 0; --b) {
+      const auto found = by_last_page.find(head.timeline.chain_key(b));
+      if (found != by_last_page.end() && found->second != i) candidates[i].parent = found->second;
+    }
+  }
+  std::vector<Leaver> line;
+  for (const size_t i : DropOrder(candidates, options_.now_ms())) line.push_back(leavers[i]);
+  return line;
+}
+
+double WarmHeads::SecondsToHave(std::span<const PageKey> keys) const {
+  const StitchRates rates = options_.stitcher->rates();
+  const double load = rates.load_ms_per_page > 0 ? rates.load_ms_per_page : kLoadMsPerPage;
+  const double compute =
+      kPageTokens *
+      (rates.compute_ms_per_token > 0 ? rates.compute_ms_per_token : kComputeMsPerToken);
+  double ms = 0;
+  for (const PageKey& key : keys) {
+    const bool stored = options_.store != nullptr && options_.store->Contains(key);
+    ms += stored ? std::min(load, compute) : compute;
+  }
+  return ms / 1000;
+}
+
+// Written first, released then, so that those let go first are the first to leave the pool.
+void WarmHeads::LetGo(Heads* gone) {
+  WriteAllDown(*gone);
+  for (; !gone->empty(); gone->pop_front()) {
+    options_.table->LetGo(gone->front().branch, gone->front().timeline.ExactKeys());
   }
 }
 
@@ -84,9 +173,9 @@ void WarmHeads::LetGoOfAll() {
   std::list<Head> gone;
   {
     std::lock_guard lock(mu_);
-    gone.swap(heads_);
+    for (const Leaver& l : LineLocked()) gone.splice(gone.end(), heads_, l.head);
   }
-  WriteAllDown(gone);
+  LetGo(&gone);
 }
 
 // What can't be written is computed again when it is wanted.
@@ -100,6 +189,13 @@ bool WarmHeads::IsWarm(int64_t branch) const {
   std::lock_guard lock(mu_);
   return std::any_of(heads_.begin(), heads_.end(),
                      [branch](const Head& h) { return h.branch == branch; });
+}
+
+int64_t WarmHeads::Filled(int64_t branch) const {
+  std::lock_guard lock(mu_);
+  const auto it = std::find_if(heads_.begin(), heads_.end(),
+                               [branch](const Head& h) { return h.branch == branch; });
+  return it == heads_.end() ? 0 : it->timeline.filled();
 }
 
 WarmHeads::Stats WarmHeads::stats() const {
@@ -207,6 +303,15 @@ Status WarmHeads::WriteSnapshotTail(int64_t sid, int64_t branch) {
   return s;
 }
 
+int64_t WarmHeads::StoredTail(const PageKey& parent, std::span<const TokenId> tokens) const {
+  if (options_.store == nullptr) return 0;
+  auto rows = static_cast<int64_t>(std::min<size_t>(kPageTokens - 1, tokens.size()));
+  while (rows > 0 && !options_.store->Contains(TailKey(parent, tokens.first(rows), Digest{}))) {
+    --rows;
+  }
+  return rows;
+}
+
 void WarmHeads::RestoreTail(Timeline* timeline, StitchReport* report) {
   const int64_t filled = timeline->filled();
   if (options_.store == nullptr || filled % kPageTokens != 0 || !timeline->taint().IsZero()) return;
@@ -215,13 +320,10 @@ void WarmHeads::RestoreTail(Timeline* timeline, StitchReport* report) {
   header.kind = PageKind::kTail;
   header.fp = options_.fp;
   header.parent = timeline->chain_key(filled / kPageTokens);
-  int64_t rows = std::min<int64_t>(kPageTokens - 1, timeline->size() - 1 - filled);
-  for (; rows > 0; --rows) {
-    header.key = TailKey(header.parent, timeline->tokens().subspan(filled, rows), Digest{});
-    if (options_.store->Contains(header.key)) break;
-  }
-  if (rows <= 0) return;
   const auto rest = timeline->tokens().subspan(filled);
+  const int64_t rows = StoredTail(header.parent, rest.first(rest.size() - 1));
+  if (rows <= 0) return;
+  header.key = TailKey(header.parent, rest.first(rows), Digest{});
   const std::vector<TokenId> tokens(rest.begin(), rest.end());
   header.tokens.assign(tokens.begin(), tokens.begin() + rows);
   auto page = options_.pool->Allocate(timeline->scope());

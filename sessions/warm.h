@@ -1,5 +1,5 @@
 // Warm heads: timelines kept after their turns, so that the next one begins where it ended. Bounded
-// by count and by what the pool can spare; the one used longest ago goes first.
+// by count and by what the pool can spare; who goes first is retention's to say (retention.h).
 //
 // When a warm head is let go its partial page is written to the page store under its tail key, and
 // so are sealed pages that the store lacks; a later Stitch of the same tokens ends with
@@ -9,6 +9,7 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <list>
 #include <mutex>
 #include <optional>
@@ -17,6 +18,7 @@
 
 #include "engine/engine.h"
 #include "engine/store/database.h"
+#include "sessions/head_table.h"
 #include "stitcher/stitcher.h"
 
 namespace holdfast {
@@ -29,6 +31,9 @@ class WarmHeads {
     Database* db = nullptr;      // table `tail`
     Digest fp;
     int max_heads = 64;
+    HeadTable* table = nullptr;  // is told who was let go, and says how likely each is resumed
+    const Stitcher* stitcher = nullptr;    // what loading and computing cost
+    std::function<int64_t()> now_ms;
   };
   struct Head {
     int64_t sid = 0, branch = 0;
@@ -49,6 +54,8 @@ class WarmHeads {
   // Gives back what Take lent; dropped when the branch has a newer one by now.
   void Return(Head head);
   void MakeRoom(int64_t pages);
+  // Lets go of the tenant's warm heads until `missing` pages are none or no head is warm.
+  void MakeRoomOf(const TenantScope& scope, const std::function<int64_t()>& missing);
   void Drop(int64_t sid);  // without writing anything
   void LetGoOfAll();
   bool IsWarm(int64_t branch) const;
@@ -56,6 +63,13 @@ class WarmHeads {
 
   // Writes the partial page of the branch's warm head for good (a snapshot); ok when none is warm.
   Status WriteSnapshotTail(int64_t sid, int64_t branch);
+  // What it takes to have pages again: from disk where they are there, else by computing.
+  double SecondsToHave(std::span<const PageKey> keys) const;
+  // Rows of the branch's warm head that have their KV; 0 when none is warm.
+  int64_t Filled(int64_t branch) const;
+  // The longest partial page in the store that begins with the first of `tokens` after the pages of
+  // `parent`; 0 = there is none.
+  int64_t StoredTail(const PageKey& parent, std::span<const TokenId> tokens) const;
   // Fills in rows after the whole pages of a stitched timeline from a tail record, if there is one.
   void RestoreTail(Timeline* timeline, StitchReport* report);
   // Forgets all tails of a session in the page store.
@@ -63,6 +77,15 @@ class WarmHeads {
 
  private:
   enum class TailOwner : uint8_t { kBranch, kSnapshot };
+  using Heads = std::list<Head>;
+  struct Leaver {
+    Heads::iterator head;
+    int64_t pages = 0;  // that it alone holds
+  };
+  std::vector<Leaver> LineLocked();
+  void LetGoWhile(const std::function<int64_t()>& missing, const TenantScope* of);
+  std::vector<PageKey> OwnPages(const Head& head) const;
+  void LetGo(Heads* gone);
   void WriteAllDown(const std::list<Head>& heads);
   Status WriteDown(const Head& head, TailOwner owner);
   Status WriteTail(const Head& head, TailOwner owner);
@@ -72,7 +95,7 @@ class WarmHeads {
 
   const Options options_;
   mutable std::mutex mu_;
-  std::list<Head> heads_;  // used last at the front
+  Heads heads_;
   uint64_t tails_written_ = 0, tails_restored_ = 0;
 };
 

@@ -9,6 +9,7 @@
 #include <thread>
 #include <utility>
 
+#include "engine/base/moving_median.h"
 #include "engine/base/queue.h"
 
 namespace holdfast {
@@ -16,36 +17,12 @@ namespace {
 
 constexpr int kIoThreads = 2;
 constexpr size_t kIoQueue = 256;    // page reads waiting; more make the restoring request wait
-constexpr size_t kRateSamples = 15; // of the moving medians
 constexpr int64_t kMinObservedRows = 16;  // fewer say more about overhead than about rows
 
 double MsSince(std::chrono::steady_clock::time_point start) {
   return std::chrono::duration<double, std::milli>(std::chrono::steady_clock::now() - start)
       .count();
 }
-
-// A median over the last kRateSamples values; 0 before the first.
-class MovingMedian {
- public:
-  void Add(double v) {
-    if (values_.size() < kRateSamples) {
-      values_.push_back(v);
-    } else {
-      values_[next_] = v;
-      next_ = (next_ + 1) % kRateSamples;
-    }
-  }
-  double Get() const {
-    if (values_.empty()) return 0;
-    std::vector<double> v = values_;
-    std::nth_element(v.begin(), v.begin() + v.size() / 2, v.end());
-    return v[v.size() / 2];
-  }
-
- private:
-  std::vector<double> values_;
-  size_t next_ = 0;
-};
 
 int64_t CommonPrefix(std::span<const TokenId> a, std::span<const TokenId> b) {
   const auto end = std::mismatch(a.begin(), a.end(), b.begin(), b.end()).first;
@@ -110,6 +87,17 @@ struct Stitcher::Impl {
     return pages;
   }
 
+  // Load, and what it cost is remembered.
+  std::vector<Result<PageLease>> LoadTimed(const StitchRequest& request, const Chain& chain,
+                                           const std::vector<int64_t>& blocks) {
+    const auto start = std::chrono::steady_clock::now();
+    auto pages = Load(request, chain, blocks);
+    if (blocks.empty()) return pages;
+    std::lock_guard lock(rates_mu);
+    load_ms_per_page.Add(MsSince(start) / static_cast<double>(blocks.size()));
+    return pages;
+  }
+
   Result<PageLease> LoadOne(const StitchRequest& request, const Chain& chain, int64_t block) {
     HOLDFAST_ASSIGN_OR_RETURN(PageLease page, pool->Allocate(request.scope));
     const auto tokens = request.tokens.subspan(block * kPageTokens, kPageTokens);
@@ -140,12 +128,7 @@ struct Stitcher::Impl {
         for (int64_t b = step.begin / kPageTokens; b < end; ++b) loads.push_back(b);
       }
     }
-    const auto start = std::chrono::steady_clock::now();
-    auto loaded = Load(request, chain, loads);
-    if (!loads.empty()) {
-      std::lock_guard lock(rates_mu);
-      load_ms_per_page.Add(MsSince(start) / static_cast<double>(loads.size()));
-    }
+    auto loaded = LoadTimed(request, chain, loads);
     size_t next_load = 0;
     for (int64_t b = 0; b < end; ++b) {
       const bool load = next_load < loads.size() && loads[next_load] == b;
@@ -268,6 +251,57 @@ PlanInput MakeInput(const StitchRequest& request, int64_t warm, std::span<const 
 }
 
 }  // namespace
+
+Survey Stitcher::Look(const TenantScope& scope, std::span<const TokenId> tokens) const {
+  Survey survey;
+  survey.end = impl_->Root(scope);
+  if (tokens.empty()) return survey;
+  const StitchRequest request{scope, tokens, nullptr, {}};
+  Impl::Chain chain = impl_->FindChain(request, 0);
+  const Plan plan = MakePlan(MakeInput(request, 0, chain.tiers, {}, rates()));
+  survey.load = plan.TokensOf(PlanAction::kLoad);
+  while (!chain.tiers.empty() && chain.tiers.back() == PageTier::kNone) {
+    chain.tiers.pop_back();
+    chain.keys.pop_back();
+  }
+  for (const PageTier tier : chain.tiers) {
+    (tier == PageTier::kPool ? survey.pool : survey.store) += kPageTokens;
+  }
+  if (!chain.keys.empty()) survey.end = chain.keys.back();
+  survey.keys = std::move(chain.keys);
+  return survey;
+}
+
+int64_t Stitcher::Prefetch(const TenantScope& scope, std::span<const TokenId> tokens,
+                           int64_t max_pages) {
+  if (tokens.empty()) return 0;
+  const StitchRequest request{scope, tokens, nullptr, {}};
+  const Impl::Chain chain = impl_->FindChain(request, 0);
+  const Plan plan = MakePlan(MakeInput(request, 0, chain.tiers, {}, rates()));
+  // What is there is pinned, so that it does not make room for what follows it.
+  std::vector<PageLease> held;
+  std::vector<int64_t> loads;
+  for (const PlanStep& step : plan.steps) {
+    for (int64_t b = step.begin / kPageTokens; b < step.end / kPageTokens; ++b) {
+      if (step.action == PlanAction::kExact) {
+        held.push_back(impl_->pool->Find(chain.keys[b], tokens.subspan(b * kPageTokens,
+                                                                       kPageTokens)));
+      } else if (step.action == PlanAction::kLoad &&
+                 static_cast<int64_t>(loads.size()) < max_pages) {
+        loads.push_back(b);
+      }
+    }
+  }
+  auto loaded = impl_->LoadTimed(request, chain, loads);
+  int64_t pages = 0;
+  while (!loaded.empty()) {  // released from the tail
+    pages += loaded.back().ok();
+    loaded.pop_back();
+  }
+  while (!held.empty()) held.pop_back();
+  impl_->pool->Renew(std::vector<PageKey>(chain.keys.rbegin(), chain.keys.rend()));
+  return pages;
+}
 
 Result<Stitched> Stitcher::Stitch(const StitchRequest& request) {
   const auto start = std::chrono::steady_clock::now();

@@ -56,6 +56,14 @@ struct StitchRates {
   double load_ms_per_page = 0, load_ms_fixed = 0, compute_ms_per_token = 0;
 };
 
+// Where the KV of a prompt is. From the first page on that is nowhere, nothing can be used again.
+struct Survey {
+  int64_t pool = 0, store = 0;   // tokens in whole pages there
+  int64_t load = 0;              // of `store`, those that are quicker loaded than computed
+  std::vector<PageKey> keys;     // of the pages in pool and store, in order
+  PageKey end;                   // the chain's key after them
+};
+
 class Stitcher {
  public:
   // `store` may be null (nothing below the pool). All must outlive the stitcher.
@@ -63,6 +71,11 @@ class Stitcher {
   ~Stitcher();
 
   Result<Stitched> Stitch(const StitchRequest& request);
+  // Reads nothing.
+  Survey Look(const TenantScope& scope, std::span<const TokenId> tokens) const;
+  // Loads from the store into the pool what Stitch would load, as far as `max_pages` go; the pages
+  // stay there as cache, the last to be dropped. Faults end it early. Returns the pages loaded.
+  int64_t Prefetch(const TenantScope& scope, std::span<const TokenId> tokens, int64_t max_pages);
   // Tells what computing cost: `tokens` rows in `ms`. Feeds the planner.
   void ObserveCompute(int64_t tokens, double ms);
   StitchRates rates() const;

@@ -68,9 +68,13 @@ class MemoryPageStore : public PageStore {
     return {};
   }
 
+  void Renew(std::span<const PageKey>) override {}
+
   StoreStats stats() override {
     std::lock_guard lock(mu_);
-    return stats_;
+    StoreStats stats = stats_;
+    stats.bytes_max = bytes_max_;
+    return stats;
   }
 
  private:

@@ -34,6 +34,7 @@ struct PageHeader {
 
 struct StoreStats {
   uint64_t pages = 0, bytes = 0;           // live
+  uint64_t bytes_max = 0;                  // what `bytes` may grow to; 0 = no limit
   uint64_t dead_bytes = 0;                 // waiting for compaction
   uint64_t puts = 0, gets = 0, get_misses = 0, corrupt = 0, io_errors = 0;
 };
@@ -56,6 +57,9 @@ class PageStore {
   virtual Status Get(const PageHeader& expect, std::span<const std::span<std::byte>> payload) = 0;
   virtual bool Contains(const PageKey& key) = 0;  // by the index alone
   virtual Status Delete(const PageKey& key) = 0;
+  // Those of the pages that are there go last when space runs out, in this order (so: tail first).
+  // Forgotten with the process. A store that drops nothing by itself has nothing to do.
+  virtual void Renew(std::span<const PageKey> keys) = 0;
   virtual StoreStats stats() = 0;
 };
 

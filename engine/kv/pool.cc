@@ -66,6 +66,7 @@ struct PagePool::Impl {
   std::unordered_map<PageKey, uint32_t, DigestHash> index;  // sealed pages
   uint32_t oldest = kNone, newest = kNone;                  // cached pages
   PoolStats stats;
+  std::unordered_map<std::string, uint64_t> leased_by;  // pages with a lease, by tenant
   void (*observe)(void*, SealedPage) = nullptr;
   void* observe_context = nullptr;
   std::thread toucher;
@@ -76,6 +77,7 @@ struct PagePool::Impl {
   void TouchAhead();
   bool WantsTouch() const;
   bool TakeSlot(std::unique_lock<std::mutex>& lock, uint32_t* slot);
+  void CountLeased(const Slot& slot, int change);
   void Pin(uint32_t slot);
   void Release(uint32_t slot);
   void PushNewest(uint32_t slot);
@@ -159,11 +161,19 @@ bool PagePool::Impl::TakeSlot(std::unique_lock<std::mutex>& lock, uint32_t* slot
   }
 }
 
+// A page has its first lease, or has lost its last one.
+void PagePool::Impl::CountLeased(const Slot& slot, int change) {
+  stats.leased += change;
+  const auto it = leased_by.try_emplace(slot.tenant).first;
+  it->second += change;
+  if (it->second == 0) leased_by.erase(it);
+}
+
 void PagePool::Impl::Pin(uint32_t slot) {
   Slot& s = slots[slot];
   if (s.refs++ == 0) {
     Unlink(slot);
-    ++stats.leased;
+    CountLeased(s, 1);
   }
 }
 
@@ -172,7 +182,7 @@ void PagePool::Impl::Release(uint32_t slot) {
   Slot& s = slots[slot];
   assert(s.refs > 0);
   if (--s.refs > 0) return;
-  --stats.leased;
+  CountLeased(s, -1);
   if (s.sealed.load(std::memory_order_relaxed)) {
     PushNewest(slot);
   } else {
@@ -240,7 +250,7 @@ Result<PageLease> PagePool::Allocate(const TenantScope& scope) {
     s.used = true;
     s.tenant = scope.tenant();
     s.refs = 1;
-    ++impl_->stats.leased;
+    impl_->CountLeased(s, 1);
   }
   if (zero) std::memset(impl_->Address(slot), 0, impl_->stride);
   return PageLease(this, slot);
@@ -304,6 +314,19 @@ void PagePool::SetSealObserver(void (*observe)(void*, SealedPage), void* context
   impl_->observe_context = context;
 }
 
+int64_t PagePool::Renew(std::span<const PageKey> keys) {
+  std::lock_guard lock(impl_->mu);
+  int64_t there = 0;
+  for (const PageKey& key : keys) {
+    const auto it = impl_->index.find(key);
+    there = it == impl_->index.end() ? 0 : there + 1;
+    if (it == impl_->index.end() || impl_->slots[it->second].refs > 0) continue;
+    impl_->Unlink(it->second);
+    impl_->PushNewest(it->second);
+  }
+  return there;
+}
+
 void PagePool::DropCached() {
   std::lock_guard lock(impl_->mu);
   while (impl_->oldest != kNone) impl_->Evict(impl_->oldest);
@@ -314,6 +337,12 @@ PoolStats PagePool::stats() const {
   PoolStats stats = impl_->stats;
   stats.slots = impl_->next_fresh - impl_->touching;
   return stats;
+}
+
+uint64_t PagePool::leased_by(const TenantScope& scope) const {
+  std::lock_guard lock(impl_->mu);
+  const auto it = impl_->leased_by.find(scope.tenant());
+  return it == impl_->leased_by.end() ? 0 : it->second;
 }
 
 void PagePool::CheckInvariants() const {
@@ -334,6 +363,9 @@ void PagePool::CheckInvariants() const {
   }
   assert(leased == impl_->stats.leased && cached == impl_->stats.cached);
   assert(sealed == impl_->index.size());
+  uint64_t of_tenants = 0;
+  for (const auto& [tenant, pages] : impl_->leased_by) of_tenants += pages;
+  assert(of_tenants == leased);
   uint64_t private_pages = leased + cached - sealed;
   assert(impl_->free.size() + sealed + private_pages + impl_->touching == impl_->next_fresh);
 #endif

@@ -4,6 +4,7 @@
 // it is immutable, found by key, and shared. A lease keeps a page where it is; a sealed page
 // without leases stays as cache until its slot is needed, and goes in order of release, oldest
 // first. Timelines release from their tail, so an ancestor never goes before its descendants.
+// Whoever knows what pages are worth puts the line in order with Renew.
 //
 // Address space for `max_bytes` is reserved at once; a background thread touches it ahead of need
 // (first touch costs 0.4-2.3 s per GiB), so that about one extent of kExtentBytes always lies
@@ -121,9 +122,14 @@ class PagePool {
   // Set once, before the first Seal; must return quickly (it feeds a bounded queue and may drop).
   void SetSealObserver(void (*observe)(void* context, SealedPage page), void* context);
 
+  // Those of the pages that are cached go last from now on, in this order (so: tail first). Returns
+  // how many of `keys`, from the last on, are in the pool without a gap, leased or cached.
+  int64_t Renew(std::span<const PageKey> keys);
+
   // Drops every cached page (benchmarks and tests of the tiers below).
   void DropCached();
   PoolStats stats() const;
+  uint64_t leased_by(const TenantScope& scope) const;  // of stats().leased, this tenant's
   // Asserts that lists, index and counts agree, in time of the number of slots (debug builds,
   // tests).
   void CheckInvariants() const;

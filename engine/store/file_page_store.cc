@@ -393,6 +393,14 @@ bool FilePageStore::Contains(const PageKey& key) {
   return entry != nullptr && entry->state == PageState::kIndexed;
 }
 
+void FilePageStore::Renew(std::span<const PageKey> keys) {
+  std::lock_guard lock(impl_->mu);
+  for (const PageKey& key : keys) {
+    const CatalogEntry* entry = impl_->catalog.Find(key);
+    if (entry != nullptr && entry->state == PageState::kIndexed) impl_->catalog.Renew(key);
+  }
+}
+
 Status FilePageStore::Delete(const PageKey& key) {
   Impl& s = *impl_;
   std::lock_guard sync_lock(s.sync_mu);
@@ -420,6 +428,7 @@ StoreStats FilePageStore::stats() {
   StoreStats stats = impl_->stats;
   stats.pages = impl_->catalog.pages();
   stats.bytes = impl_->catalog.bytes();
+  stats.bytes_max = impl_->options.max_bytes;
   for (const PageFiles::Usage& u : usage) stats.dead_bytes += u.bytes - u.live;
   return stats;
 }

@@ -11,8 +11,8 @@
 // punched yet may then come back). What cannot be read or is not what it must be is forgotten, so
 // that a new Put can take its place. Every fault costs a page, which is computed again.
 //
-// Evicted when over the byte limit: the least recently used page that no stored page continues;
-// never an ancestor before its descendants. Their space comes back at the next Sync.
+// Evicted when over the byte limit: the least recently used (or renewed) page that no stored page
+// continues; never an ancestor before its descendants. Their space comes back at the next Sync.
 //
 // Costs one file descriptor per page file (1 GiB each by default), 400 bytes of memory per page.
 //
@@ -56,6 +56,7 @@ class FilePageStore : public PageStore {
   Status Sync() override;
   Status Get(const PageHeader& expect, std::span<const std::span<std::byte>> payload) override;
   bool Contains(const PageKey& key) override;
+  void Renew(std::span<const PageKey> keys) override;
   Status Delete(const PageKey& key) override;  // ok when there is none; durable when it returns
   StoreStats stats() override;
 

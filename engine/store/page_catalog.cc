@@ -90,13 +90,17 @@ void PageCatalog::Erase(const PageKey& key) {
 }
 
 void PageCatalog::Touch(const PageKey& key) {
+  Renew(key);
+  if (touched_.size() < kMaxTouched) touched_.push_back(key);
+}
+
+void PageCatalog::Renew(const PageKey& key) {
   CatalogEntry& entry = entries_.at(key);
   assert(entry.state == PageState::kIndexed);
   const bool leaf = IsLeaf(key);
   if (leaf) leaves_.erase({entry.last_use, key});
   entry.last_use = next_use_++;
   if (leaf) leaves_.emplace(entry.last_use, key);
-  if (touched_.size() < kMaxTouched) touched_.push_back(key);
 }
 
 std::vector<IndexEntry> PageCatalog::TakeTouched() {

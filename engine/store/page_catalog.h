@@ -47,6 +47,8 @@ class PageCatalog {
 
   // A use: the page goes to the end of the line. Noted for the index, see TakeTouched.
   void Touch(const PageKey& key);
+  // To the end of the line, without a use: the index is not told.
+  void Renew(const PageKey& key);
   // The pages whose use the index does not know yet, as entries for it.
   std::vector<IndexEntry> TakeTouched();
 

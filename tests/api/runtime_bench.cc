@@ -21,7 +21,9 @@ void RuntimeBench::Open() {
   r.engine.kv_bytes = options_.kv_bytes;
   r.engine.cpu.level = options_.cpu;
   r.data_dir = folder_.File("data");
-  r.disk_bytes = 256u << 20;
+  r.disk_bytes = options_.disk_bytes;
+  r.tend_every_ms = options_.tend_every_ms;
+  r.quotas = options_.quotas;
   r.page_store = options_.page_store;
   r.max_resident = options_.max_resident;
   r.database_vfs = options_.vfs;

@@ -18,6 +18,9 @@ struct RuntimeBenchOptions {
   std::string vfs = {};
   std::string cpu = {};      // instruction set; "" = the best
   uint64_t model_seed = 1;
+  size_t disk_bytes = 256u << 20;
+  std::map<std::string, TenantQuota> quotas = {};
+  int64_t tend_every_ms = 500;  // 0: tests call Tend themselves
 };
 
 // An answer, as a client keeps it.

@@ -223,6 +223,98 @@ class Replays(TinyServerTest):
         self.assertEqual(run("replay", "s", *flags, "--mode", "x")[0], 2)
 
 
+class Residency(TinyServerTest):
+    """Where a session's tokens are, and loading them ahead."""
+
+    def test_residency_and_prefetch(self):
+        self.server.chat("a prompt of some length, said again and again. " * 8, session_id="r")
+        path = "/v1/sessions/r"
+        status, _, now = self.server.call("GET", path + "/residency")
+        self.assertEqual(status, 200, now)
+        self.assertEqual((now["object"], now["branch"], now["state"]),
+                         ("residency", "main", "resident"))
+        tiers = now["tiers"]
+        self.assertEqual(sum(t["tokens"] for t in tiers.values()), now["tokens"])
+        self.assertEqual((tiers["disk"]["tokens"], tiers["missing"]["tokens"]), (0, 1))
+        self.assertGreater(tiers["pool"]["bytes"], 0)
+        self.assertGreater(now["est_prefill_ms"], now["est_restore_ms"])
+        self.assertEqual(self.server.call("GET", path + "/branches")[2]["data"][0]["state"],
+                         "resident")
+        self.assertEqual(self.server.stop(), 0)
+        self.server.start()
+        cold = self.server.call("GET", path + "/residency")[2]
+        self.assertEqual(cold["state"], "cold")
+        self.assertEqual(cold["tiers"]["pool"]["tokens"], 0)
+        self.assertEqual(cold["tiers"]["missing"]["tokens"], 1)
+        self.assertIsNone(cold["est_prefill_ms"])  # nothing was measured yet
+        status, _, begun = self.server.call("POST", path + "/prefetch")
+        self.assertEqual(status, 202, begun)
+        self.assertEqual(begun["started"]["tokens"], cold["tiers"]["disk"]["tokens"] // 32 * 32)
+        self.assertEqual(begun["before"], cold)
+        deadline = time.monotonic() + 30
+        while self.server.call("GET", path + "/residency")[2]["state"] != "warm":
+            self.assertLess(time.monotonic(), deadline)
+        again = self.server.call("POST", path + "/prefetch", {"branch": "main"})[2]
+        self.assertEqual(again["started"], {"pages": 0, "tokens": 0, "bytes": 0})
+        keeper = self.server.chat("more", session_id="r")["keeper"]
+        self.assertEqual(keeper["session_id"], cold["session_id"])
+
+    def test_refusals(self):
+        self.server.chat("hello", session_id="q")
+        for path in ("/v1/sessions/nobody", "/v1/sessions/sess_0"):
+            self.assertRefused(self.server.call("GET", path + "/residency"), 404)
+            self.assertRefused(self.server.call("POST", path + "/prefetch"), 404)
+        self.assertRefused(self.server.call("GET", "/v1/sessions/q/residency?branch=x"), 404)
+        for body, param in [({"branch": 7}, "branch"), ({"wake_at": "soon"}, "wake_at"),
+                            ({"wake_at": 1e13}, "wake_at"), ({"pin": 1}, "pin"), ("{", None)]:
+            with self.subTest(body=body):
+                self.assertRefused(self.server.call("POST", "/v1/sessions/q/prefetch", body), 400,
+                                   param)
+
+    def test_hints(self):
+        ephemeral = {"type": "ephemeral"}
+        good = [{"cache_control": {**ephemeral, "ttl": "1h"}}, {"cache_control": ephemeral},
+                {"pin": True, "wake_at": time.time() + 60}, {"cache_control": None},
+                {"messages": [{"role": "user", "content": [
+                    {"type": "text", "text": "hi", "cache_control": ephemeral}]}]}]
+        for extra in good:
+            with self.subTest(extra=extra):
+                body = {"messages": HELLO, "max_tokens": 2, **extra}
+                self.assertEqual(self.server.call("POST", CHAT, body)[0], 200)
+        part = {"type": "text", "text": "hi", "cache_control": {"ttl": "x"}}
+        for extra, param in [
+                ({"cache_control": {"ttl": "5"}}, "cache_control.ttl"),
+                ({"cache_control": {"ttl": 5}}, "cache_control.ttl"),
+                ({"cache_control": []}, "cache_control"), ({"pin": "yes"}, "pin"),
+                ({"wake_at": -1}, "wake_at"),
+                ({"messages": [{"role": "user", "content": [part]}]},
+                 "messages[0].content[0].cache_control.ttl")]:
+            with self.subTest(extra=extra):
+                self.assertRefused(self.server.call("POST", CHAT, {"messages": HELLO, **extra}),
+                                   400, param)
+
+
+class Quotas(TinyServerTest):
+    flags = ("--quota", "default=sessions:2,disk:1GiB", "--quota", "*=host:1GiB")
+
+    def test_sessions(self):
+        for name in ("a", "b"):
+            self.assertEqual(self.server.call("POST", "/v1/sessions", {"id": name})[0], 201)
+        for path, body in [("/v1/sessions", {"id": "c"}), (CHAT, {"messages": HELLO})]:
+            answer = self.server.call("POST", path, body)
+            headers, error = self.assertRefused(answer, 429, code="quota_exceeded")
+            self.assertIn("DELETE /v1/sessions", error["message"])
+            self.assertEqual(headers["x-should-retry"], "false")
+        self.assertEqual(self.server.call("DELETE", "/v1/sessions/a")[0], 200)
+        self.assertEqual(self.server.call("POST", "/v1/sessions", {"id": "c"})[0], 201)
+
+    def test_flags(self):
+        for flag in ("x", "=sessions:1", "a=rooms:1", "a=sessions", "a=sessions:x", "a=disk:0"):
+            status, _, error = run("serve", "--model", self.model, "--port", "0", "--quota", flag)
+            self.assertEqual(status, 1, flag)
+            self.assertIn("--quota", error)
+
+
 class Limits(TinyServerTest):
     def test_bodies_and_headers_too_large(self):
         self.assertRefused(self.server.call("POST", CHAT, headers={

@@ -90,6 +90,7 @@ void SessionBench::Open() {
   k.model_digest = engine_->model().weights_digest();
   k.model_name = "tiny";
   k.max_context = engine_->max_context();
+  k.tend_every_ms = 0;
   k.now_ms = [this] { return now_ms; };
   auto keeper = Keeper::Open(k);
   REQUIRE_MESSAGE(keeper.ok(), keeper.status().ToString());

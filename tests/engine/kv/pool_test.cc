@@ -72,6 +72,24 @@ TEST_CASE("private pages return to the pool, sealed ones stay until needed, olde
   pool.CheckInvariants();
 }
 
+TEST_CASE("renewed pages go last, in the order in which they were named") {
+  PagePool pool = ToyPool(4);
+  for (uint8_t name = 1; name <= 4; ++name) NewSealed(pool, name).Release();
+  PageLease held = FindNamed(pool, 4);
+  const std::vector<PageKey> line = {Key(2), Key(9), Key(1), Key(4)};
+  CHECK(pool.Renew(line) == 2);  // 9 is not there: the gap
+  CHECK(pool.Renew(std::span(line).first(2)) == 0);  // and 2 is the very last now
+  pool.CheckInvariants();
+  std::vector<PageLease> taken;
+  std::string left;
+  for (int i = 0; i < 3; ++i) {
+    taken.push_back(New(pool));
+    for (uint8_t name = 1; name <= 4; ++name) left += pool.Contains(Key(name)) ? '0' + name : '-';
+    left += ' ';
+  }
+  CHECK(left == "12-4 -2-4 ---4 ");
+}
+
 TEST_CASE("a lease counts and shares") {
   PagePool pool = ToyPool(2);
   PageLease a = New(pool);
@@ -86,6 +104,23 @@ TEST_CASE("a lease counts and shares") {
   CHECK(c.leases() == 1);
   c = New(pool);  // assignment releases what was held
   CHECK(pool.stats().leased == 1);
+}
+
+TEST_CASE("leased pages are counted by tenant, each once") {
+  PagePool pool = ToyPool(4);
+  PageLease a = NewSealed(pool, 1), b = New(pool, kB), shared = a.Share();
+  CHECK(pool.leased_by(kA) == 1);
+  CHECK(pool.leased_by(kB) == 1);
+  pool.CheckInvariants();
+  a.Release();
+  CHECK(pool.leased_by(kA) == 1);
+  shared.Release();
+  CHECK(pool.leased_by(kA) == 0);  // cached pages are nobody's burden
+  a = FindNamed(pool, 1);
+  CHECK(pool.leased_by(kA) == 1);
+  b.Release();
+  CHECK(pool.leased_by(kB) == 0);
+  pool.CheckInvariants();
 }
 
 TEST_CASE("Seal of a key that is there gives the page that is there") {

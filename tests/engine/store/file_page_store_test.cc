@@ -155,6 +155,22 @@ TEST_CASE("over the byte limit the least recently used leaf goes; its place is r
   CHECK(Put(f.store.get(), PageRecordSample(20, {5 * 12288})).code() == Code::kExhausted);
 }
 
+TEST_CASE("renewed pages go last when over the byte limit") {
+  Fixture f;
+  f.options.max_bytes = 3 * 12288;
+  f.Open();
+  CHECK(f.store->stats().bytes_max == 3 * 12288);
+  for (uint8_t n : {1, 2, 3}) REQUIRE(Put(f.store.get(), Lone(n)).ok());
+  f.store->Renew(std::vector<PageKey>{Lone(1).header.key});  // not indexed yet: nothing to do
+  REQUIRE(f.store->Sync().ok());
+  f.store->Renew(std::vector<PageKey>{Lone(2).header.key, Lone(9).header.key, Lone(1).header.key});
+  REQUIRE(Put(f.store.get(), Lone(4)).ok());
+  CHECK_FALSE(f.store->Contains(Lone(3).header.key));
+  REQUIRE(Put(f.store.get(), Lone(5)).ok());
+  CHECK_FALSE(f.store->Contains(Lone(2).header.key));
+  CHECK(f.store->Contains(Lone(1).header.key));
+}
+
 TEST_CASE("a page does not push out its own parent") {
   Fixture f;
   f.options.max_bytes = 2 * 12288;

@@ -76,6 +76,18 @@ TEST_CASE("a page that is being written protects its ancestor and cannot go itse
   CHECK(catalog.EvictionCandidate() == KeyOf('a'));
 }
 
+TEST_CASE("a renewed page goes last, and the index is not told") {
+  PageCatalog catalog;
+  for (char key = 'a'; key <= 'd'; ++key) {
+    Add(&catalog, static_cast<uint8_t>(key), key == 'b' ? 'a' : '0');
+  }
+  catalog.Renew(KeyOf('b'));
+  catalog.Renew(KeyOf('a'));
+  catalog.Renew(KeyOf('c'));
+  CHECK(catalog.TakeTouched().empty());
+  CHECK(Drain(&catalog) == "dbac");
+}
+
 TEST_CASE("uses go to the index once each, and not for pages that are gone") {
   PageCatalog catalog;
   Add(&catalog, 'a', '0');

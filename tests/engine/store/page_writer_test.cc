@@ -57,6 +57,7 @@ class GatedStore : public PageStore {
   }
   bool Contains(const PageKey& key) override { return store_->Contains(key); }
   Status Delete(const PageKey& key) override { return store_->Delete(key); }
+  void Renew(std::span<const PageKey> keys) override { store_->Renew(keys); }
   StoreStats stats() override { return store_->stats(); }
 
  private:

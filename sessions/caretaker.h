@@ -1,0 +1,81 @@
+// The caretaker: the keeper's own thread, which does ahead of need what turns would else wait for.
+// A round (Tend) is, in this order:
+//   1 demote      lets go of the least worthy warm heads while the pool still has room, so that a
+//                 turn that comes finds pages and does not wait for files
+//   2 line up     cached pages in the pool, and pages on disk once that is nearly full, in order
+//                 of their heads' worth: what belongs to no head goes first, superseded heads next
+//   3 prefetch    heads whose next turn is expected (a tool's end, `wake_at`), and those asked for
+//
+// What goes is decided by retention.h alone, from the states in head_table.h. On disk a pass over
+// all branches of all tenants is cut into steps, so that prefetches do not wait for it.
+//
+// Thread-safe. Owns one thread between Start and Stop; without it, Tend does all of it.
+#pragma once
+
+#include <atomic>
+#include <condition_variable>
+#include <cstdint>
+#include <deque>
+#include <mutex>
+#include <thread>
+#include <vector>
+
+#include "sessions/head_table.h"
+#include "sessions/keeper.h"
+#include "sessions/log.h"
+
+namespace holdfast {
+
+struct PrefetchJob {
+  HeadId id;
+  std::vector<TokenId> tokens;
+};
+
+class Caretaker {
+ public:
+  static constexpr size_t kMaxJobs = 64;
+
+  explicit Caretaker(Keeper::Impl* keeper) : k_(*keeper) {}
+  ~Caretaker() { Stop(); }
+
+  void Start(int64_t every_ms);  // 0 = no thread
+  void Stop();
+  void Poke();                   // a round now, where there is a thread
+  void Tend();
+  // kExhausted when kMaxJobs wait.
+  Status Enqueue(PrefetchJob job);
+  uint64_t prefetches() const { return prefetches_; }
+  uint64_t pages_prefetched() const { return pages_prefetched_; }
+
+ private:
+  // A head on disk: a branch, or a snapshot.
+  struct Stored {
+    HeadId id;
+    Point head;
+    int64_t tokens = 0;
+    HeadFacts facts;
+  };
+
+  void Run(int64_t every_ms);
+  void Demote();
+  void LineUpPool();
+  void LineUpStore();
+  void BeginLineUpStore();
+  Result<std::vector<Stored>> AllStored();
+  void TakeDue();
+  void RunJobs();
+
+  Keeper::Impl& k_;
+  std::mutex tend_mu_;               // one round at a time
+  std::vector<Stored> to_line_up_;   // under tend_mu_: of the pass over the disk; the next last
+  int64_t next_pass_ms_ = 0;
+
+  std::mutex mu_;
+  std::condition_variable changed_;
+  bool poked_ = false, stopping_ = false;
+  std::deque<PrefetchJob> jobs_;
+  std::thread thread_;
+  std::atomic<uint64_t> prefetches_{0}, pages_prefetched_{0};
+};
+
+}  // namespace holdfast
