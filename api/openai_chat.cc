@@ -173,7 +173,7 @@ void ReadSampling(Fields& body, ChatRequest* out) {
   s.min_p = static_cast<float>(body.Number("min_p", 0, 0.999, 0));
   s.presence_penalty = static_cast<float>(body.Number("presence_penalty", -2, 2, 0));
   s.frequency_penalty = static_cast<float>(body.Number("frequency_penalty", -2, 2, 0));
-  s.repetition_penalty = static_cast<float>(body.Number("repetition_penalty", 0.01, 10, 1));
+  s.repetition_penalty = static_cast<float>(body.Number("repetition_penalty", 0.1, 10, 1));
   if (body.Find("seed") != nullptr) {
     out->seed = static_cast<uint64_t>(body.Int("seed", std::numeric_limits<int64_t>::min(),
                                                std::numeric_limits<int64_t>::max(), 0));

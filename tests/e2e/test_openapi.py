@@ -347,6 +347,7 @@ class OpenApi(TinyServerTest):
                                          {"type": "refusal", "refusal": "lo"}]},
             {"role": "assistant", "content": None, "reasoning_content": "r", "tool_calls": [call]},
             {"role": "tool", "tool_call_id": "c", "content": "ok"}]
+        self.check("POST", CHAT, {"messages": HELLO, "session_id": "s", "max_tokens": 2}, status=200)
         self.check("POST", CHAT, {**every, "messages": messages, "session_id": "s",
                                   "tools": [tool]}, status=200)
         for stream in ({}, {"stream": True, "stream_options": {"include_usage": True}}):
