@@ -25,7 +25,8 @@ GENERAL = {"401", "403", "405", "408", "413", "415", "429", "431", "500", "503",
 # Whose fields each file reads.
 READERS = {
     "openai_chat.cc": ["ChatRequest"],
-    "session_routes.cc": ["CreateSessionRequest", "BranchRequest", "SnapshotRequest"],
+    "session_routes.cc": ["CreateSessionRequest", "BranchRequest", "SnapshotRequest",
+                          "PrefetchRequest"],
     "replay_routes.cc": ["ReplayRequest"],
     "admin_routes.cc": ["FsckRequest", "GcRequest", "BackupRequest"],
     "server.cc": ["TokenizeRequest", "DetokenizeRequest"],
@@ -334,16 +335,19 @@ class OpenApi(TinyServerTest):
             "type": "object", "properties": {"a": {"enum": [1, 2]}}, "required": ["a"],
             "additionalProperties": False}}}
         call = {"id": "c", "type": "function", "function": {"name": "f", "arguments": "{}"}}
+        keep = {"type": "ephemeral", "ttl": "1h"}
+        tool["cache_control"] = keep
         every = {
             "model": "any", "temperature": 0.5, "top_p": 0.9, "top_k": 40, "min_p": 0.01,
             "presence_penalty": 0.1, "frequency_penalty": 0.1, "repetition_penalty": 1.1,
             "seed": 1, "logit_bias": {"5": -1}, "stop": ["zzz"], "max_completion_tokens": 8,
             "max_tokens": 8, "n": 1, "logprobs": True, "top_logprobs": 2, "return_token_ids": True,
             "speculate": False, "branch": "main", "on_busy": "queue", "history": "as_sampled",
-            "durability": "turn", "chat_template_kwargs": {"x": 1}, "parallel_tool_calls": False}
+            "durability": "turn", "chat_template_kwargs": {"x": 1}, "parallel_tool_calls": False,
+            "cache_control": keep, "pin": True, "wake_at": 2e9}
         messages = [
-            {"role": "developer", "content": "be brief", "name": "n"},
-            {"role": "user", "content": [{"type": "text", "text": "hel"},
+            {"role": "developer", "content": "be brief", "name": "n", "cache_control": keep},
+            {"role": "user", "content": [{"type": "text", "text": "hel", "cache_control": keep},
                                          {"type": "refusal", "refusal": "lo"}]},
             {"role": "assistant", "content": None, "reasoning_content": "r", "tool_calls": [call]},
             {"role": "tool", "tool_call_id": "c", "content": "ok"}]
@@ -384,6 +388,9 @@ class OpenApi(TinyServerTest):
         self.assertIsNotNone(self.check("GET", "/v1/sessions?limit=2")["next"])
         snapshot = self.check("POST", "/v1/sessions/s/snapshot", {"branch": "main", "label": "l"},
                               status=201)
+        self.check("GET", "/v1/sessions/s/residency?branch=main", status=200)
+        self.check("POST", "/v1/sessions/s/prefetch", {"branch": "main", "pin": False,
+                                                       "wake_at": 2e9}, status=202)
         for verb in ("fork", "rewind"):
             for at in ({"at_item": 1}, {"at_token": 3}, {"snapshot": snapshot["id"]}):
                 self.check("POST", "/v1/sessions/s/" + verb, {
