@@ -25,22 +25,14 @@ struct Avx512 : LanesAvx512 {
   static F Keep(F x, F other, uint64_t bits) {
     return _mm512_mask_blend_ps(static_cast<__mmask16>(bits), other, x);
   }
-  // vpdpbusd multiplies 8 bits by 8: a query's code is 128 * high + low, and K, which it wants
-  // unsigned, is 128 too large.
+  // vpdpbusd multiplies 8 bits by 8, so a query comes in two parts, and K, which it wants unsigned,
+  // is 128 too large.
   static constexpr int kCodeRows = 7;
   using Codes = __m512i;
   struct Sums {
     __m512i high, low;
   };
-  static void PutQuery(const int16_t* c, float* q) {
-    int8_t parts[8];
-    for (int i = 0; i < 4; ++i) {
-      const int high = (c[i] + 64) >> 7;
-      parts[i] = static_cast<int8_t>(high);
-      parts[4 + i] = static_cast<int8_t>(c[i] - 128 * high);
-    }
-    __builtin_memcpy(q, parts, sizeof(parts));
-  }
+  static void PutQuery(const int16_t* c, float* q) { SplitQuery(c, q); }
   static Codes LoadCodes(const void* p) {
     return _mm512_xor_si512(_mm512_loadu_si512(p), _mm512_set1_epi8(static_cast<char>(0x80)));
   }

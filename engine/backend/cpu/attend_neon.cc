@@ -22,17 +22,22 @@ struct Neon : LanesNeon {
     const uint32x4_t set = vtstq_u32(vdupq_n_u32(static_cast<uint32_t>(bits)), vld1q_u32(kLane));
     return vbslq_f32(set, x, other);
   }
-  using I = int32x4_t;
-  static constexpr int kCodeCols = 4, kCodeOffset = 0;
-  static I SetI(int32_t x) { return vdupq_n_s32(x); }
-  static I LoadCodes(const void* p) {
-    return vreinterpretq_s32_s8(vld1q_s8(static_cast<const int8_t*>(p)));
+  // `sdot` multiplies 8 bits by 8, and takes either part of a query from one register.
+  static constexpr int kCodeRows = 3;
+  using Codes = int8x16_t;
+  struct Sums {
+    int32x4_t high, low;
+  };
+  static void PutQuery(const int16_t* c, float* q) { SplitQuery(c, q); }
+  static Codes LoadCodes(const void* p) { return vld1q_s8(static_cast<const int8_t*>(p)); }
+  static Sums NoSums(int32_t) { return {vdupq_n_s32(0), vdupq_n_s32(0)}; }
+  static Sums Dot(const Sums& sums, Codes k, const float* q) {
+    const int8x8_t parts = vreinterpret_s8_f32(vld1_f32(q));
+    return {vdotq_lane_s32(sums.high, k, parts, 0), vdotq_lane_s32(sums.low, k, parts, 1)};
   }
-  static I Dot(I acc, I k, const float* q) {
-    const int8x16_t four = vreinterpretq_s8_f32(vld1q_dup_f32(q));
-    return vdotq_s32(acc, vreinterpretq_s8_s32(k), four);
+  static F Total(const Sums& sums) {
+    return vcvtq_f32_s32(vaddq_s32(vshlq_n_s32(sums.high, 7), sums.low));
   }
-  static F ToFloat(I x) { return vcvtq_f32_s32(x); }
   static float ReduceMax(F x) { return vmaxvq_f32(x); }
   static void Fetch(const void* p) { __builtin_prefetch(p, 0, 2); }
 };
