@@ -44,7 +44,7 @@ TEST_CASE("the digest of reference is the one of this NUMERICS version") {
   REQUIRE(kNumericsVersion == 1);
   CHECK(OfFirstOperations(digest).Hex() ==
         "1d44e7ad46f788c029c6eea6de63e5e06c677c96a4132ff9e634d01f82b11799");
-  CHECK(digest.all.Hex() == 
+  CHECK(digest.all.Hex() ==
         "5c0a671af7d895267292c73315a945fe056f245b18708b1722ab457c18118228");
 }
 
