@@ -143,6 +143,7 @@ Load::Load(std::string campaign, uint64_t seed, const std::vector<StepKind>& kin
 std::string Load::WriteModel(const std::string& folder) {
   TinyModelSpec spec;
   spec.head = TinyHead::kSeparate;  // with a tied one it says one letter for ever
+  spec.context_length = 8192;       // longer than any round becomes
   const std::string path = folder + "/tiny.gguf";
   if (!WriteTinyModel(spec, path).ok()) Fail("the model can't be written to " + path);
   return path;
