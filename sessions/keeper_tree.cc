@@ -155,7 +155,9 @@ Result<SessionInfo> Keeper::Create(std::string_view tenant, const CreateSession&
   if (request.meta_json.size() > kMaxMetaBytes) {
     return Status::Invalid("meta: more than " + std::to_string(kMaxMetaBytes) + " bytes");
   }
-  if (request.ttl_s < 0) return Status::Invalid("ttl: negative");
+  if (request.ttl_s < 0 || request.ttl_s > kMaxTtlSeconds) {
+    return Status::Invalid("ttl: must be 0 to " + std::to_string(kMaxTtlSeconds) + " seconds");
+  }
   if (impl_->shut) return Status::Unavailable("shutting down");
   HOLDFAST_RETURN_IF_ERROR(impl_->CheckNewSession(tenant));
   NewSession s;

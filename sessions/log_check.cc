@@ -4,6 +4,7 @@
 
 #include "sessions/prompt.h"
 #include "sessions/schema.h"
+#include "sessions/tree.h"
 
 namespace holdfast {
 namespace {
@@ -185,7 +186,9 @@ Status LogCheck::Finish(const BundleSession& s) const {
   if (s.default_branch.n < 1 || s.default_branch.n > branches) {
     return Bad("the session has no default branch");
   }
-  if (s.ttl_s < 0 || s.anonymous < 0 || s.anonymous > 1) return Bad("the session counts wrongly");
+  if (s.ttl_s < 0 || s.ttl_s > kMaxTtlSeconds || s.anonymous < 0 || s.anonymous > 1) {
+    return Bad("the session counts wrongly");
+  }
   for (const int64_t o : ordinals_) {
     if (o >= s.next_ordinal) return Bad("a branch has the ordinal of one to come");
   }

@@ -97,6 +97,8 @@ struct ListRange {
   int limit = 20;               // 1..1000
 };
 
+inline constexpr int64_t kMaxTtlSeconds = int64_t{100} * 366 * 86400;  // so that sums of times fit
+
 struct CreateSession {
   std::string external_id;      // "" = none; kConflict when the tenant has it already
   std::string meta_json;

@@ -148,9 +148,12 @@ Status Database::Read(const std::function<Status(Reader&)>& work) {
   if (status.ok()) {
     Reader reader(connection.get());
     status = work(reader);
-    Status end = connection->Execute("COMMIT");
+    // An I/O error may have ended the transaction under the work, whether that saw it or not.
+    Status end = connection->autocommit() ? connection->store_error()
+                                          : connection->Execute("COMMIT");
     if (!end.ok()) connection->Execute("ROLLBACK").IgnoreError();
     if (status.ok()) status = std::move(end);
+    connection->ClearStoreError();
   }
   {
     std::lock_guard lock(impl_->readers_mu);

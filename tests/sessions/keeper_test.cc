@@ -155,6 +155,17 @@ TEST_CASE("a changed message makes a branch, and says where") {
   CHECK(b.Say(Ask("chat", other), "trillizo").branch == changed.branch);
 }
 
+TEST_CASE("a time to live that no clock reaches is refused") {
+  SessionBench b;
+  CreateSession create;
+  for (const int64_t ttl : {int64_t{-1}, kMaxTtlSeconds + 1, INT64_MAX}) {
+    create.ttl_s = ttl;
+    CHECK(b.keeper().Create("ann", create).status().code() == Code::kInvalid);
+  }
+  create.ttl_s = kMaxTtlSeconds;
+  CHECK(b.keeper().Create("ann", create).ok());
+}
+
 TEST_CASE("a branch is made though a client has taken the name that it would have got") {
   SessionBench b;
   Messages m = {User("one")};

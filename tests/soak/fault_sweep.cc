@@ -125,11 +125,12 @@ class Sweep {
       } else {
         ++failed_opens_;
         code = runtime.status().code();
+        why_ = runtime.status().ToString();
       }
     }
     if (code != Code::kOk && code != Code::kIo && code != Code::kExhausted &&
         code != Code::kCorrupt && code != Code::kUnavailable) {
-      FailHere("failed with " + std::string(CodeName(code)));
+      FailHere("failed with " + std::string(CodeName(code)) + ": " + why_);
     }
     faults_ += disk.faults();
     const uint64_t operations = disk.operations();
