@@ -29,23 +29,23 @@ struct Avx2 : LanesAvx2 {
   struct Codes {
     __m256i low, high;  // tokens 0..3, 4..7
   };
-  using Sums = Codes;
+  using Sum = __m256i;
+  static constexpr int kSums = 2;  // of tokens 0..3, of 4..7
   static void PutQuery(const int16_t* c, float* q) { __builtin_memcpy(q, c, 8); }
   static Codes LoadCodes(const void* p) {
     const __m128i* half = static_cast<const __m128i*>(p);
     return {_mm256_cvtepi8_epi16(_mm_loadu_si128(half)),
             _mm256_cvtepi8_epi16(_mm_loadu_si128(half + 1))};
   }
-  static Sums NoSums(int32_t) { return {_mm256_setzero_si256(), _mm256_setzero_si256()}; }
-  static Sums Dot(const Sums& sums, const Codes& k, const float* q) {
+  static Sum NoSum(int, int32_t) { return _mm256_setzero_si256(); }
+  static Sum Dot(int part, Sum sum, const Codes& k, const float* q) {
     int64_t four;
     __builtin_memcpy(&four, q, sizeof(four));
-    const __m256i c = _mm256_set1_epi64x(four);
-    return {_mm256_add_epi32(sums.low, _mm256_madd_epi16(k.low, c)),
-            _mm256_add_epi32(sums.high, _mm256_madd_epi16(k.high, c))};
+    const __m256i tokens = part == 0 ? k.low : k.high;
+    return _mm256_add_epi32(sum, _mm256_madd_epi16(tokens, _mm256_set1_epi64x(four)));
   }
-  static F Total(const Sums& sums) {
-    const __m256i tokens = _mm256_hadd_epi32(sums.low, sums.high);  // 0 1 4 5, 2 3 6 7
+  static F Total(const Sum* sums) {
+    const __m256i tokens = _mm256_hadd_epi32(sums[0], sums[1]);  // 0 1 4 5, 2 3 6 7
     return _mm256_cvtepi32_ps(_mm256_permute4x64_epi64(tokens, _MM_SHUFFLE(3, 1, 2, 0)));
   }
   static float ReduceMax(F x) {

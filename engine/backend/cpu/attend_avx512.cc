@@ -29,24 +29,22 @@ struct Avx512 : LanesAvx512 {
   // is 128 too large.
   static constexpr int kCodeRows = 7;
   using Codes = __m512i;
-  struct Sums {
-    __m512i high, low;
-  };
+  using Sum = __m512i;
+  static constexpr int kSums = 2;  // of the query's high part, of its low one
   static void PutQuery(const int16_t* c, float* q) { SplitQuery(c, q); }
   static Codes LoadCodes(const void* p) {
     return _mm512_xor_si512(_mm512_loadu_si512(p), _mm512_set1_epi8(static_cast<char>(0x80)));
   }
-  static Sums NoSums(int32_t query_sum) {
-    return {_mm512_setzero_si512(), _mm512_set1_epi32(-128 * query_sum)};
+  static Sum NoSum(int part, int32_t query_sum) {
+    return _mm512_set1_epi32(part == 0 ? 0 : -128 * query_sum);
   }
-  static Sums Dot(const Sums& sums, Codes k, const float* q) {
-    int32_t part[2];
-    __builtin_memcpy(part, q, sizeof(part));
-    return {_mm512_dpbusd_epi32(sums.high, k, _mm512_set1_epi32(part[0])),
-            _mm512_dpbusd_epi32(sums.low, k, _mm512_set1_epi32(part[1]))};
+  static Sum Dot(int part, Sum sum, Codes k, const float* q) {
+    // gcc 12 stores every sum of the intrinsic at each step.
+    __asm__("vpdpbusd %2%{1to16%}, %1, %0" : "+v"(sum) : "v"(k), "m"(q[part]));
+    return sum;
   }
-  static F Total(const Sums& sums) {
-    return _mm512_cvtepi32_ps(_mm512_add_epi32(_mm512_slli_epi32(sums.high, 7), sums.low));
+  static F Total(const Sum* sums) {
+    return _mm512_cvtepi32_ps(_mm512_add_epi32(_mm512_slli_epi32(sums[0], 7), sums[1]));
   }
   static float ReduceMax(F x) { return _mm512_reduce_max_ps(x); }
   static void Fetch(const void* p) { _mm_prefetch(static_cast<const char*>(p), _MM_HINT_T1); }

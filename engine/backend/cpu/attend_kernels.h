@@ -11,7 +11,8 @@
 //   ReduceMax(x)   the greatest lane, when no lane is NaN
 //   Fetch(p)       asks for the cache line of p
 //   for INT8 K: PutQuery(c, q), 4 codes of a query into 8 bytes; Codes LoadCodes(p), kWidth tokens
-//   x 4 dims; Sums NoSums(sum of the query's codes), Dot(sums, codes, q), F Total(sums), exact;
+//   x 4 dims; a vector of dot products is kSums vectors Sum, number p of which starts as
+//   NoSum(p, sum of the query's codes) and goes on with Dot(p, sum, codes, q); F Total(sums), exact;
 //   kCodeRows, up to so many rows the sums of kCols vectors stay in registers, else of one
 //
 // All work is one product, `c[r][:] += a[r][n] * b[n][:]` for n ascending, with a tile of c in
@@ -413,13 +414,16 @@ void CodeProduct(const AttendBlock& block, const ScoreArgs& args, float* s) {
   const std::byte* k = static_cast<const std::byte*>(args.k);
   const int64_t stride = RowFloats(block), dims = block.k_dim / 4;
   const float* scale = reinterpret_cast<const float*>(k + block.k_dim * kHalf);
-  typename V::Sums acc[R][C];
+  typename V::Sum acc[R][C][V::kSums];
 #pragma GCC unroll 16
   for (int r = 0; r < R; ++r) {
     QueryScale end;
     __builtin_memcpy(&end, args.turned + r * stride + 2 * dims, sizeof(end));
 #pragma GCC unroll 4
-    for (int c = 0; c < C; ++c) acc[r][c] = V::NoSums(end.sum);
+    for (int c = 0; c < C; ++c) {
+#pragma GCC unroll 2
+      for (int p = 0; p < V::kSums; ++p) acc[r][c][p] = V::NoSum(p, end.sum);
+    }
   }
   const float* q = args.turned;
   for (int64_t n = 0; n < dims; ++n, q += 2, k += 4 * kHalf) {
@@ -431,7 +435,12 @@ void CodeProduct(const AttendBlock& block, const ScoreArgs& args, float* s) {
 #pragma GCC unroll 16
     for (int r = 0; r < R; ++r) {
 #pragma GCC unroll 4
-      for (int c = 0; c < C; ++c) acc[r][c] = V::Dot(acc[r][c], x[c], q + r * stride);
+      for (int c = 0; c < C; ++c) {
+#pragma GCC unroll 2
+        for (int p = 0; p < V::kSums; ++p) {
+          acc[r][c][p] = V::Dot(p, acc[r][c][p], x[c], q + r * stride);
+        }
+      }
     }
   }
 #pragma GCC unroll 16

@@ -25,18 +25,16 @@ struct Neon : LanesNeon {
   // `sdot` multiplies 8 bits by 8, and takes either part of a query from one register.
   static constexpr int kCodeRows = 3;
   using Codes = int8x16_t;
-  struct Sums {
-    int32x4_t high, low;
-  };
+  using Sum = int32x4_t;
+  static constexpr int kSums = 2;  // of the query's high part, of its low one
   static void PutQuery(const int16_t* c, float* q) { SplitQuery(c, q); }
   static Codes LoadCodes(const void* p) { return vld1q_s8(static_cast<const int8_t*>(p)); }
-  static Sums NoSums(int32_t) { return {vdupq_n_s32(0), vdupq_n_s32(0)}; }
-  static Sums Dot(const Sums& sums, Codes k, const float* q) {
-    const int8x8_t parts = vreinterpret_s8_f32(vld1_f32(q));
-    return {vdotq_lane_s32(sums.high, k, parts, 0), vdotq_lane_s32(sums.low, k, parts, 1)};
+  static Sum NoSum(int, int32_t) { return vdupq_n_s32(0); }
+  static Sum Dot(int part, Sum sum, Codes k, const float* q) {
+    return vdotq_s32(sum, k, vreinterpretq_s8_f32(vdupq_n_f32(q[part])));
   }
-  static F Total(const Sums& sums) {
-    return vcvtq_f32_s32(vaddq_s32(vshlq_n_s32(sums.high, 7), sums.low));
+  static F Total(const Sum* sums) {
+    return vcvtq_f32_s32(vaddq_s32(vshlq_n_s32(sums[0], 7), sums[1]));
   }
   static float ReduceMax(F x) { return vmaxvq_f32(x); }
   static void Fetch(const void* p) { __builtin_prefetch(p, 0, 2); }

@@ -63,24 +63,25 @@ struct Portable {
   struct Codes {
     int8_t at[4 * kWidth];
   };
-  struct Sums {
+  struct Sum {
     int32_t at[kWidth];
   };
+  static constexpr int kSums = 1;
   static void PutQuery(const int16_t* c, float* q) { __builtin_memcpy(q, c, 8); }
   static Codes LoadCodes(const void* p) {
     Codes out;
     __builtin_memcpy(out.at, p, sizeof(out.at));
     return out;
   }
-  static Sums NoSums(int32_t) { return {}; }
-  static Sums Dot(Sums sums, const Codes& k, const float* q) {
+  static Sum NoSum(int, int32_t) { return {}; }
+  static Sum Dot(int, Sum sum, const Codes& k, const float* q) {
     int16_t four[4];
     __builtin_memcpy(four, q, sizeof(four));
-    for (int j = 0; j < 4 * kWidth; ++j) sums.at[j / 4] += k.at[j] * four[j % 4];
-    return sums;
+    for (int j = 0; j < 4 * kWidth; ++j) sum.at[j / 4] += k.at[j] * four[j % 4];
+    return sum;
   }
-  static F Total(const Sums& sums) {
-    return Each([&](int j) { return static_cast<float>(sums.at[j]); });
+  static F Total(const Sum* sum) {
+    return Each([&](int j) { return static_cast<float>(sum->at[j]); });
   }
   static float ReduceMax(const F& x) {
     float m = x.at[0];
