@@ -11,9 +11,9 @@
 //   ReduceMax(x)   the greatest lane, when no lane is NaN
 //   Fetch(p)       asks for the cache line of p
 //   for INT8 K: PutQuery(c, q), 4 codes of a query into 8 bytes; Codes LoadCodes(p), kWidth tokens
-//   x 4 dims; a vector of dot products is kSums vectors Sum, number p of which starts as
-//   NoSum(p, sum of the query's codes) and goes on with Dot(p, sum, codes, q); F Total(sums), exact;
-//   kCodeRows, up to so many rows the sums of kCols vectors stay in registers, else of one
+//   x 4 dims; a vector of products is kSums of Sum, part p of which begins as NoSum(p, sum of the
+//   query's codes) and goes on by Dot(p, sum, codes, q); F Total(sums), exact; kCodeRows, up to so
+//   many rows the sums of kCols vectors stay in registers, else of one
 //
 // All work is one product, `c[r][:] += a[r][n] * b[n][:]` for n ascending, with a tile of c in
 // registers: lanes of c are tokens when scoring (a = turned queries, b = K) and dims when mixing (a
@@ -200,13 +200,12 @@ void TurnCodes(const AttendBlock& block, const float* angle, const float* q, flo
 template <class V>
 void TurnRows(const AttendBlock& block, int shift, int from, int to, float* out) {
   const int64_t chunk_stride = int64_t{to - from} * kAttendTile;
-  const bool codes = block.k_type == KvType::kI8;
   for (int x = from; x < to; ++x, out += RowFloats(block)) {
     const int n = x / block.group;
     const int64_t at = int64_t{block.position[n]} - shift;
     const float* q = block.q + block.row[n] * block.q_stride + (x % block.group) * block.k_dim;
     const bool reached = at >= 0 && at < block.table_rows;
-    if (codes) {
+    if (block.k_type == KvType::kI8) {
       TurnCodes<V>(block, reached ? block.table + at * block.rope_dim : nullptr, q, out);
       continue;
     }
@@ -414,16 +413,14 @@ void CodeProduct(const AttendBlock& block, const ScoreArgs& args, float* s) {
   const std::byte* k = static_cast<const std::byte*>(args.k);
   const int64_t stride = RowFloats(block), dims = block.k_dim / 4;
   const float* scale = reinterpret_cast<const float*>(k + block.k_dim * kHalf);
-  typename V::Sum acc[R][C][V::kSums];
+  constexpr int S = V::kSums;
+  typename V::Sum acc[R][C * S];
 #pragma GCC unroll 16
   for (int r = 0; r < R; ++r) {
     QueryScale end;
     __builtin_memcpy(&end, args.turned + r * stride + 2 * dims, sizeof(end));
-#pragma GCC unroll 4
-    for (int c = 0; c < C; ++c) {
-#pragma GCC unroll 2
-      for (int p = 0; p < V::kSums; ++p) acc[r][c][p] = V::NoSum(p, end.sum);
-    }
+#pragma GCC unroll 8
+    for (int n = 0; n < C * S; ++n) acc[r][n] = V::NoSum(n % S, end.sum);
   }
   const float* q = args.turned;
   for (int64_t n = 0; n < dims; ++n, q += 2, k += 4 * kHalf) {
@@ -434,12 +431,9 @@ void CodeProduct(const AttendBlock& block, const ScoreArgs& args, float* s) {
     for (int at = 0; at < C * 4 * L; at += 64) V::Fetch(k + args.ahead + at);
 #pragma GCC unroll 16
     for (int r = 0; r < R; ++r) {
-#pragma GCC unroll 4
-      for (int c = 0; c < C; ++c) {
-#pragma GCC unroll 2
-        for (int p = 0; p < V::kSums; ++p) {
-          acc[r][c][p] = V::Dot(p, acc[r][c][p], x[c], q + r * stride);
-        }
+#pragma GCC unroll 8
+      for (int i = 0; i < C * S; ++i) {
+        acc[r][i] = V::Dot(i % S, acc[r][i], x[i / S], q + r * stride);
       }
     }
   }
@@ -450,7 +444,7 @@ void CodeProduct(const AttendBlock& block, const ScoreArgs& args, float* s) {
 #pragma GCC unroll 4
     for (int c = 0; c < C; ++c) {
       const typename V::F d = V::Mul(V::Set(end.scale), V::Load(scale + c * L));
-      V::Store(s + r * kAttendTile + c * L, V::Mul(V::Total(acc[r][c]), d));
+      V::Store(s + r * kAttendTile + c * L, V::Mul(V::Total(acc[r] + c * S), d));
     }
   }
 }
@@ -528,8 +522,8 @@ void ScoreSeam(const AttendBlock& block, const TileView& view, int h, const RowS
 // Scores the slots of each piece where they lie and moves them to the piece's lanes.
 template <class V>
 void ScoreApart(AttendBlock& block, const TileView& view, const RowSpan& span, float* s) {
-  const bool codes = block.k_type == KvType::kI8;
-  const int64_t k_bytes = codes ? 4 : static_cast<int64_t>(KvTypeBytes(block.k_type));
+  const int64_t k_bytes =
+      block.k_type == KvType::kI8 ? 4 : static_cast<int64_t>(KvTypeBytes(block.k_type));
   alignas(64) float part[V::kMaxRows * kAttendTile];
   for (int p = 0; p < view.tile->pieces; ++p) {
     const KvPiece& piece = view.tile->piece[p];
@@ -705,8 +699,6 @@ void Mix(const AttendBlock& block, const TileView& view, const RowSpan& span, co
   }
 }
 
-// The table of kernels.
-
 template <class V>
 void Start(const AttendBlock& block, const SoftmaxStates& states) {
   const int64_t rows = block.rows();
@@ -745,11 +737,10 @@ void MergeRow(float a, float b, int count, float* into, const float* from) {
 
 template <class V>
 void Merge(const AttendBlock& block, const SoftmaxStates& into, const SoftmaxStates& from) {
-  alignas(64) float a[kMaxBlockRows], b[kMaxBlockRows];
   const int rows = block.rows();
   for (int base = 0; base < rows; base += kMaxBlockRows) {
     const int n = rows - base < kMaxBlockRows ? rows - base : kMaxBlockRows;
-    for (int r = 0; r < kMaxBlockRows; ++r) a[r] = b[r] = 0.0f;
+    alignas(64) float a[kMaxBlockRows] = {}, b[kMaxBlockRows] = {};
     for (int x = base; x < base + n; ++x) {
       if (from.seen[x] == 0) continue;
       const float m = MaxOf(into.m[x], from.m[x]);
