@@ -241,8 +241,7 @@ void LiveStream::Finish(FinishEvent finish) {
   done.prompt_tokens = prompt_;
   done.drafts = finish.drafts;
   done.report.start = start_;
-  done.report.start.stitch.from_pool += finish.reused;
-  done.report.start.stitch.to_compute -= finish.reused;
+  done.report.start.stitch = p_.turn->Settled(finish.reused);
   done.report.generated = static_cast<int64_t>(kept);
   done.report.queue_ms = finish.queue_ms;
   done.report.restore_ms = start_.stitch.restore_ms;

@@ -601,7 +601,9 @@ Status Admission::Stitch(Turn::Impl* turn) {
   const int64_t there = turn->timeline->filled() / kPageTokens;
   k_.reserved_pages -= there;
   turn->reserved_pages -= there;
-  k_.heads.TurnRestored(turn->branch);
+  k_.heads.TurnRestored(turn->branch,
+                        turn->loading ? turn->loading->keys() : std::vector<PageKey>());
+  turn->loading = std::move(stitched->loading);
   return Status();
 }
 

@@ -127,6 +127,11 @@ Timeline Turn::TakeTimeline() {
   return t;
 }
 
+StitchReport Turn::Settled(int64_t reused) const {
+  return holdfast::Settled(impl_->start.stitch, reused, impl_->loading.get(),
+                           impl_->keeper->options.pool->page_bytes());
+}
+
 int64_t Keeper::Impl::NowMs() {
   return options.now_ms ? options.now_ms() : env.WallMicros() / 1000;
 }
@@ -254,6 +259,7 @@ void Keeper::Impl::EndTurn(Turn::Impl* turn) {
   reserved_pages -= std::exchange(turn->reserved_pages, 0);
   turn->timeline.reset();
   turn->lease.Release();
+  turn->loading.reset();
 }
 
 CommitResult Keeper::Impl::CommitTurn(Turn::Impl* turn, TurnOutcome outcome) {

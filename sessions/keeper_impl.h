@@ -40,6 +40,7 @@ struct Turn::Impl {
   std::vector<TokenId> prompt;
   int64_t max_tokens = 0;
   std::optional<Timeline> timeline;
+  std::shared_ptr<PageLoad> loading;  // pages of the timeline that are still on their way, or null
   std::optional<std::string> replay;
   std::vector<TokenId> replayed;
 

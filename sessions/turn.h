@@ -155,6 +155,9 @@ class Turn {
   // and no timeline is there; the tokens are those of the log.
   const std::optional<std::string>& replay() const;
   std::span<const TokenId> replayed_tokens() const;
+  // start().stitch at the end of the prefill, which found `reused` tokens in the pool: what came
+  // from where.
+  StitchReport Settled(int64_t reused) const;
 
   struct Impl;
   explicit Turn(std::unique_ptr<Impl> impl);
