@@ -280,6 +280,7 @@ ChatFinish LiveStream::End(const FinishEvent& finish, TurnOutcome outcome, ChatD
   outcome.response = EncodeResponse({how, content_, p_.warning, calls_});
   const CommitResult commit = p_.keeper->Commit(std::move(p_.turn), std::move(outcome));
   commit.status.IgnoreError();  // told by `durable`
+  done->report.committed = commit.committed;
   done->report.durable = commit.durable;
   done->report.commit_ms = commit.commit_ms;
   return how;
@@ -306,7 +307,7 @@ ReplayStream::ReplayStream(StreamCount* alive, const Turn& turn, StoredResponse 
   done.tool_calls = std::move(response.tool_calls);
   done.prompt_tokens.assign(turn.prompt().begin(), turn.prompt().end());
   done.report.start = turn.start();
-  done.report.durable = true;
+  done.report.committed = done.report.durable = true;
   done.report.generated = static_cast<int64_t>(done.completion_tokens.size());
   ChatEvent last;
   last.kind = ChatEvent::Kind::kDone;
