@@ -241,8 +241,7 @@ void LiveStream::Finish(FinishEvent finish) {
   done.prompt_tokens = prompt_;
   done.drafts = finish.drafts;
   done.report.start = start_;
-  done.report.start.stitch.from_pool += finish.reused;
-  done.report.start.stitch.to_compute -= finish.reused;
+  done.report.start.stitch = p_.turn->Settled(finish.reused);
   done.report.generated = static_cast<int64_t>(kept);
   done.report.queue_ms = finish.queue_ms;
   done.report.restore_ms = start_.stitch.restore_ms;
@@ -281,6 +280,7 @@ ChatFinish LiveStream::End(const FinishEvent& finish, TurnOutcome outcome, ChatD
   outcome.response = EncodeResponse({how, content_, p_.warning, calls_});
   const CommitResult commit = p_.keeper->Commit(std::move(p_.turn), std::move(outcome));
   commit.status.IgnoreError();  // told by `durable`
+  done->report.committed = commit.committed;
   done->report.durable = commit.durable;
   done->report.commit_ms = commit.commit_ms;
   return how;
@@ -307,7 +307,7 @@ ReplayStream::ReplayStream(StreamCount* alive, const Turn& turn, StoredResponse 
   done.tool_calls = std::move(response.tool_calls);
   done.prompt_tokens.assign(turn.prompt().begin(), turn.prompt().end());
   done.report.start = turn.start();
-  done.report.durable = true;
+  done.report.committed = done.report.durable = true;
   done.report.generated = static_cast<int64_t>(done.completion_tokens.size());
   ChatEvent last;
   last.kind = ChatEvent::Kind::kDone;

@@ -73,6 +73,8 @@ void AddKeeper(Page* page, const KeeperStats& k) {
   page->Gauge("resident_timelines", "Heads that are warm.", Num(k.resident_timelines));
   page->Counter("prefetches_total", "Heads loaded ahead of their turns.", Num(k.prefetches));
   page->Counter("prefetched_pages_total", "Pages loaded so.", Num(k.pages_prefetched));
+  page->Gauge("unsynced_commits", "Commits of lazy turns that a power cut would take.",
+              Num(k.unsynced));
   page->Gauge("degraded", "1 while nothing durable can be taken on.", k.degraded ? 1 : 0);
 }
 

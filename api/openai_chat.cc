@@ -369,6 +369,7 @@ Json KeeperJson(const TurnReport& report) {
           {"new_session", s.new_session},
           {"retry", s.retry},
           {"replayed", s.replayed},
+          {"committed", report.committed},
           {"durable", report.durable},
           {"history", s.history == HistoryMode::kAsSent ? "as_sent" : "as_sampled"},
           {"tokens",

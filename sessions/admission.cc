@@ -216,6 +216,7 @@ Result<std::unique_ptr<Turn>> Admission::TryKey(bool* again) {
 }
 
 Result<std::unique_ptr<Turn>> Admission::Replay(const TurnRow& row) {
+  HOLDFAST_RETURN_IF_ERROR(k_.options.db->Flush());  // it may have been lazy: now it is durable
   auto impl = std::make_unique<Turn::Impl>();
   impl->keeper = &k_;
   impl->ended = true;
@@ -511,10 +512,15 @@ Status Admission::RecordRows(Txn& txn, const Place& place, const Target& target,
 
 // Writes the admitted row. kConflict: somebody made the session or used the key first.
 Status Admission::Record(const Place& place, const Target& target, Turn::Impl* turn) {
+  Status over;  // the tenant's quota
   Status s = k_.options.db->Write(
-      [&](Txn& txn) { return RecordRows(txn, place, target, turn); },
-      r_.durability == Durability::kTurn ? WriteClass::kTurn : WriteClass::kBackground);
+      [&](Txn& txn) -> Status {
+        if (target.make_session) over = k_.quotas.CheckNewSession(txn, r_.tenant, k_.NowMs());
+        return over.ok() ? RecordRows(txn, place, target, turn) : over;
+      },
+      r_.durability == Durability::kNone ? WriteClass::kBackground : WriteClassOf(r_.durability));
   turn->recorded = s.ok();
+  if (!over.ok()) return over;
   if (s.ok() || s.code() == Code::kConflict) return s;
   if (r_.durability != Durability::kNone) return StoreDegraded(s.message());
   // Nothing durable was asked for: go on without a row. The seed is drawn where none was given.
@@ -533,7 +539,7 @@ Result<std::unique_ptr<Turn>> Admission::Start(const Place& place, Target target
   impl->kwargs_json = r_.template_kwargs_json;
   impl->hints = r_.hints;
   impl->keep_response = !r_.idempotency_key.empty();
-  impl->wait_for_pages = r_.durability == Durability::kKv;
+  impl->durability = r_.durability;
   impl->branch = target.branch;
   impl->generation = target.generation;
   impl->draft = place.draft;
@@ -596,12 +602,14 @@ Status Admission::Stitch(Turn::Impl* turn) {
   if (!stitched.ok()) return stitched.status();
   turn->start.stitch = stitched->report;
   turn->timeline = std::move(stitched->timeline);
+  turn->loading = std::move(stitched->loading);
   k_.warm.RestoreTail(&*turn->timeline, &turn->start.stitch);
   // What is there already needs no room any more.
   const int64_t there = turn->timeline->filled() / kPageTokens;
   k_.reserved_pages -= there;
   turn->reserved_pages -= there;
-  k_.heads.TurnRestored(turn->branch);
+  k_.heads.TurnRestored(turn->branch,
+                        turn->loading ? turn->loading->keys() : std::vector<PageKey>());
   return Status();
 }
 

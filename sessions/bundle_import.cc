@@ -374,6 +374,7 @@ Status BundleImport::Publish() {
   const SqlValue external = external_id_.empty() ? SqlValue() : SqlValue(external_id_);
   Status s = k_.options.db->Write(
       [&](Txn& txn) -> Status {
+        HOLDFAST_RETURN_IF_ERROR(k_.quotas.CheckNewSession(txn, tenant_, now));
         HOLDFAST_RETURN_IF_ERROR(txn.Run(
             "UPDATE session SET external_id = ?, anonymous = ?, default_branch = ?, "
             "expires_ms = ? WHERE sid = ?",

@@ -41,16 +41,30 @@ void Caretaker::Poke() {
 }
 
 void Caretaker::Run(int64_t every_ms) {
+  using Clock = std::chrono::steady_clock;
+  const std::chrono::milliseconds every(every_ms);
+  Clock::time_point round = Clock::now() + every;
   while (true) {
     {
       std::unique_lock lock(mu_);
-      changed_.wait_for(lock, std::chrono::milliseconds(every_ms),
-                        [&] { return poked_ || stopping_; });
+      changed_.wait_until(lock, round, [&] { return poked_ || stopping_; });
       if (stopping_) return;
       poked_ = false;
     }
-    Tend();
+    if (Clock::now() < round) {
+      Hurry();
+    } else {
+      Tend();
+      round = Clock::now() + every;
+    }
   }
+}
+
+void Caretaker::Hurry() {
+  std::lock_guard lock(tend_mu_);
+  Demote();
+  TakeDue();
+  RunJobs();
 }
 
 void Caretaker::Tend() {
@@ -137,10 +151,10 @@ Result<std::vector<Caretaker::Stored>> Caretaker::AllStored() {
       all.push_back(std::move(s));
     }
     for (const auto& [sid, branches] : sessions) {
-      for (const auto& [i, b] : branches) {
-        for (const auto& [j, by] : branches) {
-          if (IsSuperseded(UseOf(b), UseOf(by))) all[i].facts.state = HeadState::kSuperseded;
-        }
+      std::vector<BranchUse> uses;
+      for (const auto& [i, b] : branches) uses.push_back(UseOf(b));
+      for (const size_t n : Superseded(uses)) {
+        all[branches[n].first].facts.state = HeadState::kSuperseded;
       }
     }
     return rows.status();

@@ -73,11 +73,12 @@ void HeadTable::TurnBegun(const HeadId& id, const HeadMemory& memory, int64_t no
   CheckInvariants(h);
 }
 
-void HeadTable::TurnRestored(int64_t branch) {
+void HeadTable::TurnRestored(int64_t branch, std::vector<PageKey> loading) {
   std::lock_guard lock(mu_);
   Head* h = Known(branch);
   if (h == nullptr || h->state != HeadState::kRestoring || !h->turn) return;
   h->state = HeadState::kRunning;
+  if (!loading.empty()) h->keys = std::move(loading);
   CheckInvariants(*h);
 }
 
@@ -202,7 +203,7 @@ std::vector<HeadTable::Line> HeadTable::Lines() const {
   std::lock_guard lock(mu_);
   std::vector<Line> lines;
   for (const auto& [branch, h] : heads_) {
-    if (h.timeline || h.turn || h.keys.empty()) continue;
+    if ((h.timeline && !h.turn) || h.keys.empty()) continue;
     lines.push_back({branch,
                      {h.state, h.last_use_ms, h.memory.expected_ms, h.memory.keep_until_ms,
                       h.memory.pinned},

@@ -72,7 +72,8 @@ class HeadTable {
   // ---- transitions ----
   // A turn has the lease. A head that waited for tools tells how long they took.
   void TurnBegun(const HeadId& id, const HeadMemory& memory, int64_t now_ms);
-  void TurnRestored(int64_t branch);
+  // `loading`: the keys of a chain of which pages are still on their way; else empty.
+  void TurnRestored(int64_t branch, std::vector<PageKey> loading = {});
   // The answer's tools (their names) and the client's hints decide when the next turn is expected.
   // The head counts as resident until LetGo.
   struct Committed {
@@ -100,7 +101,7 @@ class HeadTable {
   std::optional<HeadState> StateOf(int64_t branch) const;
   HeadFacts FactsOf(int64_t branch) const;  // of an unknown head: cold, never used
   void SetMemory(const HeadId& id, const HeadMemory& memory);  // hints that came without a turn
-  // Heads without a timeline, with pages that may be in the pool.
+  // Heads that have no timeline or whose turn runs, with pages that may be cached in the pool.
   struct Line {
     int64_t branch = 0;
     HeadFacts facts;

@@ -127,6 +127,11 @@ Timeline Turn::TakeTimeline() {
   return t;
 }
 
+StitchReport Turn::Settled(int64_t reused) const {
+  return holdfast::Settled(impl_->start.stitch, reused, impl_->loading.get(),
+                           impl_->keeper->options.pool->page_bytes());
+}
+
 int64_t Keeper::Impl::NowMs() {
   return options.now_ms ? options.now_ms() : env.WallMicros() / 1000;
 }
@@ -140,7 +145,8 @@ HeadMemory Keeper::Impl::MemoryAfter(const Turn::Impl& turn, int64_t now_ms) con
 }
 
 Status Keeper::Impl::CheckNewSession(std::string_view tenant) {
-  return quotas.CheckNewSession(tenant, NowMs());
+  return options.db->Read(
+      [&](Reader& reader) { return quotas.CheckNewSession(reader, tenant, NowMs()); });
 }
 
 Status Keeper::Impl::MakeRoomOf(const TenantScope& scope, int64_t branch, int64_t pages) {
@@ -253,6 +259,7 @@ void Keeper::Impl::EndTurn(Turn::Impl* turn) {
   turn->ended = true;
   reserved_pages -= std::exchange(turn->reserved_pages, 0);
   turn->timeline.reset();
+  turn->loading.reset();
   turn->lease.Release();
 }
 
@@ -282,10 +289,11 @@ CommitResult Keeper::Impl::CommitTurn(Turn::Impl* turn, TurnOutcome outcome) {
           return InsertEvent(txn, {turn->sid, now, "turn_committed", turn->start.branch,
                                    turn->start.turn_id, outcome.finish});
         },
-        WriteClass::kTurn);
-    result.durable = result.status.ok();
+        WriteClassOf(turn->durability));
+    result.committed = result.status.ok();
+    result.durable = result.committed && turn->durability != Durability::kLazy;
   }
-  if (result.durable) {
+  if (result.committed) {
     ++committed;
     turn->base.reset();
     const auto tokens = static_cast<int64_t>(output.tokens.size());
@@ -303,7 +311,7 @@ CommitResult Keeper::Impl::CommitTurn(Turn::Impl* turn, TurnOutcome outcome) {
   }
   EndTurn(turn);
   caretaker.Poke();
-  if (result.durable && turn->wait_for_pages && options.sync_pages) {
+  if (result.committed && turn->durability == Durability::kKv && options.sync_pages) {
     options.sync_pages().IgnoreError();  // the tokens are durable; pages can be made again
   }
   result.commit_ms =
@@ -334,7 +342,7 @@ void Keeper::Impl::AbortTurn(Turn::Impl* turn, TurnOutcome outcome) {
               return InsertEvent(txn, {turn->sid, now, "turn_aborted", turn->start.branch,
                                        turn->start.turn_id, outcome.finish});
             },
-            WriteClass::kTurn)
+            WriteClassOf(turn->durability))
         .IgnoreError();
   }
   outcome.timeline.reset();
@@ -388,6 +396,7 @@ void Keeper::Shutdown() {
   impl_->leases.Close();
   impl_->caretaker.Stop();
   impl_->warm.LetGoOfAll();
+  impl_->options.db->Flush().IgnoreError();  // lazy turns; it fails where the store is degraded
 }
 
 KeeperStats Keeper::stats() const {
@@ -405,6 +414,8 @@ KeeperStats Keeper::stats() const {
   s.heads = impl_->heads.counts();
   s.prefetches = impl_->caretaker.prefetches();
   s.pages_prefetched = impl_->caretaker.pages_prefetched();
+  const DatabaseStats db = impl_->options.db->stats();
+  s.unsynced = db.unsynced;
   s.degraded = impl_->options.db->degraded();
   return s;
 }

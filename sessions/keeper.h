@@ -43,6 +43,7 @@ struct KeeperStats {
   uint64_t tails_written = 0, tails_restored = 0;
   HeadTable::Counts heads;           // that are known, by state
   uint64_t prefetches = 0, pages_prefetched = 0;
+  uint64_t unsynced = 0;             // commits (admissions too) that a power cut would take
   bool degraded = false;             // the last commit failed; nothing durable is taken on
 };
 
@@ -163,7 +164,8 @@ class Keeper {
   void Tend();
   // Lets go of warm heads until `pages` pool pages are free or none is warm.
   void MakeRoom(int64_t pages);
-  // Refuses new turns (kUnavailable), writes the partial pages of warm heads and lets go of them.
+  // Refuses new turns (kUnavailable), writes the partial pages of warm heads and lets go of them,
+  // makes lazy turns durable.
   void Shutdown();
   KeeperStats stats() const;
 

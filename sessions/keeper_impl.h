@@ -40,6 +40,7 @@ struct Turn::Impl {
   std::vector<TokenId> prompt;
   int64_t max_tokens = 0;
   std::optional<Timeline> timeline;
+  std::shared_ptr<PageLoad> loading;  // pages of the timeline that are still on their way, or null
   std::optional<std::string> replay;
   std::vector<TokenId> replayed;
 
@@ -51,7 +52,7 @@ struct Turn::Impl {
   RetentionHints hints;
   bool pinned = false;                  // the branch, until now
   bool keep_response = false;           // it has an idempotency key
-  bool wait_for_pages = false;
+  Durability durability = Durability::kTurn;
   TurnDraft draft;
   int64_t reserved_pages = 0;
   bool ended = false;
@@ -87,8 +88,8 @@ struct Keeper::Impl {
   Digest RootHash(const Digest& context) const { return LineageRoot(context); }
 
   Status Recover();
-  // Whether the tenant may have one session more; whether a turn of `pages` fits into its memory,
-  // for which its warm heads go.
+  // Whether the tenant may have one session more, as of now (Quotas asks again in the transaction
+  // that makes one); whether a turn of `pages` fits into its memory, for which its warm heads go.
   Status CheckNewSession(std::string_view tenant);
   Status MakeRoomOf(const TenantScope& scope, int64_t branch, int64_t pages);
   // The tokens of a session up to `head`, or else to that of the branch.
@@ -102,6 +103,11 @@ struct Keeper::Impl {
   void AbortTurn(Turn::Impl* turn, TurnOutcome outcome);
   CommitResult CommitTurn(Turn::Impl* turn, TurnOutcome outcome);
 };
+
+// What the rows of a turn wait for.
+inline WriteClass WriteClassOf(Durability durability) {
+  return durability == Durability::kLazy ? WriteClass::kLazy : WriteClass::kTurn;
+}
 
 // keeper_tree.cc
 // The branch of that name, or the default one for "". kNotFound.

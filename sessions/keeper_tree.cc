@@ -159,7 +159,6 @@ Result<SessionInfo> Keeper::Create(std::string_view tenant, const CreateSession&
     return Status::Invalid("ttl: must be 0 to " + std::to_string(kMaxTtlSeconds) + " seconds");
   }
   if (impl_->shut) return Status::Unavailable("shutting down");
-  HOLDFAST_RETURN_IF_ERROR(impl_->CheckNewSession(tenant));
   NewSession s;
   s.id = impl_->NewId("sess_");
   s.tenant = tenant;
@@ -173,8 +172,12 @@ Result<SessionInfo> Keeper::Create(std::string_view tenant, const CreateSession&
   s.now_ms = impl_->NowMs();
   s.main_branch = impl_->next_branch++;
   s.sid = impl_->next_sid++;
-  Status made = impl_->options.db->Write([&](Txn& txn) { return InsertSession(txn, s); },
-                                         WriteClass::kTurn);
+  Status made = impl_->options.db->Write(
+      [&](Txn& txn) -> Status {
+        HOLDFAST_RETURN_IF_ERROR(impl_->quotas.CheckNewSession(txn, tenant, s.now_ms));
+        return InsertSession(txn, s);
+      },
+      WriteClass::kTurn);
   if (made.code() == Code::kConflict) {
     return Status::Conflict("session '" + request.external_id + "' is there already");
   }

@@ -12,17 +12,14 @@ TenantQuota Quotas::Of(std::string_view tenant) const {
   return it == quotas_.end() ? TenantQuota{} : it->second;
 }
 
-Status Quotas::CheckNewSession(std::string_view tenant, int64_t now_ms) const {
+Status Quotas::CheckNewSession(Reader& reader, std::string_view tenant, int64_t now_ms) const {
   const int64_t limit = Of(tenant).sessions;
   if (limit == 0) return Status();
-  int64_t count = 0;
-  HOLDFAST_RETURN_IF_ERROR(db_->Read([&](Reader& reader) {
-    Rows rows = reader.Query(
-        "SELECT COUNT(*) FROM session WHERE tenant = ? AND (expires_ms IS NULL OR expires_ms > ?)",
-        tenant, now_ms);
-    if (rows.Next()) count = rows.Int(0);
-    return rows.status();
-  }));
+  Rows rows = reader.Query(
+      "SELECT COUNT(*) FROM session WHERE tenant = ? AND (expires_ms IS NULL OR expires_ms > ?)",
+      tenant, now_ms);
+  const int64_t count = rows.Next() ? rows.Int(0) : 0;
+  HOLDFAST_RETURN_IF_ERROR(rows.status());
   if (count < limit) return Status();
   return Status::Exhausted("quota_exceeded: tenant '" + std::string(tenant) + "' has " +
                            std::to_string(count) + " of " + std::to_string(limit) +

@@ -1,8 +1,7 @@
 // What a tenant may have: sessions, memory and disk. What is over is refused before it is done,
 // with what to do about it: "quota_exceeded: ..." (429) or "insufficient_storage: ..." (507).
 //
-//   sessions     that have not expired. Checked before one is made: requests at one moment may go
-//                over by their number
+//   sessions     that have not expired. Checked in the transaction that makes one
 //   host_bytes   of the pool's pages that its running turns and warm heads hold. Its warm heads go
 //                before a turn is refused; cached pages are free for all and charged to nobody
 //   disk_bytes   of the KV of all tokens that its sessions hold, but for answers that were cut off:
@@ -33,7 +32,7 @@ class Quotas {
       : quotas_(std::move(quotas)), db_(db) {}
 
   TenantQuota Of(std::string_view tenant) const;
-  Status CheckNewSession(std::string_view tenant, int64_t now_ms) const;
+  Status CheckNewSession(Reader& reader, std::string_view tenant, int64_t now_ms) const;
   Status CheckDisk(std::string_view tenant, size_t page_bytes);
   void Added(const std::string& tenant, int64_t tokens);  // committed ones
   void Deleted();                                         // some session

@@ -4,6 +4,7 @@
 #include <array>
 #include <cmath>
 #include <numeric>
+#include <unordered_map>
 #include <utility>
 
 namespace holdfast {
@@ -87,6 +88,20 @@ std::vector<size_t> DropOrder(std::span<const Candidate> candidates, int64_t now
 bool IsSuperseded(const BranchUse& branch, const BranchUse& by) {
   return by.parent == branch.name && by.parent_tokens < branch.tokens &&
          by.parent_tokens * 2 > branch.tokens && by.updated_ms > branch.updated_ms;
+}
+
+std::vector<size_t> Superseded(std::span<const BranchUse> branches) {
+  std::unordered_map<std::string_view, size_t> by_name;
+  for (size_t i = 0; i < branches.size(); ++i) by_name.emplace(branches[i].name, i);
+  std::vector<size_t> out;
+  for (const BranchUse& by : branches) {
+    const auto left = by_name.find(by.parent);
+    if (left == by_name.end() || !IsSuperseded(branches[left->second], by)) continue;
+    out.push_back(left->second);
+    by_name.erase(left);  // once is enough
+  }
+  std::sort(out.begin(), out.end());
+  return out;
 }
 
 }  // namespace holdfast

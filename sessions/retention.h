@@ -62,5 +62,8 @@ struct BranchUse {
   int64_t tokens = 0, parent_tokens = 0, updated_ms = 0;
 };
 bool IsSuperseded(const BranchUse& branch, const BranchUse& by);
+// Indices of those of a session's branches (names are unique) that another one supersedes, each
+// once, ascending. Takes time in proportion to their number.
+std::vector<size_t> Superseded(std::span<const BranchUse> branches);
 
 }  // namespace holdfast

@@ -42,6 +42,9 @@ struct ChatMessage {
 
 enum class OnBusy : uint8_t { kFork, kQueue, kReject };
 enum class HistoryMode : uint8_t { kAsSampled, kAsSent };
+// What is durable when Commit returns: the turn; the turn, but within 2 s only (a power cut before
+// may take it, and then all that came after it; a later turn of another class makes it durable at
+// once); the turn and its KV; nothing, where the store is degraded.
 enum class Durability : uint8_t { kTurn, kLazy, kKv, kNone };
 
 // Which conversation a request belongs to. `id` that begins with "sess_" must exist (kNotFound);
@@ -80,7 +83,7 @@ struct TurnStart {
 // The whole story of a turn (the `keeper` object of responses).
 struct TurnReport {
   TurnStart start;
-  bool durable = false;
+  bool committed = false, durable = false;  // as CommitResult's
   int64_t generated = 0;
   double queue_ms = 0, restore_ms = 0, prefill_ms = 0, decode_ms = 0, commit_ms = 0;
 };
@@ -136,7 +139,8 @@ struct TurnOutcome {
 
 struct CommitResult {
   Status status;                   // not ok: the store is degraded and nothing is kept
-  bool durable = false;
+  bool committed = false;          // the head has moved
+  bool durable = false;            // and no power cut takes that back
   double commit_ms = 0;
 };
 
@@ -151,6 +155,9 @@ class Turn {
   int64_t max_tokens() const;                // of the request, else what fits
   // The timeline to submit; its last row at least is pending. Once.
   Timeline TakeTimeline();
+  // start().stitch at the end of the prefill, which found `reused` tokens in the pool: what came
+  // from where.
+  StitchReport Settled(int64_t reused) const;
   // Set: the turn is committed already, this is its TurnOutcome::response. Nothing is to be decoded
   // and no timeline is there; the tokens are those of the log.
   const std::optional<std::string>& replay() const;

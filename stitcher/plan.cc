@@ -17,14 +17,6 @@ void AddStep(std::vector<PlanStep>* steps, PlanAction action, int64_t begin, int
   steps->push_back({action, begin, end, piece});
 }
 
-bool LoadingPays(const PlanInput& input, int64_t pages) {
-  if (input.compute_ms_per_token <= 0) return true;
-  const double load = input.load_ms_fixed + input.load_ms_per_page * static_cast<double>(pages);
-  const double compute =
-      input.compute_ms_per_token * static_cast<double>(pages * input.page_tokens);
-  return load <= compute;
-}
-
 // The exact prefix over whole pages below `limit`; returns where it ends.
 int64_t PlanExactPrefix(const PlanInput& input, int64_t limit, Plan* plan) {
   const int64_t warm = std::min(input.base_filled, limit);
@@ -39,12 +31,18 @@ int64_t PlanExactPrefix(const PlanInput& input, int64_t limit, Plan* plan) {
     to_load += tier(reachable) == PageTier::kStore;
     ++reachable;
   }
-  const bool load = to_load > 0 && LoadingPays(input, to_load);
+  const Loading loading = SplitLoading(input, to_load);
+  plan->wait_ms_max = loading.wait_ms_max;
   int64_t end = 0;
   for (int64_t b = 0; b < reachable; ++b) {
     const PageTier t = tier(b);
-    if (t == PageTier::kStore && !load) {
+    if (t == PageTier::kStore && loading.action == PlanAction::kCompute) {
       plan->miss = "cheaper_to_compute";
+      break;
+    }
+    if (t == PageTier::kStore && loading.action == PlanAction::kRace) {
+      end = reachable * input.page_tokens;  // what is in the pool behind it is met there
+      AddStep(&plan->steps, PlanAction::kRace, b * input.page_tokens, end);
       break;
     }
     end = (b + 1) * input.page_tokens;
@@ -67,6 +65,7 @@ const char* PlanActionName(PlanAction action) {
     case PlanAction::kLoad: return "load";
     case PlanAction::kShifted: return "shifted";
     case PlanAction::kCompute: return "compute";
+    case PlanAction::kRace: return "race";
   }
   return "unknown";
 }
@@ -75,6 +74,28 @@ int64_t Plan::TokensOf(PlanAction action) const {
   int64_t n = 0;
   for (const PlanStep& s : steps) n += s.action == action ? s.end - s.begin : 0;
   return n;
+}
+
+Loading SplitLoading(const PlanInput& input, int64_t pages) {
+  Loading out;
+  const auto n = static_cast<double>(pages);
+  const double load = input.load_ms_fixed + input.load_ms_per_page * n;
+  const double page = input.compute_ms_per_token * input.page_tokens;
+  const double compute = page * n;
+  out.load_pages = pages;
+  out.ms = load;
+  out.wait_ms_max = page <= 0 ? kPatienceUnknownMs : std::max(compute / 10, kPatienceMs);
+  if (page <= 0 || (load <= compute && load <= std::max(compute / 10, kUnnoticedMs))) return out;
+  const double met = (compute - input.load_ms_fixed) / (input.load_ms_per_page + page);
+  out.load_pages = std::clamp<int64_t>(static_cast<int64_t>(met), 0, pages);
+  if (out.load_pages == 0 || compute <= kUnnoticedMs) {
+    out.action = PlanAction::kCompute;
+    out.load_pages = 0;
+  } else {
+    out.action = PlanAction::kRace;
+  }
+  out.ms = page * static_cast<double>(pages - out.load_pages);
+  return out;
 }
 
 Plan MakePlan(const PlanInput& input) {

@@ -9,7 +9,8 @@
 
 namespace holdfast {
 
-enum class PlanAction : uint8_t { kExact, kLoad, kShifted, kCompute };
+// kRace: computed from the front while its pages are loaded from the back, until the two meet.
+enum class PlanAction : uint8_t { kExact, kLoad, kShifted, kCompute, kRace };
 const char* PlanActionName(PlanAction action);
 
 struct PlanStep {
@@ -33,7 +34,7 @@ struct PlanInput {
   std::span<const PageTier> pages;       // of the exact chain, from block 0 on; the rest is kNone
   int64_t base_filled = 0;               // indices that a warm timeline of the same tokens covers
   std::span<const PieceRange> pieces;    // ascending, disjoint, inside the prompt
-  double load_ms_per_page = 0;           // measured; 0 = unknown, taken as free
+  double load_ms_per_page = 0;           // measured, of several at once; 0 = unknown, taken as free
   double load_ms_fixed = 0;              // once per restore
   double compute_ms_per_token = 0;       // measured; 0 = unknown, taken as dear
 };
@@ -41,13 +42,33 @@ struct PlanInput {
 struct Plan {
   std::vector<PlanStep> steps;  // ascending, covering [0, tokens) without gaps
   std::string miss;             // why the exact prefix ended: "", "absent", "cheaper_to_compute"
+  double wait_ms_max = 0;       // for the pages to load; those that come later are raced for
   int64_t TokensOf(PlanAction action) const;
 };
 
 // Rules: the exact prefix goes on while its pages are in the pool or in the store; a warm timeline
-// counts as exact as far as it reaches; a range of pages is loaded only when loading (fixed cost
-// included) is quicker than computing it; pieces are used where the exact prefix does not reach;
-// the last token is always computed, since its logits are wanted.
+// counts as exact as far as it reaches; pages are loaded by the rule of SplitLoading; pieces are
+// used where the exact prefix does not reach; the last token is always computed, since its logits
+// are wanted.
 Plan MakePlan(const PlanInput& input);
+
+// How to get pages that are in the store, by what loading and computing them costs:
+//   loading takes no tenth of computing, or nobody would notice   load, and wait for it
+//   neither is quick                                              race
+//   else                                                          compute
+// A race takes the time until the prefill, from the front, meets the loads, from the back: with c
+// ms to compute a page and l ms to load one, n pages take n*c*l/(c+l). It is never slower than
+// computing, whatever the store does. Waiting is bounded by a tenth of computing, or kPatienceMs,
+// so that a store that stalls costs that much; then what has not come is raced for.
+inline constexpr double kUnnoticedMs = 25;
+inline constexpr double kPatienceMs = 250;
+inline constexpr double kPatienceUnknownMs = 2000;  // while nobody knows what computing costs
+struct Loading {
+  PlanAction action = PlanAction::kLoad;  // kLoad, kRace or kCompute
+  int64_t load_pages = 0;  // that come from the store, as far as one can tell
+  double ms = 0;           // until all are there
+  double wait_ms_max = 0;
+};
+Loading SplitLoading(const PlanInput& input, int64_t pages);
 
 }  // namespace holdfast

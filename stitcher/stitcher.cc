@@ -4,7 +4,6 @@
 #include <atomic>
 #include <chrono>
 #include <functional>
-#include <latch>
 #include <mutex>
 #include <thread>
 #include <utility>
@@ -48,6 +47,20 @@ struct Stitcher::Impl {
 
   PageKey Root(const TenantScope& scope) const { return RootKey(fp, scope, Digest{}); }
 
+  StitchRates rates() const {
+    std::lock_guard lock(rates_mu);
+    return {.load_ms_per_page = load_ms_per_page.Get(),
+            .compute_ms_per_token = compute_ms_per_token.Get()};
+  }
+
+  // A prompt's exact chain, what would be done with it, and the blocks that come from the store.
+  struct Reading {
+    Chain chain;
+    Plan plan;
+    std::vector<int64_t> loads;
+  };
+  Reading Read(const StitchRequest& request) const;
+
   Chain FindChain(const StitchRequest& request, int64_t warm) const {
     Chain chain;
     PageKey key = Root(request.scope);
@@ -68,67 +81,58 @@ struct Stitcher::Impl {
     return chain;
   }
 
-  // Reads the pages of `blocks` into private slots, all at once over the I/O threads. Entry i of
-  // the result is the sealed page, or the error that took its place.
-  std::vector<Result<PageLease>> Load(const StitchRequest& request, const Chain& chain,
-                                      const std::vector<int64_t>& blocks) {
-    std::vector<Result<PageLease>> pages;
-    pages.reserve(blocks.size());
-    for (size_t i = 0; i < blocks.size(); ++i) pages.emplace_back(PageLease());
-    std::latch done(static_cast<std::ptrdiff_t>(blocks.size()));
-    for (size_t i = 0; i < blocks.size(); ++i) {
-      auto task = [&, i] {
-        pages[i] = LoadOne(request, chain, blocks[i]);
-        done.count_down();
-      };
-      if (!io.Push(task)) task();  // closing: do it here
+  // The pages of the plan that come from the store.
+  static std::vector<int64_t> BlocksToLoad(const Chain& chain, const Plan& plan) {
+    std::vector<int64_t> blocks;
+    for (const PlanStep& step : plan.steps) {
+      if (step.action != PlanAction::kLoad && step.action != PlanAction::kRace) continue;
+      for (int64_t b = step.begin / kPageTokens; b < step.end / kPageTokens; ++b) {
+        if (chain.tiers[b] == PageTier::kStore) blocks.push_back(b);
+      }
     }
-    done.wait();
-    return pages;
+    return blocks;
   }
 
-  // Load, and what it cost is remembered.
-  std::vector<Result<PageLease>> LoadTimed(const StitchRequest& request, const Chain& chain,
-                                           const std::vector<int64_t>& blocks) {
-    const auto start = std::chrono::steady_clock::now();
-    auto pages = Load(request, chain, blocks);
-    if (blocks.empty()) return pages;
-    std::lock_guard lock(rates_mu);
-    load_ms_per_page.Add(MsSince(start) / static_cast<double>(blocks.size()));
-    return pages;
-  }
-
-  Result<PageLease> LoadOne(const StitchRequest& request, const Chain& chain, int64_t block) {
-    HOLDFAST_ASSIGN_OR_RETURN(PageLease page, pool->Allocate(request.scope));
-    const auto tokens = request.tokens.subspan(block * kPageTokens, kPageTokens);
-    PageHeader header;
-    header.fp = fp;
-    header.key = chain.keys[block];
-    header.parent = block > 0 ? chain.keys[block - 1] : Root(request.scope);
-    header.tokens.assign(tokens.begin(), tokens.end());
-    std::vector<std::span<std::byte>> payload;
-    const auto& groups = pool->groups();
-    for (size_t g = 0; g < groups.size(); ++g) {
-      payload.emplace_back(page.payload(static_cast<int>(g)), groups[g].PayloadBytes());
+  // Begins to load them on the I/O threads; null when there are none.
+  std::shared_ptr<PageLoad> StartLoad(const StitchRequest& request, const Chain& chain,
+                                      std::vector<int64_t> blocks, PageLoad::Order order) {
+    if (blocks.empty()) return nullptr;
+    const size_t threads = std::min<size_t>(kIoThreads, blocks.size());
+    auto load = std::make_shared<PageLoad>(
+        pool, store,
+        PageLoad::Chain{request.scope, fp, {request.tokens.begin(), request.tokens.end()},
+                        chain.keys, std::move(blocks)},
+        order);
+    for (size_t i = 0; i < threads; ++i) {
+      // Where the queue is closing nobody loads, and all is computed.
+      io.Push([this, weak = std::weak_ptr(load)] { LoadNext(weak); });
     }
-    HOLDFAST_RETURN_IF_ERROR(store->Get(header, payload));
-    return pool->Seal(std::move(page), header.key, header.parent, tokens, PageSource::kDisk);
+    return load;
   }
 
-  // Splices the whole pages [0, end) of the exact chain; stops at the first that can't be had.
-  // Returns how many blocks are there, with the reason where that is fewer.
+  // Loads one page of it, and then lets other loads have their turn. Runs on an I/O thread.
+  void LoadNext(const std::weak_ptr<PageLoad>& weak) {
+    do {
+      const std::shared_ptr<PageLoad> load = weak.lock();
+      if (load == nullptr || io.closed()) return;
+      const std::optional<double> ms = load->Step();
+      if (!ms) return;
+      std::lock_guard lock(rates_mu);
+      load_ms_per_page.Add(*ms / kIoThreads);
+    } while (!io.TryPush([this, weak] { LoadNext(weak); }));
+  }
+
+  // Splices the whole pages [0, end) of the exact chain, those of `loads` as they have come; stops
+  // at the first that can't be had. Returns how many blocks are there, with the reason where that
+  // is fewer.
   int64_t SplicePrefix(const StitchRequest& request, const Chain& chain, const Plan& plan,
-                       Timeline* timeline, StitchReport* report) {
-    std::vector<int64_t> loads;
+                       std::span<const int64_t> loads, std::vector<Result<PageLease>> loaded,
+                       Stitched* out) {
     int64_t end = 0;
     for (const PlanStep& step : plan.steps) {
       if (step.action != PlanAction::kExact && step.action != PlanAction::kLoad) break;
       end = step.end / kPageTokens;
-      if (step.action == PlanAction::kLoad) {
-        for (int64_t b = step.begin / kPageTokens; b < end; ++b) loads.push_back(b);
-      }
     }
-    auto loaded = LoadTimed(request, chain, loads);
     size_t next_load = 0;
     for (int64_t b = 0; b < end; ++b) {
       const bool load = next_load < loads.size() && loads[next_load] == b;
@@ -136,20 +140,27 @@ struct Stitcher::Impl {
       PageLease page = TakePage(request, chain, b, load ? &loaded[next_load] : nullptr, &fault);
       next_load += load;
       if (!page) {
-        report->miss = fault.ok()                           ? "evicted"
-                       : fault.code() == Code::kExhausted ? "pool_full"
-                       : fault.code() == Code::kIo        ? "io_error"
-                                                          : "corrupt";
+        out->report.miss = MissOf(fault);
         return b;
       }
-      if (Status s = timeline->Splice(std::move(page), 0, kPageTokens, 0); !s.ok()) {
-        report->miss = "corrupt";
+      if (Status s = out->timeline.Splice(std::move(page), 0, kPageTokens, 0); !s.ok()) {
+        out->report.miss = "corrupt";
         return b;
       }
-      (load ? report->from_store : report->from_pool) += kPageTokens;
-      report->bytes_loaded += load ? pool->page_bytes() : 0;
+      (load ? out->report.from_store : out->report.from_pool) += kPageTokens;
+      out->report.bytes_loaded += load ? pool->page_bytes() : 0;
     }
     return end;
+  }
+
+  static const char* MissOf(const Status& fault) {
+    switch (fault.code()) {
+      case Code::kOk: return "evicted";
+      case Code::kExhausted: return "pool_full";
+      case Code::kIo: return "io_error";
+      case Code::kUnavailable: return "slow_store";
+      default: return "corrupt";
+    }
   }
 
   PageLease TakePage(const StitchRequest& request, const Chain& chain, int64_t block,
@@ -207,12 +218,17 @@ void Stitcher::ObserveCompute(int64_t tokens, double ms) {
   impl_->compute_ms_per_token.Add(ms / static_cast<double>(tokens));
 }
 
-StitchRates Stitcher::rates() const {
-  std::lock_guard lock(impl_->rates_mu);
-  StitchRates r;
-  r.load_ms_per_page = impl_->load_ms_per_page.Get();
-  r.compute_ms_per_token = impl_->compute_ms_per_token.Get();
-  return r;
+StitchRates Stitcher::rates() const { return impl_->rates(); }
+
+StitchReport Settled(StitchReport report, int64_t reused, const PageLoad* loading,
+                     size_t page_bytes) {
+  const int64_t late = loading == nullptr ? 0 : loading->late();
+  const int64_t raced = std::min(reused, late * kPageTokens);
+  report.to_compute -= reused;
+  report.from_store += raced;
+  report.from_pool += reused - raced;
+  report.bytes_loaded += static_cast<uint64_t>(late) * page_bytes;
+  return report;
 }
 
 namespace {
@@ -252,14 +268,20 @@ PlanInput MakeInput(const StitchRequest& request, int64_t warm, std::span<const 
 
 }  // namespace
 
+Stitcher::Impl::Reading Stitcher::Impl::Read(const StitchRequest& request) const {
+  Reading out;
+  if (request.tokens.empty()) return out;
+  out.chain = FindChain(request, 0);
+  out.plan = MakePlan(MakeInput(request, 0, out.chain.tiers, {}, rates()));
+  out.loads = BlocksToLoad(out.chain, out.plan);
+  return out;
+}
+
 Survey Stitcher::Look(const TenantScope& scope, std::span<const TokenId> tokens) const {
   Survey survey;
   survey.end = impl_->Root(scope);
-  if (tokens.empty()) return survey;
-  const StitchRequest request{scope, tokens, nullptr, {}};
-  Impl::Chain chain = impl_->FindChain(request, 0);
-  const Plan plan = MakePlan(MakeInput(request, 0, chain.tiers, {}, rates()));
-  survey.load = plan.TokensOf(PlanAction::kLoad);
+  auto [chain, plan, loads] = impl_->Read({scope, tokens, nullptr, {}});
+  survey.load = static_cast<int64_t>(loads.size()) * kPageTokens;
   while (!chain.tiers.empty() && chain.tiers.back() == PageTier::kNone) {
     chain.tiers.pop_back();
     chain.keys.pop_back();
@@ -274,29 +296,24 @@ Survey Stitcher::Look(const TenantScope& scope, std::span<const TokenId> tokens)
 
 int64_t Stitcher::Prefetch(const TenantScope& scope, std::span<const TokenId> tokens,
                            int64_t max_pages) {
-  if (tokens.empty()) return 0;
   const StitchRequest request{scope, tokens, nullptr, {}};
-  const Impl::Chain chain = impl_->FindChain(request, 0);
-  const Plan plan = MakePlan(MakeInput(request, 0, chain.tiers, {}, rates()));
+  auto [chain, plan, loads] = impl_->Read(request);
   // What is there is pinned, so that it does not make room for what follows it.
   std::vector<PageLease> held;
-  std::vector<int64_t> loads;
-  for (const PlanStep& step : plan.steps) {
-    for (int64_t b = step.begin / kPageTokens; b < step.end / kPageTokens; ++b) {
-      if (step.action == PlanAction::kExact) {
-        held.push_back(impl_->pool->Find(chain.keys[b], tokens.subspan(b * kPageTokens,
-                                                                       kPageTokens)));
-      } else if (step.action == PlanAction::kLoad &&
-                 static_cast<int64_t>(loads.size()) < max_pages) {
-        loads.push_back(b);
-      }
-    }
+  for (size_t b = 0; b < chain.keys.size() && chain.tiers[b] != PageTier::kNone; ++b) {
+    if (chain.tiers[b] != PageTier::kPool) continue;
+    held.push_back(impl_->pool->Find(chain.keys[b], tokens.subspan(b * kPageTokens, kPageTokens)));
   }
-  auto loaded = impl_->LoadTimed(request, chain, loads);
+  if (static_cast<int64_t>(loads.size()) > max_pages) loads.resize(std::max<int64_t>(max_pages, 0));
   int64_t pages = 0;
-  while (!loaded.empty()) {  // released from the tail
-    pages += loaded.back().ok();
-    loaded.pop_back();
+  if (const auto load =
+          impl_->StartLoad(request, chain, std::move(loads), PageLoad::Order::kFront)) {
+    // Nobody computes meanwhile, so it may take as long as computing would.
+    auto loaded = load->Take(10 * plan.wait_ms_max);
+    while (!loaded.empty()) {  // released from the tail
+      pages += loaded.back().ok();
+      loaded.pop_back();
+    }
   }
   while (!held.empty()) held.pop_back();
   impl_->pool->Renew(std::vector<PageKey>(chain.keys.rbegin(), chain.keys.rend()));
@@ -321,7 +338,7 @@ Result<Stitched> Stitcher::Stitch(const StitchRequest& request) {
   std::vector<PieceRange> pieces;
   for (const Piece& p : request.pieces) pieces.push_back({p.at, p.at + p.end - p.begin});
 
-  Stitched out{Timeline(impl_->pool, request.scope, impl_->fp), {}};
+  Stitched out{Timeline(impl_->pool, request.scope, impl_->fp), {}, nullptr};
   Plan plan = MakePlan(MakeInput(request, warm, chain.tiers, pieces, rates()));
   out.report.miss = plan.miss;
   const int64_t exact_end = plan.TokensOf(PlanAction::kExact) + plan.TokensOf(PlanAction::kLoad);
@@ -334,7 +351,15 @@ Result<Stitched> Stitcher::Stitch(const StitchRequest& request) {
       plan = MakePlan(MakeInput(request, 0, {}, pieces, rates()));
     }
   } else {
-    const int64_t blocks = impl_->SplicePrefix(request, chain, plan, &out.timeline, &out.report);
+    const std::vector<int64_t> loads = Impl::BlocksToLoad(chain, plan);
+    const auto order = plan.TokensOf(PlanAction::kRace) > 0 ? PageLoad::Order::kBack
+                                                            : PageLoad::Order::kFront;
+    std::shared_ptr<PageLoad> load = impl_->StartLoad(request, chain, loads, order);
+    std::vector<Result<PageLease>> loaded;
+    if (load != nullptr && order == PageLoad::Order::kFront) loaded = load->Take(plan.wait_ms_max);
+    if (load != nullptr && !load->over()) out.loading = std::move(load);
+    const int64_t blocks =
+        impl_->SplicePrefix(request, chain, plan, loads, std::move(loaded), &out);
     if (blocks * kPageTokens < exact_end) {  // a fault: keep what is verified, plan the rest anew
       plan = MakePlan(MakeInput(request, blocks * kPageTokens, {}, pieces, rates()));
     }
@@ -344,7 +369,7 @@ Result<Stitched> Stitcher::Stitch(const StitchRequest& request) {
       HOLDFAST_RETURN_IF_ERROR(impl_->SplicePiece(request.pieces[step.piece], step.begin, step.end,
                                                   &out.timeline));
       out.report.shifted += step.end - step.begin;
-    } else if (step.action == PlanAction::kCompute) {
+    } else if (step.action == PlanAction::kCompute || step.action == PlanAction::kRace) {
       out.timeline.Extend(request.tokens.subspan(step.begin, step.end - step.begin));
       out.report.to_compute += step.end - step.begin;
     }

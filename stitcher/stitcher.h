@@ -3,7 +3,8 @@
 //
 // Stitch is a transaction: private slots, read, verify, publish. On any fault it keeps the longest
 // verified prefix and leaves the rest to be computed; the answer is the same bits either way, and
-// the report says what happened.
+// the report says what happened. Where loading takes about as long as computing, and where a store
+// does not answer in time, both go on at once, from the two ends of what is missing (plan.h).
 //
 // Thread-safe; blocks on page I/O, so never called by the model thread. Owns two I/O threads.
 #pragma once
@@ -16,6 +17,7 @@
 
 #include "engine/engine.h"
 #include "engine/kv/page_store.h"
+#include "stitcher/page_load.h"
 #include "stitcher/plan.h"
 
 namespace holdfast {
@@ -43,13 +45,22 @@ struct StitchReport {
   int64_t to_compute = 0;
   double restore_ms = 0;      // spent in Stitch
   uint64_t bytes_loaded = 0;
-  std::string miss;           // Plan::miss, or "corrupt", "io_error", "pool_full" after a fault
+  std::string miss;           // Plan::miss, or "corrupt", "io_error", "pool_full" after a fault,
+                              // "slow_store": pages were not there in time
 };
 
 struct Stitched {
   Timeline timeline;          // size() == tokens.size(); filled() up to the first row to compute
   StitchReport report;
+  // Pages that are still on their way while the timeline's rows are computed, or null. Dropping it
+  // ends that; the prefill takes what has come (Timeline::Reuse).
+  std::shared_ptr<PageLoad> loading;
 };
+
+// The report once all rows are there: of `to_compute`, `reused` tokens were found in the pool, and
+// came there by `loading` (may be null) as far as that has loaded any.
+StitchReport Settled(StitchReport report, int64_t reused, const PageLoad* loading,
+                     size_t page_bytes);
 
 // Rates that the planner uses, measured as the process runs (a moving median).
 struct StitchRates {
@@ -59,7 +70,7 @@ struct StitchRates {
 // Where the KV of a prompt is. From the first page on that is nowhere, nothing can be used again.
 struct Survey {
   int64_t pool = 0, store = 0;   // tokens in whole pages there
-  int64_t load = 0;              // of `store`, those that are quicker loaded than computed
+  int64_t load = 0;              // of `store`, those that are worth loading
   std::vector<PageKey> keys;     // of the pages in pool and store, in order
   PageKey end;                   // the chain's key after them
 };
@@ -74,7 +85,8 @@ class Stitcher {
   // Reads nothing.
   Survey Look(const TenantScope& scope, std::span<const TokenId> tokens) const;
   // Loads from the store into the pool what Stitch would load, as far as `max_pages` go; the pages
-  // stay there as cache, the last to be dropped. Faults end it early. Returns the pages loaded.
+  // stay there as cache, the last to be dropped. Waits for about as long as computing would take.
+  // Returns the pages loaded.
   int64_t Prefetch(const TenantScope& scope, std::span<const TokenId> tokens, int64_t max_pages);
   // Tells what computing cost: `tokens` rows in `ms`. Feeds the planner.
   void ObserveCompute(int64_t tokens, double ms);

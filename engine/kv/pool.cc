@@ -15,6 +15,7 @@
 #include <condition_variable>
 #include <cstring>
 #include <mutex>
+#include <string_view>
 #include <thread>
 #include <unordered_map>
 
@@ -26,9 +27,14 @@ constexpr size_t kSmallPage = 4096;
 constexpr size_t kTouchBytes = size_t{4} << 20;  // claimed by the toucher at a time
 constexpr uint32_t kNone = UINT32_MAX;
 
+struct Tenant {
+  std::string_view name;    // the key of its entry
+  uint64_t slots = 0;       // in which its numbers lie; without any it is forgotten
+  uint64_t leased = 0;      // of them, those with a lease
+};
+
 struct Slot {
-  std::string tenant;       // whose numbers lie in it
-  bool used = false;        // false: never written, all zero
+  Tenant* tenant = nullptr; // whose numbers lie in it; null: never written, all zero
   uint32_t refs = 0;
   uint32_t older = kNone;   // neighbours in the list of cached pages
   uint32_t newer = kNone;
@@ -66,7 +72,7 @@ struct PagePool::Impl {
   std::unordered_map<PageKey, uint32_t, DigestHash> index;  // sealed pages
   uint32_t oldest = kNone, newest = kNone;                  // cached pages
   PoolStats stats;
-  std::unordered_map<std::string, uint64_t> leased_by;  // pages with a lease, by tenant
+  std::unordered_map<std::string, Tenant> tenants;          // entries stay where they are
   void (*observe)(void*, SealedPage) = nullptr;
   void* observe_context = nullptr;
   std::thread toucher;
@@ -77,6 +83,7 @@ struct PagePool::Impl {
   void TouchAhead();
   bool WantsTouch() const;
   bool TakeSlot(std::unique_lock<std::mutex>& lock, uint32_t* slot);
+  bool PassTo(const std::string& tenant, Slot* slot);
   void CountLeased(const Slot& slot, int change);
   void Pin(uint32_t slot);
   void Release(uint32_t slot);
@@ -161,12 +168,23 @@ bool PagePool::Impl::TakeSlot(std::unique_lock<std::mutex>& lock, uint32_t* slot
   }
 }
 
+// From now on numbers of `name` lie in the slot; true when another tenant's lie there now.
+bool PagePool::Impl::PassTo(const std::string& name, Slot* slot) {
+  Tenant* const before = slot->tenant;
+  if (before != nullptr && before->name == name) return false;
+  const auto it = tenants.try_emplace(name).first;
+  it->second.name = it->first;
+  ++it->second.slots;
+  slot->tenant = &it->second;
+  if (before == nullptr) return false;
+  if (--before->slots == 0) tenants.erase(tenants.find(std::string(before->name)));
+  return true;
+}
+
 // A page has its first lease, or has lost its last one.
 void PagePool::Impl::CountLeased(const Slot& slot, int change) {
   stats.leased += change;
-  const auto it = leased_by.try_emplace(slot.tenant).first;
-  it->second += change;
-  if (it->second == 0) leased_by.erase(it);
+  slot.tenant->leased += change;
 }
 
 void PagePool::Impl::Pin(uint32_t slot) {
@@ -246,9 +264,7 @@ Result<PageLease> PagePool::Allocate(const TenantScope& scope) {
                                " pages are in use");
     }
     Slot& s = impl_->slots[slot];
-    zero = s.used && s.tenant != scope.tenant();
-    s.used = true;
-    s.tenant = scope.tenant();
+    zero = impl_->PassTo(scope.tenant(), &s);
     s.refs = 1;
     impl_->CountLeased(s, 1);
   }
@@ -341,17 +357,18 @@ PoolStats PagePool::stats() const {
 
 uint64_t PagePool::leased_by(const TenantScope& scope) const {
   std::lock_guard lock(impl_->mu);
-  const auto it = impl_->leased_by.find(scope.tenant());
-  return it == impl_->leased_by.end() ? 0 : it->second;
+  const auto it = impl_->tenants.find(scope.tenant());
+  return it == impl_->tenants.end() ? 0 : it->second.leased;
 }
 
 void PagePool::CheckInvariants() const {
 #ifndef NDEBUG
   std::lock_guard lock(impl_->mu);
-  uint64_t leased = 0, cached = 0, sealed = 0;
+  uint64_t leased = 0, cached = 0, sealed = 0, owned = 0;
   for (uint32_t i = 0; i < impl_->slots_max; ++i) {
     const Slot& s = impl_->slots[i];
     leased += s.refs > 0;
+    owned += s.tenant != nullptr;
     if (!s.sealed.load(std::memory_order_relaxed)) continue;
     ++sealed;
     assert(impl_->index.at(s.key) == i);
@@ -363,10 +380,13 @@ void PagePool::CheckInvariants() const {
   }
   assert(leased == impl_->stats.leased && cached == impl_->stats.cached);
   assert(sealed == impl_->index.size());
-  uint64_t of_tenants = 0;
-  for (const auto& [tenant, pages] : impl_->leased_by) of_tenants += pages;
-  assert(of_tenants == leased);
-  uint64_t private_pages = leased + cached - sealed;
+  for (const auto& [name, tenant] : impl_->tenants) {
+    assert(tenant.name == name && tenant.slots > 0 && tenant.leased <= tenant.slots);
+    leased -= tenant.leased;
+    owned -= tenant.slots;
+  }
+  assert(leased == 0 && owned == 0);
+  const uint64_t private_pages = impl_->stats.leased + cached - sealed;
   assert(impl_->free.size() + sealed + private_pages + impl_->touching == impl_->next_fresh);
 #endif
 }

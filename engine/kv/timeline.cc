@@ -165,18 +165,19 @@ void Timeline::SkipThere() {
 
 int64_t Timeline::Reuse(int64_t end) {
   const int64_t before = pending_;
-  while (filled_ % kBlock == 0 && filled_ + kBlock <= std::min(end, size())) {
-    Run& run = runs_[RunAt(filled_)];
-    const int64_t block = filled_ / kBlock;
-    if (run.count != kBlock || !pool_->Contains(chain_[block].key)) break;
-    const auto tokens = std::span<const TokenId>(tokens_).subspan(filled_, kBlock);
-    PageLease page = pool_->Find(chain_[block].key, tokens);
-    if (!page) break;
+  for (size_t r = RunAt(filled_); r < runs_.size() && runs_[r].end() <= end; ++r) {
+    Run& run = runs_[r];
+    if (!IsOwn(run) || run.count != kBlock || run.begin < filled_) continue;
+    const Block& block = chain_[run.begin / kBlock];
+    if (!pool_->Contains(block.key)) continue;
+    const auto tokens = std::span<const TokenId>(tokens_).subspan(run.begin, kBlock);
+    PageLease page = pool_->Find(block.key, tokens);
+    if (!page) continue;
     run.page = std::move(page);
-    if (chain_[block].taint.IsZero()) run.origin = KvOrigin::kExact;
+    if (block.taint.IsZero()) run.origin = KvOrigin::kExact;
     pending_ -= kBlock;
-    SkipThere();
   }
+  SkipThere();
   CheckInvariants();
   return before - pending_;
 }

@@ -82,8 +82,9 @@ class Timeline {
   // NextRows, so that a waiting request holds nothing.
   void Extend(std::span<const TokenId> tokens);
 
-  // Takes pages of the pool in the place of pending rows, as long as the next block of 32 lies
-  // wholly below `end` and the pool has it under the chain's key. Returns the number of tokens.
+  // Takes pages of the pool in the place of pending rows: each block of 32 that lies wholly below
+  // `end`, has no row filled, and is in the pool under the chain's key, also one with pending rows
+  // before it. Returns the number of tokens.
   int64_t Reuse(int64_t end);
 
   // The next rows to compute (at most `max`, fewer when the pool runs out), ascending; allocates

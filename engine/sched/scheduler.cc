@@ -20,6 +20,16 @@ int64_t PagesHeld(const Sequence& sequence) {
   return pages;
 }
 
+// Which of them gives its pages back, or kNobody.
+template <typename Pointers>
+size_t VictimOf(const Pointers& sequences) {
+  std::vector<Holder> holders;
+  for (const auto& sequence : sequences) {
+    holders.push_back({sequence->id(), PagesHeld(*sequence)});
+  }
+  return PickVictim(holders);
+}
+
 }  // namespace
 
 Scheduler::Scheduler(Model* model, PagePool* pool, const Options& options)
@@ -110,11 +120,16 @@ bool Scheduler::TakeArrived() {
   return !closed;
 }
 
-std::vector<Sequence*> Scheduler::Everybody() {
+std::vector<Sequence*> Scheduler::Waiters() {
   std::vector<Sequence*> all;
   for (auto& [tenant, queue] : waiting_) {
     for (SequencePtr& sequence : queue) all.push_back(sequence.get());
   }
+  return all;
+}
+
+std::vector<Sequence*> Scheduler::Everybody() {
+  std::vector<Sequence*> all = Waiters();
   for (SequencePtr& sequence : running_) all.push_back(sequence.get());
   return all;
 }
@@ -338,11 +353,7 @@ void Scheduler::Complete(Pass& pass, Rows rows) {
 bool Scheduler::MakeRoom() {
   if (Starved() == 0) return false;
   if (LetWaitingGo()) return true;
-  std::vector<Holder> holders;
-  for (const SequencePtr& sequence : running_) {
-    holders.push_back({sequence->id(), PagesHeld(*sequence)});
-  }
-  const size_t victim = holders.size() < 2 ? kNobody : PickVictim(holders);
+  const size_t victim = running_.size() < 2 ? kNobody : VictimOf(running_);
   if (victim == kNobody) return WaitForOthers();
   Preempt(victim);
   return true;
@@ -351,17 +362,10 @@ bool Scheduler::MakeRoom() {
 // A request that waits holds the pages of its history, found or restored for it. It gives them back
 // before anybody loses what was computed; when its turn comes it takes what is left of them.
 bool Scheduler::LetWaitingGo() {
-  std::vector<Sequence*> who;
-  std::vector<Holder> holders;
-  for (auto& [tenant, queue] : waiting_) {
-    for (SequencePtr& sequence : queue) {
-      who.push_back(sequence.get());
-      holders.push_back({sequence->id(), PagesHeld(*sequence)});
-    }
-  }
-  const size_t victim = PickVictim(holders);
+  const std::vector<Sequence*> waiters = Waiters();
+  const size_t victim = VictimOf(waiters);
   if (victim == kNobody) return false;
-  who[victim]->Preempted();
+  waiters[victim]->Preempted();
   return true;
 }
 

@@ -82,6 +82,7 @@ class Scheduler {
   bool WaitForOthers();
   void Sleep();
   void EndAll();
+  std::vector<Sequence*> Waiters();
   std::vector<Sequence*> Everybody();  // who waits and who runs
   int64_t Starved() const;
   Room FreeRoom() const;

@@ -1,6 +1,6 @@
 // The writer's thread takes work from two queues (turns first), runs as much of it as belongs
 // together in one transaction, commits, and tells the callers. Between transactions it extends the
-// log; when it is idle it checkpoints.
+// log and syncs what lazy commits have left; when it is idle it checkpoints.
 //
 // Rejected: SQLite's own checkpoint at 1000 pages (it would run inside a turn's commit); one
 // transaction per piece of work (a sync each); a mutex around one connection (readers would wait
@@ -29,7 +29,6 @@ using std::chrono::milliseconds;
 
 constexpr size_t kMaxGroup = 64;                  // pieces of work in one transaction
 constexpr milliseconds kMaxBackgroundTime{5};     // of one transaction of background work
-constexpr uint64_t kFrameBytes = 4096 + 24;       // of the log: a page and its header
 constexpr uint64_t kWalHeadroom = 1 << 20;        // the log is extended when less is left
 constexpr uint64_t kWalStep = 4 << 20;            // by this much
 constexpr int kCheckpointFrames = 256;            // worth a checkpoint after a short pause
@@ -37,9 +36,21 @@ constexpr milliseconds kShortPause{50};
 constexpr milliseconds kLongPause{5000};          // after which any frame is worth it
 constexpr int kForceCheckpointFrames = 16384;     // 64 MiB: no pause is waited for
 
+// Proves that commits reach the disk.
+constexpr char kProbeSql[] =
+    "INSERT INTO store_probe VALUES(1, 1) ON CONFLICT(id) DO UPDATE SET count = count + 1";
+
 struct Work {
   std::function<Status(Txn&)> run;
   std::function<void(const Status&)> done;
+  WriteClass write_class = WriteClass::kTurn;
+};
+
+// Lazy commits since the last sync.
+struct Unsynced {
+  uint64_t works = 0;
+  int frame = 0;            // of the log, where they begin
+  Clock::time_point since;
 };
 
 }  // namespace
@@ -50,7 +61,7 @@ struct Database::Impl {
 
   mutable std::mutex mu;
   std::condition_variable work_ready, work_room, committed;
-  std::deque<Work> queues[2];  // by WriteClass
+  std::deque<Work> queues[2];  // of turns, lazy or not, in their order; of other work
   bool closing = false;
   bool degraded = false;
   std::string degraded_reason;
@@ -61,25 +72,30 @@ struct Database::Impl {
   std::condition_variable reader_free;
   std::vector<std::unique_ptr<SqlConnection>> idle_readers;
 
-  bool log_checkpointed = true;  // the writer's thread alone, as are the next two
+  bool log_checkpointed = true;  // the writer's thread alone, as are the next three
+  Unsynced unsynced;
   Clock::time_point last_commit;
   Clock::time_point next_upkeep;  // not before: upkeep that failed is not tried in a loop
 
   std::thread thread;
 
-  std::deque<Work>& queue(WriteClass c) { return queues[static_cast<int>(c)]; }
+  std::deque<Work>& queue(WriteClass c) { return queues[c == WriteClass::kBackground]; }
   size_t QueuedLocked() const { return queues[0].size() + queues[1].size(); }
   Status DegradedLocked() const {
     return Status::Exhausted("the store is degraded: " + degraded_reason);
   }
 
-  Status Enqueue(Work work, WriteClass write_class, bool wait_for_room);
+  Status Enqueue(Work work, bool wait_for_room);
   void Run();
   bool WaitForWork();
   std::optional<Work> Take(WriteClass write_class, size_t taken, Clock::time_point started);
   void RunTransaction(WriteClass write_class);
   Status RunOne(const Work& work);
   Status Commit();
+  void NoteCommit(WriteClass write_class, uint64_t commits, int frames, size_t works);
+  void NoteSynced();
+  bool SyncIsDue() const;
+  void SyncLazy();
   void Finish(std::vector<Work>* group, const std::vector<Status>& results, const Status& commit);
   void Degrade(std::string reason);
   void Probe();
@@ -91,7 +107,7 @@ struct Database::Impl {
 
 // ---- the callers' side -------------------------------------------------------------------------
 
-Status Database::Impl::Enqueue(Work work, WriteClass write_class, bool wait_for_room) {
+Status Database::Impl::Enqueue(Work work, bool wait_for_room) {
   std::unique_lock lock(mu);
   assert(std::this_thread::get_id() != thread.get_id() && "a write from inside a write");
   if (wait_for_room) {
@@ -108,7 +124,7 @@ Status Database::Impl::Enqueue(Work work, WriteClass write_class, bool wait_for_
     ++stats.failed_writes;
     return Status::Exhausted("the database's queue is full");
   }
-  queue(write_class).push_back(std::move(work));
+  queue(work.write_class).push_back(std::move(work));
   work_ready.notify_one();
   return Status();
 }
@@ -125,7 +141,7 @@ Status Database::Write(std::function<Status(Txn&)> work, WriteClass write_class)
     outcome->status = s;
     outcome->ready.notify_one();
   };
-  HOLDFAST_RETURN_IF_ERROR(impl_->Enqueue({std::move(work), std::move(done)}, write_class, true));
+  HOLDFAST_RETURN_IF_ERROR(impl_->Enqueue({std::move(work), std::move(done), write_class}, true));
   std::unique_lock lock(outcome->mu);
   outcome->ready.wait(lock, [&] { return outcome->status.has_value(); });
   return std::move(*outcome->status);
@@ -133,7 +149,12 @@ Status Database::Write(std::function<Status(Txn&)> work, WriteClass write_class)
 
 Status Database::Submit(std::function<Status(Txn&)> work, WriteClass write_class,
                         std::function<void(const Status&)> done) {
-  return impl_->Enqueue({std::move(work), std::move(done)}, write_class, false);
+  return impl_->Enqueue({std::move(work), std::move(done), write_class}, false);
+}
+
+Status Database::Flush() {
+  if (stats().unsynced == 0) return Status();
+  return Write([](Txn& txn) { return txn.Run(kProbeSql); }, WriteClass::kTurn);
 }
 
 Status Database::Read(const std::function<Status(Reader&)>& work) {
@@ -207,9 +228,11 @@ Status Database::BackupTo(const std::string& path) {
 
 Clock::time_point Database::Impl::NextWakeLocked() const {
   if (degraded) return next_probe;
-  if (log_checkpointed) return Clock::time_point::max();
+  Clock::time_point wake = Clock::time_point::max();
+  if (unsynced.works > 0) wake = unsynced.since + options.lazy_delay;
+  if (log_checkpointed) return wake;
   const auto pause = writer->wal_frames() >= kCheckpointFrames ? kShortPause : kLongPause;
-  return std::max(last_commit + pause, next_upkeep);
+  return std::min(wake, std::max(last_commit + pause, next_upkeep));
 }
 
 // Returns when there is work to run or upkeep to do; false when all is done and the end has come.
@@ -234,7 +257,8 @@ void Database::Impl::Run() {
       refuse = degraded;
       probe = degraded && Clock::now() >= next_probe;
       any = QueuedLocked() > 0;
-      if (queue(WriteClass::kTurn).empty()) next = WriteClass::kBackground;
+      const std::deque<Work>& turns = queue(WriteClass::kTurn);
+      next = turns.empty() ? WriteClass::kBackground : turns.front().write_class;
     }
     if (probe) {
       Probe();
@@ -243,8 +267,10 @@ void Database::Impl::Run() {
     } else if (any) {
       RunTransaction(next);
     }
-    if (!refuse) Upkeep();
+    if (SyncIsDue()) SyncLazy();
+    if (!degraded) Upkeep();
   }
+  if (unsynced.works > 0) SyncLazy();
 }
 
 std::optional<Work> Database::Impl::Take(WriteClass write_class, size_t taken,
@@ -254,6 +280,10 @@ std::optional<Work> Database::Impl::Take(WriteClass write_class, size_t taken,
     std::lock_guard lock(mu);
     std::deque<Work>& from = queue(write_class);
     if (from.empty() || taken >= kMaxGroup) return std::nullopt;
+    // Behind a turn lazy work may share its sync; behind lazy work a turn has one of its own.
+    if (write_class == WriteClass::kLazy && from.front().write_class != write_class) {
+      return std::nullopt;
+    }
     if (write_class == WriteClass::kBackground && taken > 0 &&
         (!queue(WriteClass::kTurn).empty() || Clock::now() - started > kMaxBackgroundTime)) {
       return std::nullopt;
@@ -286,7 +316,12 @@ Status Database::Impl::Commit() {
 void Database::Impl::RunTransaction(WriteClass write_class) {
   const Clock::time_point started = Clock::now();
   writer->ClearStoreError();
-  Status commit = writer->Execute("BEGIN IMMEDIATE");
+  using CommitSync = SqlConnection::CommitSync;
+  Status commit = writer->SetCommitSync(write_class == WriteClass::kLazy ? CommitSync::kNone
+                                                                         : CommitSync::kFull);
+  if (commit.ok()) commit = writer->Execute("BEGIN IMMEDIATE");
+  const uint64_t commits = writer->log_commits();
+  const int frames = writer->wal_frames();
   std::vector<Work> group;
   std::vector<Status> results;
   while (std::optional<Work> work = Take(write_class, group.size(), started)) {
@@ -299,10 +334,45 @@ void Database::Impl::RunTransaction(WriteClass write_class) {
     if (!writer->autocommit()) writer->Execute("ROLLBACK").IgnoreError();
     Degrade(commit.message());
   } else {
-    log_checkpointed = false;
     last_commit = Clock::now();
+    NoteCommit(write_class, commits, frames, group.size());
+    log_checkpointed = false;
   }
   Finish(&group, results, commit);
+}
+
+// What a committed transaction means for lazy work; `commits` and `frames` are of before it.
+void Database::Impl::NoteCommit(WriteClass write_class, uint64_t commits, int frames,
+                                size_t works) {
+  if (writer->log_commits() == commits) return;  // it wrote nothing
+  if (write_class != WriteClass::kLazy) return NoteSynced();
+  if (unsynced.works == 0) {
+    unsynced.frame = log_checkpointed ? 0 : frames;  // of a log that was copied it begins anew
+    unsynced.since = last_commit;
+  }
+  unsynced.works += works;
+  std::lock_guard lock(mu);
+  stats.unsynced = unsynced.works;
+}
+
+void Database::Impl::NoteSynced() {
+  unsynced = {};
+  std::lock_guard lock(mu);
+  stats.unsynced = 0;
+}
+
+bool Database::Impl::SyncIsDue() const {
+  if (unsynced.works == 0 || degraded) return false;
+  const auto frames = static_cast<uint64_t>(writer->wal_frames() - unsynced.frame);
+  return unsynced.works >= kMaxUnsynced || frames * kWalFrameBytes >= kMaxUnsyncedBytes ||
+         Clock::now() >= unsynced.since + options.lazy_delay;
+}
+
+void Database::Impl::SyncLazy() {
+  writer->ClearStoreError();
+  const Status synced = degraded ? writer->RewriteLog(unsynced.frame) : writer->SyncLog();
+  if (synced.ok()) return NoteSynced();
+  Degrade(synced.message());
 }
 
 void Database::Impl::Finish(std::vector<Work>* group, const std::vector<Status>& results,
@@ -345,15 +415,15 @@ void Database::Impl::RefuseQueued() {
 // Proves that the store takes writes again: room ahead in the log, and a commit of its own.
 void Database::Impl::Probe() {
   writer->ClearStoreError();
-  Status status = KeepHeadroom();
-  if (status.ok()) {
-    status = writer->Execute(
-        "INSERT INTO store_probe VALUES(1, 1) ON CONFLICT(id) DO UPDATE SET count = count + 1");
-  }
+  Status status = writer->SetCommitSync(SqlConnection::CommitSync::kFull);
+  if (status.ok() && unsynced.works > 0) status = writer->RewriteLog(unsynced.frame);
+  if (status.ok()) status = KeepHeadroom();
+  if (status.ok()) status = writer->Execute(kProbeSql);
   if (!status.ok()) {
     Degrade(status.message());
     return;
   }
+  NoteSynced();
   std::lock_guard lock(mu);
   degraded = false;
   degraded_reason.clear();
@@ -363,7 +433,7 @@ void Database::Impl::Probe() {
 
 Status Database::Impl::KeepHeadroom() {
   HOLDFAST_ASSIGN_OR_RETURN(uint64_t size, writer->WalSize());
-  const uint64_t used = static_cast<uint64_t>(writer->wal_frames()) * kFrameBytes;
+  const uint64_t used = static_cast<uint64_t>(writer->wal_frames()) * kWalFrameBytes;
   if (size < used + kWalHeadroom) {
     size = used + kWalStep;
     HOLDFAST_RETURN_IF_ERROR(writer->ExtendWal(size));
@@ -391,6 +461,7 @@ void Database::Impl::Upkeep() {
     Result<bool> all = writer->Checkpoint();
     status = all.status();
     log_checkpointed = all.ok() && *all;
+    if (log_checkpointed) NoteSynced();
     if (all.ok() && !*all) next_upkeep = now + kLongPause;  // a reader holds the log's end
     std::lock_guard lock(mu);
     if (all.ok()) ++stats.checkpoints;

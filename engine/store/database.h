@@ -21,10 +21,17 @@
 // commit is on the disk. Work must be quick and do no I/O of its own; it must not call Write or
 // Submit, nor use ON CONFLICT ROLLBACK or transaction statements.
 //
+// Lazy work (WriteClass::kLazy) is committed to the log without a sync: everybody sees it at once,
+// and a process that dies loses none of it, but a power cut may take the last of it. It is synced
+// by the next commit of another class, after lazy_delay at the latest, sooner where there is much,
+// and when the database is closed. The log is read up to where it is whole: so what a cut takes is
+// the newest commits, each whole, and nothing that was acknowledged as durable stands behind them.
+//
 // Degraded: a commit that fails for the sake of the store (disk full, I/O error) makes the store
 // degraded. Writes then get kExhausted at once, without running; reads go on. A probe every 2 s
 // writes and syncs; when it succeeds the store is well again. A write whose commit failed is gone
-// for this process; after a crash before the next commit it may be there in whole.
+// for this process; after a crash before the next commit it may be there in whole. Lazy work that a
+// failed sync leaves in doubt is written to the log once more before the store is well.
 //
 //   well --commit or sync fails--> degraded --probe commits--> well
 //
@@ -176,9 +183,9 @@ struct Migration {
   std::string sql;
 };
 
-// What a write may wait for. Turn commits go before all other work; other work is committed in
-// transactions of at most 5 ms, so that a turn never waits longer for it.
-enum class WriteClass : uint8_t { kTurn, kBackground };
+// What a write may wait for. Turn commits go before all other work, lazy ones in line with them;
+// other work is committed in transactions of at most 5 ms, so that a turn waits no longer for it.
+enum class WriteClass : uint8_t { kTurn, kBackground, kLazy };
 
 struct DatabaseStats {
   uint64_t writes = 0;         // pieces of work committed
@@ -188,6 +195,7 @@ struct DatabaseStats {
   uint64_t checkpoints = 0;
   uint64_t wal_bytes = 0;  // size of the WAL file
   uint64_t queued = 0;
+  uint64_t unsynced = 0;   // pieces of lazy work that were acknowledged and are not yet synced
 };
 
 class Database {
@@ -199,7 +207,12 @@ class Database {
     size_t queue_capacity = 1024;  // pieces of work that may wait
     std::string vfs;               // name of an sqlite3_vfs; empty = the default one (tests)
     std::chrono::milliseconds probe_interval{2000};
+    // After which lazy work is synced: half of the 2 s that it may be lost for are the disk's.
+    std::chrono::milliseconds lazy_delay{1000};
   };
+  // More lazy work is synced at once: pieces, and bytes of the log.
+  static constexpr uint64_t kMaxUnsynced = 64;
+  static constexpr uint64_t kMaxUnsyncedBytes = 1 << 20;
 
   // Opens or makes the database and runs the migrations that it lacks, all in one transaction.
   // kConflict: it was written by a newer version. kCorrupt: not a database, or damaged.
@@ -215,6 +228,9 @@ class Database {
   // the failure. kExhausted when the queue is full or the store degraded: no call then.
   Status Submit(std::function<Status(Txn&)> work, WriteClass write_class,
                 std::function<void(const Status&)> done);
+
+  // Makes all that was acknowledged durable: waits for a sync where lazy work has had none.
+  Status Flush();
 
   // Runs `work` on the calling thread over one of the read-only connections.
   Status Read(const std::function<Status(Reader&)>& work);

@@ -12,6 +12,7 @@ namespace holdfast {
 namespace {
 
 constexpr size_t kMaxCheckedSql = 80;  // of a statement's text in a message
+constexpr uint64_t kWalHeaderBytes = 32;
 
 Code CodeOf(int rc) {
   switch (rc & 0xff) {
@@ -44,12 +45,6 @@ bool IsStoreError(int rc) {
     case SQLITE_NOMEM: return true;
     default: return false;
   }
-}
-
-// The WAL hook runs after each commit; it only notes how far the log has come.
-int NoteFrames(void* frames, sqlite3*, const char*, int count) {
-  *static_cast<int*>(frames) = count;
-  return SQLITE_OK;
 }
 
 sqlite3_file* WalFile(sqlite3* db) {
@@ -89,12 +84,20 @@ Status SqlConnection::Configure(Role role) {
     HOLDFAST_RETURN_IF_ERROR(Execute(
         "PRAGMA synchronous=FULL; PRAGMA wal_autocheckpoint=0; PRAGMA journal_size_limit=-1;"
         "PRAGMA secure_delete=ON;"));
-    sqlite3_wal_hook(db_, NoteFrames, &wal_frames_);
+    sqlite3_wal_hook(db_, NoteCommit, this);
   }
   int persist = 1;
   sqlite3_file_control(db_, "main", SQLITE_FCNTL_PERSIST_WAL, &persist);
   // The log's file is there only once the database has been looked at.
   return Execute("SELECT count(*) FROM sqlite_schema;");
+}
+
+// The WAL hook runs after each commit; it only notes how far the log has come.
+int SqlConnection::NoteCommit(void* connection, sqlite3*, const char*, int frames) {
+  auto* self = static_cast<SqlConnection*>(connection);
+  ++self->log_commits_;
+  self->wal_frames_ = frames;
+  return SQLITE_OK;
 }
 
 SqlConnection::~SqlConnection() {
@@ -220,8 +223,39 @@ Status SqlConnection::ExtendWal(uint64_t size) {
     if (rc != SQLITE_OK) return Error(rc, "extending the log");
     at += step;
   }
+  return SyncLog();
+}
+
+Status SqlConnection::SetCommitSync(CommitSync sync) {
+  if (sync == commit_sync_) return Status();
+  HOLDFAST_RETURN_IF_ERROR(Execute(sync == CommitSync::kFull ? "PRAGMA synchronous=FULL"
+                                                             : "PRAGMA synchronous=NORMAL"));
+  commit_sync_ = sync;
+  return Status();
+}
+
+Status SqlConnection::SyncLog() {
+  sqlite3_file* file = WalFile(db_);
+  if (file == nullptr) return Status::Io("database " + path_ + ": no write-ahead log");
   const int rc = file->pMethods->xSync(file, SQLITE_SYNC_NORMAL);
   return rc == SQLITE_OK ? Status() : Error(rc, "syncing the log");
+}
+
+Status SqlConnection::RewriteLog(int frame) {
+  sqlite3_file* file = WalFile(db_);
+  if (file == nullptr) return Status::Io("database " + path_ + ": no write-ahead log");
+  std::array<std::byte, kWalFrameBytes> bytes;
+  uint64_t at = frame == 0 ? 0 : kWalHeaderBytes + static_cast<uint64_t>(frame) * kWalFrameBytes;
+  const uint64_t end = kWalHeaderBytes + static_cast<uint64_t>(wal_frames_) * kWalFrameBytes;
+  while (at < end) {
+    const int step = static_cast<int>(std::min<uint64_t>(bytes.size(), end - at));
+    const auto offset = static_cast<sqlite3_int64>(at);
+    int rc = file->pMethods->xRead(file, bytes.data(), step, offset);
+    if (rc == SQLITE_OK) rc = file->pMethods->xWrite(file, bytes.data(), step, offset);
+    if (rc != SQLITE_OK) return Error(rc, "writing the log again");
+    at += static_cast<uint64_t>(step);
+  }
+  return SyncLog();
 }
 
 Result<bool> SqlConnection::Checkpoint() {

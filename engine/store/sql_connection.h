@@ -26,6 +26,8 @@ struct SqlStatement {
   std::string sql;
 };
 
+inline constexpr uint64_t kWalFrameBytes = 4096 + 24;  // of the log: a page and its header
+
 struct SqlConnection {
   enum class Role { kWriter, kReader };
   static constexpr size_t kMaxCachedStatements = 256;
@@ -60,7 +62,18 @@ struct SqlConnection {
   }
   void ClearStoreError() { store_error_code_ = Code::kOk; }
 
-  // Frames that the WAL holds since it last started over, as of the last commit.
+  // Whether a commit syncs the log (kFull, at first), or leaves that to a later one or to SyncLog.
+  // Outside of transactions only.
+  enum class CommitSync { kFull, kNone };
+  Status SetCommitSync(CommitSync sync);
+  Status SyncLog();
+  // Writes all frames from number `frame` (0 = the first) on again, as they are, and syncs the log:
+  // after a sync that failed the system may hold them for written. Outside of transactions only.
+  Status RewriteLog(int frame);
+
+  // Commits that wrote something, and the frames that the log holds since it last started over, as
+  // of the last of them.
+  uint64_t log_commits() const { return log_commits_; }
   int wal_frames() const { return wal_frames_; }
   Result<uint64_t> WalSize();
   // Appends zeros to the WAL until it is `size` bytes long, and syncs it. Zeros end a log, so
@@ -74,12 +87,15 @@ struct SqlConnection {
  private:
   Status Error(int rc, std::string_view where);
   Status Configure(Role role);
+  static int NoteCommit(void* connection, sqlite3*, const char*, int frames);
   void Bind(SqlStatement* statement, std::span<const SqlValue> values, Lifetime lifetime);
 
   sqlite3* db_ = nullptr;
   std::string path_;
   Code store_error_code_ = Code::kOk;
   std::string store_error_;
+  CommitSync commit_sync_ = CommitSync::kFull;
+  uint64_t log_commits_ = 0;
   int wal_frames_ = 0;
   size_t cached_ = 0;
   std::unordered_map<std::string, std::vector<std::unique_ptr<SqlStatement>>> idle_;

@@ -122,6 +122,29 @@ TEST_CASE("the keeper's thread loads what was asked for") {
   CHECK(Where(b, "chat").state == "warm");
 }
 
+TEST_CASE("after a turn what is wanted is loaded at once; the line waits for its round") {
+  RuntimeBench b({.kv_bytes = 1200u << 10, .tend_every_ms = 3'600'000});
+  PagePool& pool = b.runtime().engine().pool();
+  Converse(b, "old");
+  Converse(b, "wanted");
+  Cool(b);
+  std::vector<PageLease> taken;  // so that the pool counts as full
+  while (pool.stats().leased * 100 < pool.stats().slots_max * 78) {
+    auto page = pool.Allocate(TenantScope("bob"));
+    REQUIRE(page.ok());
+    taken.push_back(std::move(*page));
+  }
+  const auto cold = [&] {
+    return b.runtime().stats().keeper.heads.by_state[static_cast<int>(HeadState::kCold)];
+  };
+  Converse(b, "new");
+  CHECK(Prefetch(b, "wanted").pages > 0);
+  while (b.runtime().stats().keeper.prefetches == 0) std::this_thread::yield();
+  CHECK(cold() == 0);  // nobody has looked yet what is left of `old`
+  b.runtime().keeper().Tend();
+  CHECK(cold() == 1);
+}
+
 TEST_CASE("a head that wakes soon is loaded before, also after a restart") {
   RuntimeBench b({.tend_every_ms = 0});
   Converse(b, "late");

@@ -3,6 +3,8 @@
 #include <doctest/doctest.h>
 #include <stdlib.h>
 
+#include <chrono>
+
 #include "tests/fixtures/tiny_model.h"
 
 namespace holdfast {
@@ -74,6 +76,7 @@ void SessionBench::Open() {
   db.path = folder_ / "test.db";
   db.vfs = options_.vfs;
   db.migrations = Keeper::Migrations();
+  db.lazy_delay = std::chrono::hours(1);  // lazy turns stay so until something syncs them
   auto database = Database::Open(db);
   REQUIRE_MESSAGE(database.ok(), database.status().ToString());
   db_ = std::move(database).value();
@@ -91,6 +94,7 @@ void SessionBench::Open() {
   k.model_name = "tiny";
   k.max_context = engine_->max_context();
   k.tend_every_ms = 0;
+  k.quotas = options_.quotas;
   k.now_ms = [this] { return now_ms; };
   auto keeper = Keeper::Open(k);
   REQUIRE_MESSAGE(keeper.ok(), keeper.status().ToString());

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <filesystem>
+#include <map>
 #include <memory>
 #include <string>
 #include <string_view>
@@ -18,6 +19,7 @@ namespace holdfast {
 struct SessionBenchOptions {
   size_t kv_bytes = 32u << 20;
   std::string vfs = {};  // of the database; "" = the default one
+  std::map<std::string, TenantQuota> quotas = {};
 };
 
 class SessionBench {

@@ -126,6 +126,20 @@ TEST_CASE("a line has the pages that may be in the pool, and shrinks as they go"
   CHECK(t.counts().by_state[static_cast<int>(HeadState::kCold)] == 1);
 }
 
+TEST_CASE("pages on their way to a turn stand in the line, in front of all that nobody uses") {
+  HeadTable t;
+  t.TurnBegun(kHead, {}, 1000);
+  CHECK(t.Lines().empty());
+  t.TurnRestored(70, Keys(3));
+  REQUIRE(t.Lines().size() == 1);
+  CHECK(t.Lines()[0].keys == Keys(3));
+  CHECK(ResumeChance(t.Lines()[0].facts, 10'000'000) == 1);
+  t.PagesSeen(70, {1, 3});  // they are still to come
+  CHECK(t.Lines()[0].keys == Keys(3));
+  t.TurnCommitted(70, {{}, {}, 2000});
+  CHECK(t.Lines().empty());
+}
+
 TEST_CASE("a turn takes over from a prefetch") {
   HeadTable t;
   CHECK(t.PrefetchBegun(kHead, {}));

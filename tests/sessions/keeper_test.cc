@@ -2,7 +2,9 @@
 
 #include <doctest/doctest.h>
 
+#include <atomic>
 #include <future>
+#include <thread>
 
 #include "tests/fixtures/tiny_model.h"
 #include "tests/sessions/bench.h"
@@ -550,6 +552,63 @@ TEST_CASE("create, list by pages, delete") {
   CHECK(b.keeper().Get("ann", "s0").status().code() == Code::kNotFound);
   CHECK(b.keeper().List("ann", {})->rows.size() == 4);
   CHECK(b.Say(Ask("s0", m), "uno").new_session);
+}
+
+TEST_CASE("requests at one moment make no more sessions than the quota says") {
+  SessionBench b({.quotas = {{"ann", {.sessions = 3}}}});
+  std::atomic<int> made{0}, refused{0};
+  std::vector<std::thread> threads;
+  for (int i = 0; i < 8; ++i) {
+    threads.emplace_back([&, i] {
+      const std::string name = std::string("s").append(std::to_string(i));
+      const ChatMessage hello[] = {User("hello")};
+      Status s;
+      if (i % 2 == 0) {
+        s = b.keeper().Create("ann", {.external_id = name, .meta_json = {}}).status();
+      } else {
+        s = b.keeper().Begin(Ask(name, hello)).status();
+      }
+      ++(s.ok() ? made : refused);
+      if (!s.ok()) CHECK(s.message().starts_with("quota_exceeded: "));
+    });
+  }
+  for (std::thread& t : threads) t.join();
+  CHECK(made == 3);
+  CHECK(refused == 5);
+  CHECK(b.keeper().List("ann", {})->rows.size() == 3);
+}
+
+TEST_CASE("a lazy turn is there at once, and durable with the next that is not") {
+  SessionBench b;
+  const ChatMessage first[] = {User("one")};
+  TurnRequest request = Ask("chat", first);
+  request.durability = Durability::kLazy;
+  request.idempotency_key = "key";
+  const auto say = [&](const TurnRequest& r) {
+    std::unique_ptr<Turn> turn = b.Begin(r);
+    TurnOutcome o;
+    o.message = Assistant("ok");
+    o.response = "ok";
+    for (TokenId t : b.Encode("ok")) o.generated.push_back({t, 7, false});
+    o.generated.push_back({kTinyTurnEnd, 8, false});
+    return b.keeper().Commit(std::move(turn), std::move(o));
+  };
+  const CommitResult lazy = say(request);
+  CHECK(lazy.committed);
+  CHECK_FALSE(lazy.durable);
+  CHECK(b.keeper().stats().unsynced == 2);  // its admission and its commit
+  CHECK(b.keeper().Items("ann", "chat", "", {})->rows.size() == 2);
+  SUBCASE("a turn of the same session") {
+    const ChatMessage next[] = {User("one"), Assistant("ok"), User("two")};
+    const CommitResult turn = say(Ask("chat", next));
+    CHECK(turn.durable);
+    CHECK(b.keeper().Items("ann", "chat", "", {})->rows.size() == 4);
+  }
+  SUBCASE("it is asked for again") {
+    CHECK(b.Begin(request)->start().replayed);
+  }
+  SUBCASE("the keeper shuts down") { b.keeper().Shutdown(); }
+  CHECK(b.keeper().stats().unsynced == 0);
 }
 
 TEST_CASE("events tell a session's life") {

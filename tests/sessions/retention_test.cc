@@ -103,5 +103,27 @@ TEST_CASE("a branch is superseded by one that left most of it behind and went on
   CHECK_FALSE(IsSuperseded(main, {"b1", "other", 1200, 900, 60}));
 }
 
+TEST_CASE("of a session's branches those are superseded that any other one supersedes") {
+  const auto of = [](std::vector<BranchUse> branches) {
+    std::string names;
+    for (size_t i : Superseded(branches)) names += std::string(branches[i].name) + " ";
+    return names;
+  };
+  const BranchUse main{"main", "", 1000, 0, 50}, b1{"b1", "main", 1200, 900, 60},
+      b2{"b2", "main", 1100, 950, 70}, b3{"b3", "b1", 1300, 1100, 80};
+  CHECK(of({}) == "");
+  CHECK(of({main}) == "");
+  CHECK(of({main, b1, b2}) == "main ");
+  CHECK(of({b3, b2, b1, main}) == "b1 main ");
+  CHECK(of({b1, b3}) == "b1 ");  // its parent is of another model
+  CHECK(of({main, {"b1", "main", 1200, 400, 60}}) == "");
+  // Many tries of one answer, each from the one before.
+  std::vector<BranchUse> many;
+  std::vector<std::string> names;
+  for (int i = 0; i <= 20'000; ++i) names.push_back(std::to_string(i));
+  for (int i = 0; i < 20'000; ++i) many.push_back({names[i + 1], names[i], 1000, 900, i + 1});
+  CHECK(Superseded(many).size() == 19'999);
+}
+
 }  // namespace
 }  // namespace holdfast

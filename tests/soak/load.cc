@@ -133,7 +133,9 @@ Load::Load(std::string campaign, uint64_t seed, const std::vector<StepKind>& kin
       step.call_tool = random() % 4 == 0;
       if (step.call_tool) step.max_tokens = 120;
       step.keyed = random() % 3 == 0;
-      step.kv = random() % 4 == 0;
+      static constexpr Durability kOf[] = {Durability::kTurn, Durability::kLazy, Durability::kLazy,
+                                           Durability::kKv};
+      step.durability = kOf[random() % std::size(kOf)];
       step.pick = random();
       scripts_[client].push_back(std::move(step));
     }
@@ -213,7 +215,7 @@ ChatRequest Load::NextRequest(int index) const {
   r.sampling.temperature = step.seed == 0 ? 0.0f : 1.0f;
   if (step.seed != 0) r.seed = step.seed;
   r.max_tokens = step.max_tokens;
-  if (step.kv) r.durability = Durability::kKv;
+  r.durability = step.durability;
   if (step.keyed) r.idempotency_key = name + "-" + std::to_string(client.step);
   return r;
 }
@@ -226,7 +228,12 @@ Status Load::Turn(Runtime& runtime, int index, Ack* ack) const {
   }
   if (!done) return Status::Io("a turn without an end");
   HOLDFAST_RETURN_IF_ERROR(done->status);
-  if (!done->report.durable) return Status::Exhausted("the turn is not durable");
+  if (!done->report.committed) return Status::Exhausted("the turn is not committed");
+  const bool lazy = StepOf(clients_[index], index).durability == Durability::kLazy;
+  // One that is served again is durable whatever it was.
+  if (done->report.durable != (!lazy || done->report.start.replayed)) {
+    return Status::Corrupt("a turn does not say rightly whether it is durable");
+  }
   ack->session = done->report.start.session_id;
   ack->branch = done->report.start.branch;
   ack->result = EncodeResponse({done->finish, done->content, done->warning, done->tool_calls});
@@ -317,6 +324,24 @@ void Load::Advance(Ack ack) {
   if (ack.round != client.round || ack.step != client.step) FailAt(ack, "acknowledged out of order");
   const ScriptStep& step = StepOf(client, index);
   ++steps_;
+  if (step.kind == StepKind::kTurn && step.durability == Durability::kLazy) {
+    auto before = std::make_shared<const Client>(client);
+    LazyTurn lazy{ack, Clock::now(), std::move(before)};
+    Apply(index, std::move(ack));
+    client.lazy = std::move(lazy);
+    return;
+  }
+  // These may have had nothing to write.
+  const bool idle = step.kind == StepKind::kEvict || step.kind == StepKind::kCollect ||
+                    (step.kind != StepKind::kTurn && client.history.empty());
+  Apply(index, std::move(ack));
+  if (!idle) client.lazy.reset();
+}
+
+// What the end of a step means for what its client knows.
+void Load::Apply(int index, Ack ack) {
+  Client& client = clients_[index];
+  const ScriptStep& step = StepOf(client, index);
   if (step.kind == StepKind::kTurn) {
     client.session = ack.session;
     client.branch.clear();
@@ -345,9 +370,10 @@ void Load::Advance(Ack ack) {
     }
   }
   if (++client.step < scripts_[index].size()) return;
-  const uint32_t round = client.round + 1;
-  client = Client();
-  client.round = round;
+  Client next;
+  next.round = client.round + 1;
+  next.lazy = std::move(client.lazy);
+  client = std::move(next);
 }
 
 std::vector<TokenId> HeadAfter(const Ack& turn) {
@@ -355,6 +381,31 @@ std::vector<TokenId> HeadAfter(const Ack& turn) {
   head.insert(head.end(), turn.completion.begin(), turn.completion.end());
   if (!head.empty() && head.back() == kTinyEndOfText) head.pop_back();  // not the template's end
   return head;
+}
+
+int Load::TakeBackLost(Runtime& runtime, Clock::time_point at) {
+  int lost = 0;
+  for (int i = 0; i < kClients; ++i) {
+    Client& client = clients_[i];
+    // A deletion that has no ack yet may have ended.
+    if (StepOf(client, i).kind == StepKind::kDelete &&
+        runtime.keeper().Get(tenant_, client.session).status().code() == Code::kNotFound) {
+      continue;
+    }
+    while (client.lazy && at - client.lazy->seen < std::chrono::seconds(2)) {
+      const Ack& last = client.lazy->ack;
+      const auto tokens = runtime.keeper().Tokens(tenant_, last.session, last.branch);
+      const std::vector<TokenId> want = HeadAfter(last);
+      if (tokens.ok() && tokens->size() >= want.size() &&
+          std::equal(want.begin(), want.end(), tokens->begin())) {
+        break;
+      }
+      const std::shared_ptr<const Client> before = client.lazy->before;
+      client = *before;
+      ++lost;
+    }
+  }
+  return lost;
 }
 
 void Load::Check(Runtime& runtime) const {

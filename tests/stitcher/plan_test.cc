@@ -3,6 +3,7 @@
 
 #include <doctest/doctest.h>
 
+#include <algorithm>
 #include <sstream>
 #include <string>
 #include <vector>
@@ -66,10 +67,62 @@ TEST_CASE("a warm timeline reaches into a partial page") {
 
 TEST_CASE("a load that is dearer than computing is not made") {
   CHECK(PlanOf(100, {kS, kS, kS}, 0, {}, 1.0, 5.0, 1.0) == "load[0,96) compute[96,100) ");
-  CHECK(PlanOf(100, {kS, kS, kS}, 0, {}, 40.0, 0.0, 1.0) ==
+  CHECK(PlanOf(100, {kS, kS, kS}, 0, {}, 40.0, 70.0, 1.0) ==
         "compute[0,100) cheaper_to_compute");
   CHECK(PlanOf(100, {kP, kS, kP}, 0, {}, 1.0, 500.0, 1.0) ==
         "exact[0,32) compute[32,100) cheaper_to_compute");
+}
+
+TEST_CASE("loads and the prefill race where neither is quick") {
+  CHECK(PlanOf(100, {kS, kS, kS}, 0, {}, 40.0, 0.0, 1.0) == "race[0,96) compute[96,100) ");
+  // From the first page that is on disk to the last that is anywhere.
+  CHECK(PlanOf(200, {kP, kS, kP, kS, kS, kN}, 0, {}, 20.0, 0.0, 1.0) ==
+        "exact[0,32) race[32,160) compute[160,200) absent");
+  CHECK(PlanOf(200, {kP, kS, kS, kS}, 50, {{100, 150}}, 20.0, 0.0, 1.0) ==
+        "exact[0,32) race[32,128) shifted[128,150)#0 compute[150,200) absent");
+}
+
+TEST_CASE("how pages come from the store, by what that costs") {
+  struct Case {
+    const char* what;
+    int64_t pages;
+    double load_page, load_fixed, compute_token;
+    PlanAction action;
+    int64_t load_pages;
+    double ms, wait_ms_max;
+  };
+  const PlanAction load = PlanAction::kLoad, race = PlanAction::kRace,
+                   compute = PlanAction::kCompute;
+  const Case cases[] = {
+      {"nothing is known", 100, 0, 0, 0, load, 100, 0, kPatienceUnknownMs},
+      {"computing is not known", 100, 50, 0, 0, load, 100, 5000, kPatienceUnknownMs},
+      {"loading is not known", 100, 0, 0, 1, load, 100, 0, 320},
+      {"the usual case: a hundred times quicker", 100, 1, 0, 3.125, load, 100, 100, 1000},
+      {"a tenth of computing", 100, 10, 0, 3.125, load, 100, 1000, 1000},
+      {"a little more", 100, 11, 0, 3.125, race, 90, 1000, 1000},
+      {"alike", 100, 100, 0, 3.125, race, 50, 5000, 1000},
+      {"alike, after a while", 100, 100, 2000, 3.125, race, 40, 6000, 1000},
+      {"four times slower", 100, 400, 0, 3.125, race, 20, 8000, 1000},
+      {"hopelessly slow", 100, 20000, 0, 3.125, compute, 0, 10000, 1000},
+      {"too late for a single page", 100, 1, 9950, 3.125, compute, 0, 10000, 1000},
+      {"so short that nobody notices", 2, 12, 0, 0.5, load, 2, 24, kPatienceMs},
+      {"not worth a race", 2, 12, 0, 0.3, compute, 0, 19.2, kPatienceMs},
+  };
+  for (const Case& c : cases) {
+    CAPTURE(c.what);
+    PlanInput in;
+    in.load_ms_per_page = c.load_page;
+    in.load_ms_fixed = c.load_fixed;
+    in.compute_ms_per_token = c.compute_token;
+    const Loading got = SplitLoading(in, c.pages);
+    CHECK(PlanActionName(got.action) == PlanActionName(c.action));
+    CHECK(got.load_pages == c.load_pages);
+    CHECK(got.ms == doctest::Approx(c.ms));
+    CHECK(got.wait_ms_max == doctest::Approx(c.wait_ms_max));
+    // Never slower than computing by more than a tenth, or a moment.
+    const double all = c.compute_token * 32 * static_cast<double>(c.pages);
+    if (all > 0) CHECK(got.ms <= std::max(1.1 * all, all + kUnnoticedMs));
+  }
 }
 
 TEST_CASE("pieces fill what the exact prefix does not reach") {

@@ -79,6 +79,13 @@ void PowerDisk::WriteAfterCut(uint64_t seed, const DiskModel::Chances& chances,
   }
 }
 
+void PowerDisk::FailSync(std::string_view path, uint64_t seed) {
+  std::mt19937_64 random(seed);
+  std::lock_guard lock(mu_);
+  const auto it = disk_.names.find(path);
+  if (it != disk_.names.end()) DiskModel::FailSync(it->second.get(), random);
+}
+
 uint64_t PowerDisk::unsynced_sectors() const {
   std::lock_guard lock(mu_);
   uint64_t sum = 0;

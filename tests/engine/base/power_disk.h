@@ -5,6 +5,7 @@
 
 #include <mutex>
 #include <string>
+#include <string_view>
 
 #include "tests/engine/base/disk_hook.h"
 #include "tests/engine/base/disk_model.h"
@@ -20,6 +21,8 @@ class PowerDisk : public DiskHook {
   void After(const DiskEvent& event) override;
   // Writes what a cut at this moment would leave into the folder `to`, which is made.
   void WriteAfterCut(uint64_t seed, const DiskModel::Chances& chances, const std::string& to) const;
+  // As DiskModel's: a sync of the file fails, and what it would have written is there or lost.
+  void FailSync(std::string_view path, uint64_t seed);
   uint64_t unsynced_sectors() const;
 
  private:

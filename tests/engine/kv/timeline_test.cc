@@ -340,6 +340,31 @@ TEST_CASE_FIXTURE(Fixture, "reuse takes what the pool has and leaves the last ro
   CHECK(other.Reuse(96) == 0);  // another tenant's pages are never found
 }
 
+TEST_CASE_FIXTURE(Fixture, "reuse takes pages behind rows that are still to be computed") {
+  std::vector<PageLease> kept;  // blocks 1 and 3, the others gone
+  {
+    Timeline source = Computed(ToyTokens(160));
+    for (const int block : {1, 3}) kept.push_back(source.runs()[block].page.Share());
+  }
+  pool.DropCached();
+  Timeline t = Empty();
+  t.Extend(ToyTokens(150));
+  REQUIRE(ToyCompute(t, 10));
+  CHECK(t.Reuse(149) == 64);
+  CHECK(t.filled() == 10);
+  CHECK(t.pending() == 150 - 10 - 64);
+  CHECK(t.Reuse(149) == 0);
+  REQUIRE(ToyCompute(t, 30));  // 22 of block 0, 8 of block 2
+  CHECK(t.filled() == 72);
+  Timeline fork = std::move(t.Fork(120)).value();
+  CHECK(fork.pending() == 24);
+  ToyComputeAll(t);
+  ToyComputeAll(fork);
+  CHECK(IsExact(t));
+  CHECK(IsExact(fork));
+  CHECK(t.ExactKeys().size() == 4);
+}
+
 TEST_CASE_FIXTURE(Fixture, "released KV is computed or found again, with the same values") {
   Timeline t = Computed(ToyTokens(90));
   t.ReleaseKv();

@@ -9,6 +9,8 @@
 #include <thread>
 
 #include "engine/store/migrations.h"
+#include "engine/store/sql_connection.h"
+#include "tests/engine/base/power_disk.h"
 #include "tests/engine/base/temp_dir.h"
 #include "tests/engine/store/fault_vfs.h"
 
@@ -34,10 +36,11 @@ std::unique_ptr<Database> OpenOrDie(Database::Options options) {
   return std::move(db).value();
 }
 
-Status AddNote(Database* db, int64_t id, const std::string& text) {
+Status AddNote(Database* db, int64_t id, const std::string& text,
+               WriteClass write_class = WriteClass::kTurn) {
   return db->Write(
       [&](Txn& txn) { return txn.Run("INSERT INTO note(id, text) VALUES(?, ?)", id, text); },
-      WriteClass::kTurn);
+      write_class);
 }
 
 std::set<int64_t> NoteIds(Database* db) {
@@ -416,6 +419,197 @@ TEST_CASE("every n-th write or sync fails: acknowledged rows stay, others are wh
         CAPTURE(n);
         SweepOnce(n, fault, repeat);
       }
+    }
+  }
+}
+
+// ---- lazy work ---------------------------------------------------------------------------------
+
+Status AddLazyNote(Database* db, int64_t id) {
+  return AddNote(db, id, std::to_string(id), WriteClass::kLazy);
+}
+
+TEST_CASE("lazy work is seen at once, and synced together later") {
+  TempDir dir;
+  FaultVfs vfs;
+  Database::Options options = OptionsFor(dir);
+  options.vfs = vfs.name();
+  options.lazy_delay = std::chrono::milliseconds(500);
+  auto db = OpenOrDie(options);
+  REQUIRE(AddNote(db.get(), 0, "first").ok());
+  const int before = vfs.syncs();
+  const auto start = std::chrono::steady_clock::now();
+  std::set<int64_t> all = {0};
+  for (int64_t id = 1; id <= 10; ++id) {
+    REQUIRE(AddLazyNote(db.get(), id).ok());
+    all.insert(id);
+  }
+  CHECK(NoteIds(db.get()) == all);
+  if (std::chrono::steady_clock::now() - start < options.lazy_delay) {
+    CHECK(vfs.syncs() == before);
+    CHECK(db->stats().unsynced == 10);
+  }
+  while (db->stats().unsynced > 0) std::this_thread::yield();
+  CHECK(std::chrono::steady_clock::now() - start >= options.lazy_delay);
+  CHECK(vfs.syncs() - before <= 2);  // one, unless the ten took longer than the delay
+  CHECK(db->Flush().ok());
+  CHECK(vfs.syncs() - before <= 2);
+}
+
+TEST_CASE("a turn, a flush, or much lazy work syncs what lies before") {
+  TempDir dir;
+  FaultVfs vfs;
+  Database::Options options = OptionsFor(dir);
+  options.vfs = vfs.name();
+  options.lazy_delay = std::chrono::hours(1);
+  auto db = OpenOrDie(options);
+  REQUIRE(AddNote(db.get(), 0, "first").ok());
+  int before = vfs.syncs();
+  const auto syncs = [&] { return vfs.syncs() - std::exchange(before, vfs.syncs()); };
+  REQUIRE(AddLazyNote(db.get(), 1).ok());
+  CHECK(syncs() == 0);
+  SUBCASE("a turn") {
+    REQUIRE(AddNote(db.get(), 2, "two").ok());
+    CHECK(syncs() == 1);
+  }
+  SUBCASE("other work") {
+    REQUIRE(AddNote(db.get(), 2, "two", WriteClass::kBackground).ok());
+    CHECK(syncs() == 1);
+  }
+  SUBCASE("a flush") {
+    REQUIRE(db->Flush().ok());
+    CHECK(syncs() == 1);
+    REQUIRE(db->Flush().ok());  // nothing is left to do
+    CHECK(syncs() == 0);
+  }
+  SUBCASE("many pieces") {
+    for (int64_t id = 2; id <= static_cast<int64_t>(Database::kMaxUnsynced); ++id) {
+      REQUIRE(AddLazyNote(db.get(), id).ok());
+    }
+    while (db->stats().unsynced > 0) std::this_thread::yield();
+    CHECK(syncs() == 1);
+  }
+  SUBCASE("many bytes") {
+    const std::string big(Database::kMaxUnsyncedBytes, 'x');
+    REQUIRE(AddNote(db.get(), 2, big, WriteClass::kLazy).ok());
+    while (db->stats().unsynced > 0) std::this_thread::yield();
+    CHECK(syncs() >= 1);  // the log may also be extended
+  }
+  CHECK(db->stats().unsynced == 0);
+}
+
+// Notes that are there after a cut of the power, which keeps each unsynced sector by chance.
+std::set<int64_t> NotesAfterCut(const testing::PowerDisk& disk, uint64_t seed, double keep) {
+  TempDir dir;
+  const testing::DiskModel::Chances chances{.sector = 512, .keep_data = keep, .keep_names = keep};
+  disk.WriteAfterCut(seed, chances, dir.File("after"));
+  Database::Options options = OptionsFor(dir);
+  options.path = dir.File("after/test.db");
+  auto db = OpenOrDie(options);
+  return NoteIds(db.get());
+}
+
+std::set<int64_t> UpTo(int64_t count) {
+  std::set<int64_t> ids;
+  for (int64_t id = 0; id < count; ++id) ids.insert(id);
+  return ids;
+}
+
+struct PoweredDatabase {
+  explicit PoweredDatabase(testing::PowerDisk* disk, const TempDir& dir) : vfs(disk) {
+    Database::Options options = OptionsFor(dir);
+    options.vfs = vfs.name();
+    options.lazy_delay = std::chrono::hours(1);
+    options.probe_interval = std::chrono::milliseconds(1);
+    db = OpenOrDie(options);
+  }
+  FaultVfs vfs;
+  std::unique_ptr<Database> db;
+};
+
+TEST_CASE("a power cut takes the newest lazy work, whole, and nothing before a turn") {
+  TempDir dir;
+  testing::PowerDisk disk(dir.path());
+  PoweredDatabase p(&disk, dir);
+  const std::string big(9000, 'x');  // several frames each
+  int64_t next = 0;
+  const auto add = [&](WriteClass write_class) {
+    REQUIRE(AddNote(p.db.get(), next, big + std::to_string(next), write_class).ok());
+    ++next;
+  };
+  add(WriteClass::kTurn);
+  for (int i = 0; i < 5; ++i) add(WriteClass::kLazy);
+  add(WriteClass::kTurn);
+  const int64_t durable = next;
+  for (int i = 0; i < 6; ++i) add(WriteClass::kLazy);
+  std::set<size_t> left;
+  for (uint64_t seed = 0; seed < 60; ++seed) {
+    CAPTURE(seed);
+    static constexpr double kKeep[] = {0, 0.5, 0.9, 0.99, 1};
+    const auto ids = NotesAfterCut(disk, seed, kKeep[seed % std::size(kKeep)]);
+    CHECK(static_cast<int64_t>(ids.size()) >= durable);
+    CHECK(ids == UpTo(static_cast<int64_t>(ids.size())));
+    left.insert(ids.size());
+  }
+  CHECK(left.size() > 2);  // none, all, and some of it
+  CHECK(*left.rbegin() == static_cast<size_t>(next));
+}
+
+TEST_CASE("closing makes lazy work durable, also while others have the database open") {
+  TempDir dir;
+  testing::PowerDisk disk(dir.path());
+  PoweredDatabase p(&disk, dir);
+  REQUIRE(AddNote(p.db.get(), 0, "first").ok());
+  // So that closing does not checkpoint.
+  const auto other =
+      SqlConnection::Open(dir.File("test.db"), SqlConnection::Role::kReader, p.vfs.name());
+  REQUIRE(other.ok());
+  for (int64_t id = 1; id < 5; ++id) REQUIRE(AddLazyNote(p.db.get(), id).ok());
+  CHECK(NotesAfterCut(disk, 1, 0) == UpTo(1));
+  p.db.reset();
+  CHECK(NotesAfterCut(disk, 1, 0) == UpTo(5));
+}
+
+// Fails the next sync of the log, and drops by chance what it should have written.
+class ForgetfulDisk : public testing::PowerDisk {
+ public:
+  using PowerDisk::PowerDisk;
+  testing::DiskFault Before(const testing::DiskEvent& event) override {
+    if (event.op != testing::DiskOp::kSync || !event.path.ends_with("-wal") || !armed) {
+      return testing::DiskFault::kNone;
+    }
+    armed = false;
+    FailSync(event.path, seed);
+    return testing::DiskFault::kIo;
+  }
+  uint64_t seed = 0;
+  std::atomic<bool> armed{false};
+};
+
+TEST_CASE("lazy work in a log whose sync failed is written again before the store is well") {
+  for (const bool turn : {true, false}) {
+    for (uint64_t seed = 0; seed < 8; ++seed) {
+      CAPTURE(turn);
+      CAPTURE(seed);
+      TempDir dir;
+      ForgetfulDisk disk(dir.path());
+      disk.seed = seed;
+      PoweredDatabase p(&disk, dir);
+      REQUIRE(AddNote(p.db.get(), 0, "first").ok());
+      for (int64_t id = 1; id < 5; ++id) REQUIRE(AddLazyNote(p.db.get(), id).ok());
+      disk.armed = true;
+      if (turn) {
+        CHECK(AddNote(p.db.get(), 100, "gone").code() == Code::kIo);
+      } else {  // so much that it is synced at once
+        const std::string big(Database::kMaxUnsyncedBytes, 'x');
+        REQUIRE(AddNote(p.db.get(), 5, big, WriteClass::kLazy).ok());
+      }
+      while (p.db->degraded() || p.db->stats().unsynced > 0) std::this_thread::yield();
+      const int64_t count = turn ? 5 : 6;
+      CHECK_FALSE(disk.armed);
+      CHECK(NotesAfterCut(disk, seed, 0) == UpTo(count));
+      REQUIRE(AddNote(p.db.get(), count, "after").ok());
+      CHECK(NotesAfterCut(disk, seed, 0) == UpTo(count + 1));
     }
   }
 }
