@@ -1,8 +1,7 @@
 // The data folder as a whole: POST /v1/admin/fsck, gc, backup. They concern all tenants and name
 // paths of this machine, so that they are for whoever can read DATA/server.json, where the token of
 // this process stands (header x-admin-token); server.cc checks it.
-#include "api/fields.h"
-#include "api/server.h"
+#include "api/route.h"
 #include "api/upkeep.h"
 
 namespace holdfast {
@@ -36,19 +35,10 @@ Json FsckJson(const FsckReport& r) {
           {"what", std::move(what)}};
 }
 
-// The body as an object, {} where there is none. Null after a refusal.
-std::optional<Json> ReadObject(Call& call) {
-  if (call.request.body.empty()) return Json::object();
-  Result<Json> body = ParseJson(call.request.body);
-  if (body.ok() && body->is_object()) return std::move(*body);
-  call.Refuse(body.ok() ? Status::Invalid("the body must be an object") : body.status());
-  return std::nullopt;
-}
-
 // One field of the body; false after a refusal.
 template <typename Read>
 bool ReadField(Call& call, const Read& read) {
-  const std::optional<Json> body = ReadObject(call);
+  const std::optional<Json> body = ReadBody(call);
   if (!body) return false;
   std::optional<ApiError> error;
   Fields fields(*body, "", &error);

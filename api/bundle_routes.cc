@@ -1,18 +1,14 @@
 // Bundles over HTTP: GET /v1/sessions/{id}/export streams one, POST /v1/sessions/import takes one.
 // The key of the signature, as hexadecimal digits, comes in the header x-bundle-key and is kept
 // nowhere.
-#include "api/server.h"
+#include "api/openai_chat.h"
+#include "api/route.h"
 #include "api/spool.h"
 
 namespace holdfast {
 namespace {
 
 constexpr uint64_t kMinFreeBytes = uint64_t{256} << 20;  // that an upload leaves on the disk
-
-std::string QueryText(const Call& call, const std::string& name) {
-  const auto it = call.request.query.find(name);
-  return it == call.request.query.end() ? "" : it->second;
-}
 
 Result<std::string> KeyOf(const Call& call) {
   const std::string_view hex = call.request.header("x-bundle-key");
@@ -77,6 +73,7 @@ void HandleImport(Call& call) {
                    {"bundle_session_id", done->bundle_id},
                    {"signed", done->is_signed},
                    {"authentic", done->authentic},
+                   {"miss", MissJson(done->miss)},
                    {"pages", done->pages},
                    {"pages_taken", done->pages_taken},
                    {"pages_left_why", done->pages_left_why.empty()

@@ -4,13 +4,12 @@
 #include <chrono>
 
 #include "api/openai_chat.h"
-#include "api/server.h"
+#include "api/route.h"
 
 namespace holdfast {
 namespace {
 
-constexpr int kPingMs = 5000;       // a comment on the stream after so much silence
-constexpr int kAliveCheckMs = 100;  // how soon a client that left is noticed
+constexpr int kPingMs = 5000;  // a comment on the stream after so much silence
 
 using Clock = std::chrono::steady_clock;
 

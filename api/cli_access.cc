@@ -82,6 +82,23 @@ bool Access::FindServer(const std::string& data_dir) {
   return health.ok() && health->status == 200;
 }
 
+Result<Json> EditOf(const std::string& text) {
+  const size_t at = text.find('=');
+  if (at == 0 || at == std::string::npos ||
+      text.find_first_not_of("0123456789") != at || at > 9) {
+    return Status::Invalid("--edit: '" + text + "' is not ITEM=CONTENT or ITEM=@FILE");
+  }
+  std::string content = text.substr(at + 1);
+  if (content.starts_with('@')) {
+    std::ifstream in(content.substr(1), std::ios::binary);
+    std::stringstream all;
+    all << in.rdbuf();
+    if (!in) return Status::Io("--edit: " + content.substr(1) + " can't be read");
+    content = all.str();
+  }
+  return Json{{"item", std::stoll(text.substr(0, at))}, {"content", content}};
+}
+
 CLI::App* AddAccessCommand(CLI::App* parent, const char* name, const char* help,
                            CommonFlags* flags, Command* chosen, AccessAction action) {
   CLI::App* command = parent->add_subcommand(name, help);

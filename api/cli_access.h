@@ -35,6 +35,9 @@ class Access {
   std::unique_ptr<Server> server_;
 };
 
+// {"item":4,"content":...} of an --edit: "4=new content", or "4=@FILE".
+Result<Json> EditOf(const std::string& text);
+
 // Adds a subcommand that needs the access: `action` gives the exit status, an error is printed. It
 // runs when the flags have been read.
 using AccessAction = std::function<Result<int>(Access&)>;

@@ -128,6 +128,11 @@ Result<int> Import(Access& access, const CommonFlags& common, const BundleFlags&
               << "; the KV of the rest is computed again)";
   }
   std::cout << std::endl;
+  if (d["miss"].is_object()) {
+    std::cout << "made by another model: its messages are in this one's tokens on branch "
+              << d["session"]["default_branch"].get<std::string>() << ", the first "
+              << d["miss"]["at_token"] << " as they were" << std::endl;
+  }
   return 0;
 }
 

@@ -4,7 +4,6 @@
 #include <cstdio>
 #include <fstream>
 #include <functional>
-#include <sstream>
 
 #include "api/cli_access.h"
 
@@ -18,24 +17,6 @@ struct ReplayFlags {
   std::vector<std::string> edits;
   bool ndjson = false;
 };
-
-// "4=new content", or "4=@FILE".
-Result<Json> EditOf(const std::string& text) {
-  const size_t at = text.find('=');
-  if (at == 0 || at == std::string::npos ||
-      text.find_first_not_of("0123456789") != at || at > 9) {
-    return Status::Invalid("--edit: '" + text + "' is not ITEM=CONTENT or ITEM=@FILE");
-  }
-  std::string content = text.substr(at + 1);
-  if (content.starts_with('@')) {
-    std::ifstream in(content.substr(1), std::ios::binary);
-    std::stringstream all;
-    all << in.rdbuf();
-    if (!in) return Status::Io("--edit: " + content.substr(1) + " can't be read");
-    content = all.str();
-  }
-  return Json{{"item", std::stoll(text.substr(0, at))}, {"content", content}};
-}
 
 Result<Json> BodyOf(const ReplayFlags& f) {
   Json body = {{"mode", f.mode}, {"stream", true}};
@@ -101,7 +82,8 @@ void PrintFree(const Json& free) {
               free["replayed"]["forced"].get<long long>(),
               free["finish"].get<std::string>().c_str());
   if (free["first_divergence"].is_null()) {
-    std::printf("the same answer\n");
+    std::printf("the same answer%s\n",
+                free["miss"].is_object() ? ", though another model gave the recorded one" : "");
     return;
   }
   std::printf("first difference at token %lld of the answer\n",
@@ -120,8 +102,17 @@ void PrintFree(const Json& free) {
   }
 }
 
+void PrintChanged(const Json& r) {
+  for (const Json& name : r["changed"]) {
+    std::printf("changed since it was recorded: %s\n", name.get<std::string>().c_str());
+  }
+}
+
 void PrintReport(const Json& r) {
-  if (r.contains("free")) return PrintFree(r["free"]);
+  if (r.contains("free")) {
+    PrintChanged(r);
+    return PrintFree(r["free"]);
+  }
   std::printf("%s of branch %s: %lld tokens computed in %.1f s",
               r["mode"].get<std::string>().c_str(), r["branch"].get<std::string>().c_str(),
               r["tokens"].get<long long>(), r["ms"].get<double>() / 1000);
@@ -131,9 +122,7 @@ void PrintReport(const Json& r) {
                 r["pages"]["disk"].get<long long>());
   }
   std::printf("\n");
-  for (const Json& name : r["changed"]) {
-    std::printf("changed since it was recorded: %s\n", name.get<std::string>().c_str());
-  }
+  PrintChanged(r);
   if (r["mode"] != "verify") return;
   if (r["divergence"].is_null()) {
     std::printf("no divergence\n");

@@ -29,6 +29,7 @@ struct ServeFlags {
   bool no_page_store = false;
   int max_queued = 256;
   int max_running = 64;
+  int replays = 1;
 };
 
 Result<std::vector<ApiKey>> ReadKeys(const std::vector<std::string>& texts) {
@@ -136,6 +137,7 @@ int Serve(const CommonFlags& flags, const ServeFlags& serve) {
   options.origins = serve.origins;
   options.model_name = ModelNameOf(flags);
   options.strict_model = serve.strict_model;
+  options.replays = serve.replays;
   Server server(options);
   auto port = server.Listen();
   if (!port.ok()) return Fail(flags, port.status());
@@ -162,6 +164,7 @@ int Serve(const CommonFlags& flags, const ServeFlags& serve) {
   Announce(flags, url, (*runtime)->engine());
   int signal_number = 0;
   sigwait(&end_signals, &signal_number);
+  server.EndReplays();
   (*runtime)->Shutdown(kDrainMs);
   server.Stop();
   server.WaitUntilStopped();
@@ -282,6 +285,8 @@ void AddServeCommands(CLI::App& app, CommonFlags* flags, Command* chosen) {
       ->envname("HOLDFAST_MAX_QUEUED")->check(CLI::Range(1, 65536));
   s->add_option("--max-running", serve->max_running, "Sequences that decode together")
       ->envname("HOLDFAST_MAX_RUNNING")->check(CLI::Range(1, 1024));
+  s->add_option("--replays", serve->replays, "Replays of /v1/replays that run at the same time")
+      ->envname("HOLDFAST_REPLAYS")->check(CLI::Range(1, 64));
   s->add_flag("--strict-model", serve->strict_model, "404 for requests that name another model");
   s->add_flag("--no-page-store", serve->no_page_store, "Keep tokens only, no pages on disk");
   s->callback([=] { *chosen = [=] { return Serve(*flags, *serve); }; });

@@ -64,6 +64,9 @@ void PrintTree(const Json& branches, const std::string& parent, int depth) {
 struct SessionFlags {
   std::string id, branch, name, label, snapshot;
   int64_t at_item = -1, at_token = -1;
+  std::vector<std::string> edits;
+  std::vector<int64_t> removed;
+  bool retokenise = false;
 };
 
 Result<int> List(Access& access, const CommonFlags& flags) {
@@ -114,6 +117,13 @@ Result<int> Post(Access& access, const CommonFlags& flags, const SessionFlags& s
   if (!s.snapshot.empty()) body["snapshot"] = s.snapshot;
   if (s.at_item >= 0) body["at_item"] = s.at_item;
   if (s.at_token >= 0) body["at_token"] = s.at_token;
+  for (const std::string& text : s.edits) {
+    HOLDFAST_ASSIGN_OR_RETURN(Json edit, EditOf(text));
+    edit["op"] = "replace";
+    body["edits"].push_back(std::move(edit));
+  }
+  for (const int64_t item : s.removed) body["edits"].push_back({{"op", "remove"}, {"item", item}});
+  if (s.retokenise) body["retokenise"] = true;
   HOLDFAST_ASSIGN_OR_RETURN(const Json made,
                             access.Ask("POST", "/v1/sessions/" + s.id + "/" + verb, body));
   if (flags.json) {
@@ -158,6 +168,11 @@ void AddSessionCommands(CLI::App& app, CommonFlags* flags, Command* chosen) {
     c->add_option("--at-token", s->at_token, "Keep so many tokens");
     c->add_option("--snapshot", s->snapshot, "From this snapshot");
     c->add_option("--name", s->name, "Name of the new branch");
+    c->add_option("--edit", s->edits,
+                  "ITEM=CONTENT or ITEM=@FILE, in the place of what is there; may be given again");
+    c->add_option("--remove", s->removed, "Leave this item out; may be given again");
+    c->add_flag("--retokenise", s->retokenise,
+                "What another model has said, in the tokens of this one");
   }
   CLI::App* snapshot = add("snapshot", "Label a point that stays",
                            [=](Access& a) { return Post(a, *flags, *s, "snapshot"); });

@@ -56,24 +56,50 @@ Result<FreePlan> PlanFreeReplay(const Recording& recording, const ReplayRequest&
     plan.forced.assign(recording.tokens.begin() + plan.turn->output,
                        recording.tokens.begin() + request.from);
   }
+  plan.recorded.assign(recording.tokens.begin() + plan.turn->output,
+                       recording.tokens.begin() + plan.turn->end);
   for (int64_t i = 0; i < plan.turn->items; ++i) {
     const int64_t item = plan.turn->first_item + i;
     const auto edit = std::find_if(request.edits.begin(), request.edits.end(),
                                    [&](const ReplayEdit& e) { return e.item == item; });
-    plan.messages.push_back(edit == request.edits.end()
-                                ? MessageOf(recording.items[item])
-                                : MessageOf(recording.items[item], edit->content));
+    plan.messages.push_back(MessageOf(recording.items[item]));
+    if (edit != request.edits.end()) SetContent(edit->content, &plan.messages.back());
   }
   if (plan.messages.empty()) return Status::Invalid("from: no message comes before that answer");
   return plan;
 }
 
+bool FreePlan::Foreign() const {
+  return std::any_of(changed.begin(), changed.end(), [](const std::string& name) {
+    return name == "weights" || name == "tokenizer" || name == "model";
+  });
+}
+
+Status MeetModel(const Recording& recording, const Basis& now, const Tokenizer& tokenizer,
+                 FreePlan* plan) {
+  const auto& then = plan->turn->basis;
+  if (!then) return Status();
+  plan->changed = ChangesBetween(*then, now);
+  if (then->tokenizer == now.tokenizer) return Status();
+  if (!plan->forced.empty()) {
+    return Status::Invalid("from: the answer is in another tokenizer's tokens, and can only begin "
+                           "anew");
+  }
+  const RecordedItem& answer = recording.items[plan->turn->first_item + plan->turn->items];
+  HOLDFAST_ASSIGN_OR_RETURN(plan->recorded, tokenizer.EncodePlain(answer.content));
+  return Status();
+}
+
 FreeReplay::FreeReplay(Recording recording, const FreePlan& plan,
                        std::unique_ptr<ChatStream> stream)
-    : recording_(std::move(recording)), stream_(std::move(stream)) {
+    : recording_(std::move(recording)), changed_(plan.changed), stream_(std::move(stream)) {
   outcome_.recorded_begin = plan.turn->output;
-  outcome_.recorded.assign(recording_.tokens.begin() + plan.turn->output,
-                           recording_.tokens.begin() + plan.turn->end);
+  outcome_.recorded = plan.recorded;
+  if (plan.Foreign()) {
+    outcome_.miss.emplace().reason = "model_changed";
+    outcome_.miss->field = "model";
+    outcome_.miss->at_token = plan.stands;
+  }
   outcome_.forced = static_cast<int64_t>(plan.forced.size());
   item_ = plan.turn->first_item + plan.turn->items;
 }
@@ -95,7 +121,10 @@ void FreeReplay::TakeTokens(const ChatEvent& event) {
     step.drawn = event.tokens[i];
     const bool there = n < static_cast<int64_t>(outcome_.recorded.size());
     step.recorded = there ? outcome_.recorded[n] : kNoToken;
-    if (there) step.recorded_digest = recording_.digests[outcome_.recorded_begin + n];
+    // Of another model there is none to compare.
+    if (there && !outcome_.miss) {
+      step.recorded_digest = recording_.digests[outcome_.recorded_begin + n];
+    }
     if (i < event.logprobs.size()) {
       step.digest = event.logprobs[i].sample.logits_digest;
       step.logprob = event.logprobs[i].sample.logprob;
@@ -123,6 +152,7 @@ Status FreeReplay::TakeDone(ChatDone done) {
   ReplayEvent e = Event();
   ReplayReport report;
   report.tokens = static_cast<int64_t>(outcome_.replayed.size());
+  report.changed = changed_;
   report.ms = done.report.restore_ms + done.report.queue_ms + done.report.prefill_ms +
               done.report.decode_ms;
   e.report = std::move(report);

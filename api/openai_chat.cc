@@ -5,7 +5,6 @@
 #include <limits>
 
 #include "api/chat_stream.h"
-#include "api/fields.h"
 
 namespace holdfast {
 namespace {
@@ -60,33 +59,6 @@ void ReadToolCalls(Fields& message, ChatMessage* out, Json* raw) {
                     {"function", {{"name", c.name}, {"arguments", c.arguments}}}});
   }
   if (!list.empty()) (*raw)["tool_calls"] = std::move(list);
-}
-
-ChatMessage ReadMessage(const Json& object, const std::string& path,
-                        std::optional<ApiError>* error) {
-  Fields fields(object, path, error);
-  ChatMessage m;
-  constexpr std::string_view kRoles[] = {"system", "developer", "user", "assistant", "tool"};
-  m.role = fields.Text("role");
-  if (std::find(std::begin(kRoles), std::end(kRoles), m.role) == std::end(kRoles)) {
-    fields.Fail("role", m.role.empty() ? "is missing" : "'" + m.role + "' is not a known role");
-    return m;
-  }
-  if (m.role == "developer") m.role = "system";  // the newer name of the same thing
-  m.text = ReadContent(fields);
-  Json raw = {{"role", m.role}, {"content", m.text}};
-  if (m.role == "assistant") ReadToolCalls(fields, &m, &raw);
-  if (m.role == "assistant" && fields.Find("reasoning_content") != nullptr) {
-    raw["reasoning_content"] = fields.Text("reasoning_content", "", kMaxTextBytes);
-  }
-  if (m.role == "tool") {
-    m.tool_call_id = fields.Text("tool_call_id");
-    if (m.tool_call_id.empty()) fields.Fail("tool_call_id", "is missing");
-    raw["tool_call_id"] = m.tool_call_id;
-  }
-  if (const std::string name = fields.Text("name"); !name.empty()) raw["name"] = name;
-  m.raw_json = DumpJson(raw);
-  return m;
 }
 
 void ReadMessages(Fields& body, ChatRequest* out) {
@@ -285,8 +257,7 @@ void ReadRetention(const Json& json, Fields& body, ChatRequest* out) {
       }
     }
   }
-  if (body.Find("pin") != nullptr) out->hints.pin = body.Bool("pin", false);
-  out->hints.wake_at_ms = static_cast<int64_t>(1000 * body.Number("wake_at", 0, kMaxUnixTime, 0));
+  ReadForesight(body, &out->hints.pin, &out->hints.wake_at_ms);
 }
 
 Json LogprobJson(const ChatTokenLogprob& t) {
@@ -317,6 +288,38 @@ Json ToolCallJson(const ToolCall& call) {
 }
 
 }  // namespace
+
+ChatMessage ReadMessage(const Json& object, const std::string& path,
+                        std::optional<ApiError>* error) {
+  Fields fields(object, path, error);
+  ChatMessage m;
+  constexpr std::string_view kRoles[] = {"system", "developer", "user", "assistant", "tool"};
+  m.role = fields.Text("role");
+  if (std::find(std::begin(kRoles), std::end(kRoles), m.role) == std::end(kRoles)) {
+    fields.Fail("role", m.role.empty() ? "is missing" : "'" + m.role + "' is not a known role");
+    return m;
+  }
+  if (m.role == "developer") m.role = "system";  // the newer name of the same thing
+  m.text = ReadContent(fields);
+  Json raw = {{"role", m.role}, {"content", m.text}};
+  if (m.role == "assistant") ReadToolCalls(fields, &m, &raw);
+  if (m.role == "assistant" && fields.Find("reasoning_content") != nullptr) {
+    raw["reasoning_content"] = fields.Text("reasoning_content", "", kMaxTextBytes);
+  }
+  if (m.role == "tool") {
+    m.tool_call_id = fields.Text("tool_call_id");
+    if (m.tool_call_id.empty()) fields.Fail("tool_call_id", "is missing");
+    raw["tool_call_id"] = m.tool_call_id;
+  }
+  if (const std::string name = fields.Text("name"); !name.empty()) raw["name"] = name;
+  m.raw_json = DumpJson(raw);
+  return m;
+}
+
+void ReadForesight(Fields& body, std::optional<bool>* pin, int64_t* wake_at_ms) {
+  if (body.Find("pin") != nullptr) *pin = body.Bool("pin", false);
+  *wake_at_ms = static_cast<int64_t>(1000 * body.Number("wake_at", 0, kMaxUnixTime, 0));
+}
 
 std::optional<ApiError> ReadChatCall(std::string_view body, ChatCall* out) {
   Result<Json> json = ParseJson(body);
@@ -352,17 +355,19 @@ Json UsageJson(const ChatDone& done) {
             {"rejected_prediction_tokens", done.drafts.drafted - done.drafts.accepted}}}};
 }
 
+Json MissJson(const std::optional<Miss>& m) {
+  if (!m) return nullptr;
+  Json miss = {{"reason", m->reason}, {"at_token", m->at_token}};
+  if (m->message >= 0) miss["message"] = m->message;
+  if (!m->field.empty()) miss["field"] = m->field;
+  if (m->at_char >= 0) miss["at_char"] = m->at_char;
+  return miss;
+}
+
 Json KeeperJson(const TurnReport& report) {
   const TurnStart& s = report.start;
-  Json miss = nullptr;
-  if (s.miss.has_value()) {
-    miss = {{"reason", s.miss->reason}, {"at_token", s.miss->at_token}};
-    if (s.miss->message >= 0) miss["message"] = s.miss->message;
-    if (!s.miss->field.empty()) miss["field"] = s.miss->field;
-    if (s.miss->at_char >= 0) miss["at_char"] = s.miss->at_char;
-  } else if (!s.stitch.miss.empty()) {
-    miss = {{"reason", s.stitch.miss}};
-  }
+  Json miss = MissJson(s.miss);
+  if (!s.miss && !s.stitch.miss.empty()) miss = {{"reason", s.stitch.miss}};
   return {{"session_id", s.session_id},
           {"branch", s.branch},
           {"turn_id", s.turn_id},

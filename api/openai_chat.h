@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "api/api_error.h"
+#include "api/fields.h"
 #include "api/json.h"
 #include "api/runtime.h"
 
@@ -33,6 +34,14 @@ inline constexpr size_t kMaxTextBytes = 16u << 20;  // of one content
 // ignored, as agents send many.
 std::optional<ApiError> ReadChatCall(std::string_view body, ChatCall* out);
 
+// One message of a history. `path`: where it stands, for errors.
+ChatMessage ReadMessage(const Json& object, const std::string& path,
+                        std::optional<ApiError>* error);
+// `pin` and `wake_at`: what a client says of a branch's future.
+void ReadForesight(Fields& body, std::optional<bool>* pin, int64_t* wake_at_ms);
+
+// The `miss` object of responses, or null.
+Json MissJson(const std::optional<Miss>& miss);
 // The `keeper` object of responses.
 Json KeeperJson(const TurnReport& report);
 Json UsageJson(const ChatDone& done);

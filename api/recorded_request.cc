@@ -115,14 +115,12 @@ ChatMessage MessageOf(const RecordedItem& item) {
   return m;
 }
 
-ChatMessage MessageOf(const RecordedItem& item, const std::string& content) {
-  ChatMessage m = MessageOf(item);
-  m.text = content;
-  if (auto raw = ParseJson(m.raw_json); raw.ok()) {
+void SetContent(const std::string& content, ChatMessage* message) {
+  message->text = content;
+  if (auto raw = ParseJson(message->raw_json); raw.ok() && raw->is_object()) {
     (*raw)["content"] = content;
-    m.raw_json = DumpJson(*raw);
+    message->raw_json = DumpJson(*raw);
   }
-  return m;
 }
 
 }  // namespace holdfast

@@ -19,7 +19,7 @@ Status ReadToolsText(std::string_view tools_json, ChatRequest* request);
 
 // A message of the log as a request has it: `raw_json` with its tool calls read again.
 ChatMessage MessageOf(const RecordedItem& item);
-// The same with another content.
-ChatMessage MessageOf(const RecordedItem& item, const std::string& content);
+// Gives a message another content.
+void SetContent(const std::string& content, ChatMessage* message);
 
 }  // namespace holdfast

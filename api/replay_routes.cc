@@ -1,244 +1,29 @@
-// POST /v1/sessions/{id}/replay: a recorded branch again (sessions/replay.h says how). The answer
-// is one object, or with "stream": true a line of JSON per step (application/x-ndjson):
+// Replays over HTTP (sessions/replay.h says what they are).
+//
+// POST /v1/sessions/{id}/replay waits for one: the answer is one object, or with "stream": true a
+// line of JSON per step (application/x-ndjson):
 //   {"type":"start",...}  {"type":"step",...}*  {"type":"progress",...}*  {"type":"report",...}
 // An error in the middle of a stream is its last line: {"error":{...}}.
-#include <algorithm>
-#include <limits>
+//
+// /v1/replays are those that nobody waits for (replay_jobs.h).
+#include <chrono>
+#include <memory>
+#include <string>
 
-#include "api/fields.h"
-#include "api/server.h"
+#include "api/replay_jobs.h"
+#include "api/replay_json.h"
+#include "api/route.h"
 
 namespace holdfast {
 namespace {
 
-constexpr int kAliveCheckMs = 100;
 constexpr size_t kMaxSteps = 1u << 16;  // in an answer that is no stream
-constexpr size_t kMaxEdits = 64;
-constexpr size_t kMaxContentBytes = 16u << 20;
-constexpr int64_t kMaxIndex = int64_t{1} << 40;
-constexpr const char* kModes[] = {"verify", "forced", "free"};
 
-std::string Hex(uint64_t v) {
-  static constexpr char kDigits[] = "0123456789abcdef";
-  std::string out(16, '0');
-  for (int i = 0; i < 16; ++i) out[i] = kDigits[v >> (60 - 4 * i) & 15];
-  return out;
-}
-
-Json DigestJson(uint64_t digest) { return digest == 0 ? Json(nullptr) : Json(Hex(digest)); }
-
-// What replays are shown with.
-struct View {
-  const Tokenizer& tokenizer;
-  ReplayMode mode;
-
-  Json Token(TokenId token) const {
-    if (token == kNoToken) return nullptr;
-    return {{"token", token}, {"text", tokenizer.TokenText(token)}};
-  }
-  std::string Text(std::span<const TokenId> tokens) const {
-    std::string text;
-    for (TokenId t : tokens) text += tokenizer.TokenText(t);
-    return text;
-  }
-};
-
-Json StepJson(const ReplayStep& s, const View& view) {
-  const bool free = view.mode == ReplayMode::kFree;
-  Json j = free ? view.Token(s.drawn) : view.Token(s.recorded);
-  Json step = {{"type", "step"},
-               {"index", s.index},
-               {"item", s.item},
-               {"origin", s.origin == TokenOrigin::kSampled ? "sampled" : "forced"},
-               {"token", j["token"]},
-               {"text", j["text"]},
-               {"digest", DigestJson(s.digest)}};
-  if (free) {
-    step["recorded"] = view.Token(s.recorded);
-    step["same"] = s.recorded == s.drawn;
-  } else {
-    step["recorded_digest"] = DigestJson(s.recorded_digest);
-    step["drawn"] = view.Token(s.drawn);
-    step["same"] = s.recorded == s.drawn &&
-                   (s.recorded_digest == 0 || s.recorded_digest == s.digest);
-  }
-  if (view.mode == ReplayMode::kVerify && s.top.empty()) return step;
-  step["logprob"] = s.logprob;
-  if (s.rank > 0) step["rank"] = s.rank;
-  step["top"] = Json::array();
-  for (const TokenLogprob& t : s.top) {
-    step["top"].push_back({{"token", t.token},
-                           {"text", view.tokenizer.TokenText(t.token)},
-                           {"logprob", t.logprob}});
-  }
-  return step;
-}
-
-Json DivergenceJson(const ReplayDivergence& d, const Recording& recording, const View& view) {
-  const int64_t item = recording.ItemOf(d.index);
-  const RecordedTurn* turn = recording.TurnOf(d.index);
-  Json expected = view.Token(d.expected), got = view.Token(d.got);
-  if (d.expected_digest != 0) expected["digest"] = Hex(d.expected_digest);
-  if (d.got_digest != 0) got["digest"] = Hex(d.got_digest);
-  return {{"what", d.what},
-          {"cause", d.cause},
-          {"detail", d.detail},
-          {"index", d.index},
-          {"item", item},
-          {"role", item < 0 ? Json(nullptr) : Json(recording.items[item].role)},
-          {"turn_id", turn == nullptr ? Json(nullptr) : Json(turn->id)},
-          {"expected", std::move(expected)},
-          {"got", std::move(got)},
-          {"tier", d.tier.empty() ? Json(nullptr) : Json(d.tier)}};
-}
-
-Json TurnsJson(const Recording& recording) {
-  Json turns = Json::array();
-  for (const RecordedTurn& t : recording.turns) {
-    turns.push_back({{"turn_id", t.id},
-                     {"tokens", {{"first", t.begin}, {"output", t.output}, {"end", t.end}}},
-                     {"finish", t.finish},
-                     {"created_ms", t.created_ms},
-                     {"ended_ms", t.ended_ms},
-                     {"queue_ms", t.timing.queue_ms},
-                     {"restore_ms", t.timing.restore_ms},
-                     {"prefill_ms", t.timing.prefill_ms},
-                     {"decode_ms", t.timing.decode_ms}});
-  }
-  return turns;
-}
-
-Json FreeJson(const FreeOutcome& f, const View& view) {
-  Json diff = Json::array();
-  Json first = nullptr;
-  for (const DiffHunk& h : f.diff) {
-    const bool equal = h.kind == DiffHunk::Kind::kEqual;
-    if (!equal && first.is_null()) first = h.b;
-    const auto side = [&](const std::vector<TokenId>& tokens, int64_t at, int64_t count) {
-      const auto part = std::span(tokens).subspan(at, count);
-      return Json{{"first", at}, {"count", count}, {"text", view.Text(part)}};
-    };
-    diff.push_back({{"equal", equal},
-                    {"recorded", side(f.recorded, h.a, h.a_count)},
-                    {"replayed", side(f.replayed, h.b, h.b_count)}});
-  }
-  return {{"branch", f.branch},
-          {"turn_id", f.turn_id},
-          {"finish", f.finish},
-          {"content", f.content},
-          {"recorded", {{"first", f.recorded_begin}, {"count", f.recorded.size()}}},
-          {"replayed", {{"first", f.begin}, {"count", f.replayed.size()}, {"forced", f.forced}}},
-          {"first_divergence", std::move(first)},
-          {"diff", std::move(diff)}};
-}
-
-Json ReportJson(const ReplayEvent& event, const Recording& recording, const View& view) {
-  const ReplayReport& r = *event.report;
-  Json j = {{"object", "replay"},
-            {"mode", kModes[static_cast<size_t>(view.mode)]},
-            {"session_id", recording.session_id},
-            {"branch", recording.branch},
-            {"diverged", r.divergence.has_value()},
-            {"tokens", r.tokens}};
-  if (event.free) {
-    const Json free = FreeJson(*event.free, view);
-    j["diverged"] = !free["first_divergence"].is_null();
-    j["free"] = free;
-  } else {
-    j["steps"] = r.steps;
-    j["undigested"] = r.undigested;
-    j["pages"] = {{"memory", r.pages_memory}, {"disk", r.pages_disk}};
-    j["changed"] = r.changed;
-    j["divergence"] =
-        r.divergence ? DivergenceJson(*r.divergence, recording, view) : Json(nullptr);
-  }
-  j["ms"] = r.ms;
-  j["turns"] = TurnsJson(recording);
-  return j;
-}
-
-std::string ReadSampling(const Json& object, Fields& body) {
-  Fields f(object, "sampling", body.error());
-  Json out = Json::object();
-  const auto number = [&](const char* name, double min, double max) {
-    if (f.Find(name) != nullptr) out[name] = f.Number(name, min, max, min);
-  };
-  const auto integer = [&](const char* name, int64_t min, int64_t max) {
-    if (f.Find(name) != nullptr) out[name] = f.Int(name, min, max, min);
-  };
-  number("temperature", 0, 2);
-  integer("top_k", 0, 1 << 20);
-  number("top_p", 1e-9, 1);
-  number("min_p", 0, 0.999);
-  number("presence_penalty", -2, 2);
-  number("frequency_penalty", -2, 2);
-  number("repetition_penalty", 0.1, 10);
-  integer("repetition_window", 0, 1 << 20);
-  integer("max_tokens", 1, int64_t{1} << 31);
-  for (const auto& [name, value] : object.items()) {
-    if (value.is_null() || out.contains(name)) continue;
-    f.Fail(name, "is not a sampling parameter that can be changed");
-  }
-  return out.empty() ? "" : DumpJson(out);
-}
-
-void ReadEdits(Fields& body, ReplayRequest* out) {
-  const Json* edits = body.Array("edits", kMaxEdits);
-  for (size_t i = 0; edits != nullptr && i < edits->size(); ++i) {
-    Fields edit((*edits)[i], "edits[" + std::to_string(i) + "]", body.error());
-    if (edit.Find("item") == nullptr) edit.Fail("item", "is missing");
-    if (edit.Find("content") == nullptr) edit.Fail("content", "is missing");
-    out->edits.push_back(
-        {edit.Int("item", 0, kMaxIndex, 0), edit.Text("content", "", kMaxContentBytes)});
-  }
-}
-
-std::optional<ApiError> ReadReplay(const Json& json, ReplayRequest* out, bool* stream) {
-  std::optional<ApiError> error;
-  Fields body(json, "", &error);
-  out->mode = static_cast<ReplayMode>(body.OneOf("mode", {"verify", "forced", "free"}));
-  out->branch = body.Text("branch", "", 256);
-  out->name = body.Text("name", "", 256);
-  out->from = body.Int("from", 0, kMaxIndex, 0);
-  if (body.Find("to") != nullptr) out->to = body.Int("to", 0, kMaxIndex, 0);
-  if (body.Find("from_item") != nullptr) out->from_item = body.Int("from_item", 0, kMaxIndex, 0);
-  if (body.Find("to_item") != nullptr) out->to_item = body.Int("to_item", 0, kMaxIndex, 0);
-  const bool forced = out->mode == ReplayMode::kForced;
-  out->top_k = static_cast<int>(body.Int("top_k", 0, 20, forced ? 5 : 0));
-  if (body.Find("seed") != nullptr) {
-    out->seed = static_cast<uint64_t>(body.Int("seed", std::numeric_limits<int64_t>::min(),
-                                               std::numeric_limits<int64_t>::max(), 0));
-  }
-  if (const Json* s = body.Object("sampling")) out->sampling_json = ReadSampling(*s, body);
-  ReadEdits(body, out);
-  const bool free = out->mode == ReplayMode::kFree;
-  if (!free && !out->edits.empty()) body.Fail("edits", "is for mode 'free'");
-  if (!free && !out->name.empty()) body.Fail("name", "is for mode 'free'");
-  if (free && (out->to >= 0 || out->to_item)) body.Fail("to", "is for modes 'verify' and 'forced'");
-  *stream = body.Bool("stream", false);
-  return error;
-}
-
-// Pulls a replay to its end. `peer` says whether anybody listens. False from on_event: stop.
-template <typename Peer, typename OnEvent>
-Status Pump(Replay& replay, const Peer& peer, const OnEvent& on_event) {
-  for (bool cancelled = false;;) {
-    auto next = replay.Next(kAliveCheckMs);
-    if (!next.ok()) return next.status();
-    if (!next->has_value()) {
-      if (!cancelled && peer.ClientGone()) replay.Cancel(), cancelled = true;
-      continue;
-    }
-    if (!cancelled && (!on_event(**next) || peer.ClientGone())) replay.Cancel(), cancelled = true;
-    if ((*next)->report) return Status();
-  }
-}
-
-void AnswerWhole(Call& call, Replay& replay, const View& view) {
+void AnswerWhole(Call& call, Replay& replay, const ReplayView& view) {
   Json steps = Json::array(), report;
   bool too_many = false;
   const Status s = Pump(replay, call.exchange, [&](const ReplayEvent& event) {
-    if (event.step && (view.mode != ReplayMode::kVerify || !event.step->top.empty())) {
+    if (event.step && view.Shows(*event.step)) {
       too_many = steps.size() == kMaxSteps;
       if (too_many) return false;
       steps.push_back(StepJson(*event.step, view));
@@ -256,12 +41,12 @@ void AnswerWhole(Call& call, Replay& replay, const View& view) {
   call.Reply(200, report);
 }
 
-void AnswerStream(Call& call, std::shared_ptr<Replay> replay, const View& view) {
+void AnswerStream(Call& call, std::shared_ptr<Replay> replay, const ReplayView& view) {
   call.exchange.Stream(200, "application/x-ndjson", [replay, view](HttpBody& body) {
     const auto send = [&](const Json& line) { return body.Write(DumpJson(line) + "\n"); };
     const Recording& recording = replay->recording();
     send({{"type", "start"},
-          {"mode", kModes[static_cast<size_t>(view.mode)]},
+          {"mode", ModeName(view.mode)},
           {"session_id", recording.session_id},
           {"branch", recording.branch},
           {"tokens", recording.tokens.size()},
@@ -280,46 +65,150 @@ void AnswerStream(Call& call, std::shared_ptr<Replay> replay, const View& view) 
   });
 }
 
-// Messages of kInvalid begin with the field that they are about.
-void RefuseStart(Call& call, const Status& status) {
-  ApiError e = ErrorOf(status);
-  for (const char* field : {"from", "to", "top_k", "branch", "edits", "sampling"}) {
-    if (e.status != 400 || !e.message.starts_with(field)) continue;
-    e.param = e.message.substr(0, e.message.find_first_of(",: "));
-    break;
+// Reads the body; empty after a refusal.
+std::optional<ReplayRequest> ReadRequest(Call& call, bool* stream) {
+  const std::optional<Json> body = ReadBody(call);
+  if (!body) return std::nullopt;
+  ReplayRequest request;
+  if (const auto error = ReadReplay(*body, &request, stream)) {
+    call.Refuse(*error);
+    return std::nullopt;
   }
-  call.Refuse(e);
+  request.tenant = call.tenant;
+  return request;
+}
+
+Json JobJson(const ReplayJobInfo& j) {
+  const auto time = [](int64_t ms) { return ms == 0 ? Json(nullptr) : Json(ms / 1000); };
+  return {{"object", "replay.job"},
+          {"id", j.id},
+          {"session_id", j.session_id},
+          {"mode", ModeName(j.mode)},
+          {"state", JobStateName(j.state)},
+          {"progress", {{"done", j.done}, {"total", j.total}}},
+          {"steps", j.steps},
+          {"result", j.result},
+          {"error", j.error},
+          {"created_at", time(j.created_ms)},
+          {"started_at", time(j.started_ms)},
+          {"ended_at", time(j.ended_ms)}};
+}
+
+// What a stored step is: it was JSON when it was stored.
+Json StoredStep(const std::string& text) {
+  auto step = ParseJson(text);
+  return step.ok() ? std::move(*step) : Json(nullptr);
+}
+
+// Sends the steps behind `range.after`, then each new one, and how far it is, until the job has
+// ended, which is the last event; or until it is deleted or the client is gone.
+void FollowJob(ReplayJobs& jobs, const std::string& tenant, const std::string& id, ListRange range,
+               HttpBody& body) {
+  auto said = std::chrono::steady_clock::now();
+  int64_t at = range.after.empty() ? 0 : std::stoll(range.after) + 1, told = -1;
+  const auto send = [&](const std::string& head, const std::string& data) {
+    said = std::chrono::steady_clock::now();
+    return body.Write(head + "\ndata: " + data + "\n\n");
+  };
+  for (bool open = body.Write(": ok\n\n"); open && !body.ClientGone();) {
+    const uint64_t seen = jobs.WaitForChange(0, 0);
+    const auto job = jobs.Get(tenant, id);
+    if (!job.ok()) return;
+    const auto steps = jobs.Steps(tenant, id, range);
+    if (!steps.ok()) return;
+    for (const std::string& step : steps->rows) {
+      range.after = std::to_string(at++);
+      open = open && send("id: " + range.after + "\nevent: step", step);
+    }
+    if (!steps->next.empty()) continue;
+    if (job->ended_ms != 0) {
+      send("event: " + std::string(JobStateName(job->state)), DumpJson(JobJson(*job)));
+      return;
+    }
+    if (open && job->done != told) {
+      told = job->done;
+      open = send("event: progress", DumpJson({{"done", job->done}, {"total", job->total}}));
+    }
+    open = open && AwaitChange(body, &said, [&](int ms) {
+             return jobs.WaitForChange(seen, ms) != seen;
+           });
+  }
 }
 
 }  // namespace
 
 // GET /v1/sessions/{id}/turns: the turns of a branch, as a replay's report has them.
 void HandleListTurns(Call& call) {
-  const auto branch = call.request.query.find("branch");
-  const auto recording = call.runtime.keeper().Recorded(
-      call.tenant, call.request.segments[0],
-      branch == call.request.query.end() ? "" : branch->second);
+  auto recording = call.runtime.keeper().Recorded(call.tenant, call.request.segments[0],
+                                                  QueryText(call, "branch"));
   if (!recording.ok()) return call.Refuse(recording.status());
-  call.Reply(200, {{"object", "list"},
-                   {"data", TurnsJson(*recording)},
-                   {"has_more", false},
-                   {"next", nullptr}});
+  ReplyRows(call, Result<std::vector<RecordedTurn>>(std::move(recording->turns)), TurnJson);
 }
 
 void HandleReplay(Call& call) {
-  const Result<Json> body =
-      call.request.body.empty() ? Result<Json>(Json::object()) : ParseJson(call.request.body);
-  if (!body.ok()) return call.Refuse(body.status());
-  ReplayRequest request;
   bool stream = false;
-  if (auto error = ReadReplay(*body, &request, &stream)) return call.Refuse(*error);
-  request.tenant = call.tenant;
-  request.session = call.request.segments[0];
-  const View view{call.runtime.engine().tokenizer(), request.mode};
-  auto replay = call.runtime.StartReplay(std::move(request));
-  if (!replay.ok()) return RefuseStart(call, replay.status());
+  auto request = ReadRequest(call, &stream);
+  if (!request) return;
+  request->session = call.request.segments[0];
+  const ReplayView view{call.runtime.engine().tokenizer(), request->mode};
+  auto replay = call.runtime.StartReplay(std::move(*request));
+  if (!replay.ok()) return call.Refuse(ErrorOfReplay(replay.status()));
   if (stream) return AnswerStream(call, std::move(replay).value(), view);
   AnswerWhole(call, **replay, view);
+}
+
+void HandleCreateReplay(Call& call) {
+  bool stream = false;  // says nothing here
+  auto request = ReadRequest(call, &stream);
+  if (!request) return;
+  if (request->session.empty()) {
+    ApiError e = ErrorOf(400, "session_id is missing");
+    e.param = "session_id";
+    return call.Refuse(e);
+  }
+  // By the server's id: the client's own may be another session's when the job's time has come.
+  const auto session = call.runtime.keeper().Get(call.tenant, request->session);
+  if (!session.ok()) return call.Refuse(session.status());
+  request->session = session->id;
+  ReplyOne(call, 202, call.jobs.Create(std::move(*request), RandomId("rep_")), JobJson);
+}
+
+void HandleListReplays(Call& call) {
+  const auto range = ReadRange(call);
+  if (!range) return;
+  ReplyList(call, call.jobs.List(call.tenant, *range), JobJson);
+}
+
+void HandleGetReplay(Call& call) {
+  ReplyOne(call, 200, call.jobs.Get(call.tenant, call.request.segments[0]), JobJson);
+}
+
+void HandleCancelReplay(Call& call) {
+  ReplyOne(call, 200, call.jobs.Cancel(call.tenant, call.request.segments[0]), JobJson);
+}
+
+void HandleDeleteReplay(Call& call) {
+  const std::string& id = call.request.segments[0];
+  if (const Status s = call.jobs.Delete(call.tenant, id); !s.ok()) return call.Refuse(s);
+  call.Reply(200, {{"id", id}, {"object", "replay.job.deleted"}, {"deleted", true}});
+}
+
+void HandleReplaySteps(Call& call) {
+  auto range = ReadRange(call);
+  if (!range) return;
+  const auto stream = WantsStream(call);
+  if (!stream) return;
+  const std::string id = call.request.segments[0];
+  if (*stream) {
+    range->limit = kMaxPage;
+    if (const auto last = call.request.header("last-event-id"); !last.empty()) range->after = last;
+  }
+  const auto steps = call.jobs.Steps(call.tenant, id, *range);
+  if (!*stream || !steps.ok()) return ReplyList(call, steps, StoredStep);
+  call.exchange.AddHeader("cache-control", "no-cache");
+  call.exchange.Stream(200, "text/event-stream; charset=utf-8",
+                       [&jobs = call.jobs, tenant = call.tenant, id, range = *range](
+                           HttpBody& body) { FollowJob(jobs, tenant, id, range, body); });
 }
 
 }  // namespace holdfast

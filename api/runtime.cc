@@ -131,7 +131,7 @@ struct Runtime::Impl {
   Result<std::unique_ptr<Replay>> StartRecompute(const ReplayRequest& request,
                                                  Recording recording);
   Result<ChatRequest> FreeChat(const ReplayRequest& request, const Recording& recording,
-                               const FreePlan& plan);
+                               FreePlan* plan);
   Result<std::unique_ptr<ChatStream>> Start(const ChatRequest& request, std::unique_ptr<Turn> turn,
                                             CompiledConstraint constraint);
 };
@@ -375,27 +375,29 @@ Result<std::unique_ptr<Replay>> Runtime::Impl::StartRecompute(const ReplayReques
 
 // The turn of a free replay, on a branch that is made for it.
 Result<ChatRequest> Runtime::Impl::FreeChat(const ReplayRequest& request,
-                                            const Recording& recording, const FreePlan& plan) {
+                                            const Recording& recording, FreePlan* plan) {
   ChatRequest chat;
-  HOLDFAST_RETURN_IF_ERROR(ReadSamplingText(plan.turn->sampling, &chat));
+  HOLDFAST_RETURN_IF_ERROR(ReadSamplingText(plan->turn->sampling, &chat));
   HOLDFAST_RETURN_IF_ERROR(ReadSamplingText(request.sampling_json, &chat));
-  HOLDFAST_RETURN_IF_ERROR(ReadToolsText(plan.turn->tools, &chat));
+  HOLDFAST_RETURN_IF_ERROR(ReadToolsText(plan->turn->tools, &chat));
   HOLDFAST_RETURN_IF_ERROR(Check(chat));
   MakeBranch make;
   make.from = recording.branch;
-  make.at_item = plan.turn->first_item;
+  make.at_item = plan->turn->first_item;
   make.name = request.name;
+  make.tokens = MakeBranch::Tokens::kThisModel;
   HOLDFAST_ASSIGN_OR_RETURN(const BranchInfo made,
                             keeper->Branch(request.tenant, recording.session_id, make));
+  plan->stands = made.parent_tokens;
   chat.tenant = request.tenant;
   chat.session = {recording.session_id, made.name};
   chat.append = true;
-  chat.messages = plan.messages;
-  chat.template_kwargs_json = plan.turn->kwargs;
+  chat.messages = plan->messages;
+  chat.template_kwargs_json = plan->turn->kwargs;
   chat.top_logprobs = request.top_k;
-  chat.forced = plan.forced;
+  chat.forced = plan->forced;
   // What is not asked to be otherwise stays: also the seed, whatever the new branch's would be.
-  if (!request.seed) chat.turn_seed = plan.turn->seed;
+  if (!request.seed) chat.turn_seed = plan->turn->seed;
   if (request.seed) chat.seed = request.seed;
   return chat;
 }
@@ -419,8 +421,10 @@ Result<std::unique_ptr<Replay>> Runtime::StartReplay(ReplayRequest request) {
   if (request.mode != ReplayMode::kFree) {
     return impl_->StartRecompute(request, std::move(recording));
   }
-  HOLDFAST_ASSIGN_OR_RETURN(const FreePlan plan, PlanFreeReplay(recording, request));
-  HOLDFAST_ASSIGN_OR_RETURN(ChatRequest chat, impl_->FreeChat(request, recording, plan));
+  HOLDFAST_ASSIGN_OR_RETURN(FreePlan plan, PlanFreeReplay(recording, request));
+  HOLDFAST_RETURN_IF_ERROR(MeetModel(recording, BasisOf(*impl_->engine, *impl_->chat_template),
+                                     impl_->engine->tokenizer(), &plan));
+  HOLDFAST_ASSIGN_OR_RETURN(ChatRequest chat, impl_->FreeChat(request, recording, &plan));
   HOLDFAST_ASSIGN_OR_RETURN(std::unique_ptr<ChatStream> stream, Chat(std::move(chat)));
   return std::unique_ptr<Replay>(
       std::make_unique<FreeReplay>(std::move(recording), plan, std::move(stream)));

@@ -7,7 +7,8 @@
 #include <array>
 #include <thread>
 
-#include "api/fields.h"
+#include "api/replay_jobs.h"
+#include "api/route.h"
 #include "api/web/page.h"
 
 namespace holdfast {
@@ -30,17 +31,6 @@ std::string_view WithoutPort(std::string_view host) {
 std::string_view HostOfOrigin(std::string_view origin) {
   const size_t scheme = origin.find("://");
   return scheme == std::string_view::npos ? origin : WithoutPort(origin.substr(scheme + 3));
-}
-
-std::string RandomId(std::string_view prefix) {
-  std::array<unsigned char, 12> bytes{};
-  RAND_bytes(bytes.data(), static_cast<int>(bytes.size()));
-  std::string id(prefix);
-  for (unsigned char b : bytes) {
-    id += "0123456789abcdef"[b >> 4];
-    id += "0123456789abcdef"[b & 15];
-  }
-  return id;
 }
 
 bool IsPlainId(std::string_view id) {
@@ -139,6 +129,17 @@ void HandleDetokenize(Call& call) {
 
 }  // namespace
 
+std::string RandomId(std::string_view prefix) {
+  std::array<unsigned char, 12> bytes{};
+  RAND_bytes(bytes.data(), static_cast<int>(bytes.size()));
+  std::string id(prefix);
+  for (unsigned char b : bytes) {
+    id += "0123456789abcdef"[b >> 4];
+    id += "0123456789abcdef"[b & 15];
+  }
+  return id;
+}
+
 void Call::Reply(int status, const Json& body) {
   exchange.Send(status, kJsonType, DumpJson(body));
 }
@@ -165,7 +166,7 @@ struct Server::Impl {
     exchange.AddHeader("x-request-id", id);
     Runtime* r = runtime.load();
     if (r == nullptr) return SendError(exchange, ErrorOf(503, "the model is loading"));
-    Call call{request, exchange, *r, options, "default", std::move(id)};
+    Call call{request, exchange, *r, *jobs, options, "default", std::move(id)};
     if (!options.keys.empty() && !IsAdmin(request)) {
       const std::string* tenant = TenantOf(options.keys, BearerToken(request));
       if (tenant == nullptr) return SendError(exchange, ErrorOf(401, "the API key is not valid"));
@@ -219,6 +220,7 @@ struct Server::Impl {
 
   ServerOptions options;
   HttpServer http;
+  std::unique_ptr<ReplayJobs> jobs;         // set before the runtime is
   std::atomic<Runtime*> runtime{nullptr};
   std::thread acceptor;
 };
@@ -266,6 +268,7 @@ void Server::Impl::AddRoutes() {
   Add("POST", "/v1/sessions/{}/turns", &HandleTurns);
   Add("GET", "/v1/sessions/{}/turns", &HandleListTurns);
   Add("GET", "/v1/sessions/{}/branches", &HandleBranches);
+  Add("POST", "/v1/sessions/{}/branches", &HandleBranch);
   Add("POST", "/v1/sessions/{}/fork", &HandleFork);
   Add("POST", "/v1/sessions/{}/rewind", &HandleRewind);
   Add("POST", "/v1/sessions/{}/snapshot", &HandleSnapshot);
@@ -279,6 +282,12 @@ void Server::Impl::AddRoutes() {
   Add("GET", "/v1/sessions/{}/export", &HandleExport);
   Add("POST", "/v1/sessions/import", &HandleImport, HttpServer::Body::kStreamed);
   Add("POST", "/v1/sessions/{}/replay", &HandleReplay);
+  Add("POST", "/v1/replays", &HandleCreateReplay);
+  Add("GET", "/v1/replays", &HandleListReplays);
+  Add("GET", "/v1/replays/{}", &HandleGetReplay);
+  Add("DELETE", "/v1/replays/{}", &HandleDeleteReplay);
+  Add("POST", "/v1/replays/{}/cancel", &HandleCancelReplay);
+  Add("GET", "/v1/replays/{}/steps", &HandleReplaySteps);
 }
 
 Server::Server(ServerOptions options) : impl_(new Impl(std::move(options))) {
@@ -304,10 +313,20 @@ Result<int> Server::Listen() {
   return impl_->options.port;
 }
 
-void Server::Attach(Runtime* runtime) { impl_->runtime = runtime; }
+void Server::Attach(Runtime* runtime) {
+  ReplayJobs::Limits limits;
+  limits.running = impl_->options.replays;
+  impl_->jobs = std::make_unique<ReplayJobs>(runtime, limits);
+  impl_->runtime = runtime;
+}
+
+void Server::EndReplays() {
+  if (impl_->jobs != nullptr) impl_->jobs->Stop();
+}
 
 void Server::WaitUntilStopped() {
   if (impl_->acceptor.joinable()) impl_->acceptor.join();
+  EndReplays();
 }
 
 void Server::Stop() { impl_->http.Stop(); }

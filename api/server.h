@@ -2,7 +2,7 @@
 // shape.
 //
 // Life: Listen (the port is taken, every request gets 503 while the model loads) -> Attach (the
-// Runtime is there, requests are answered) -> Drain (no new turns, running ones end) -> done.
+// Runtime is there, requests are answered) -> Stop (running answers end) -> WaitUntilStopped.
 // Thread-safe. The Runtime outlives the server's Serve.
 #pragma once
 
@@ -17,6 +17,8 @@
 #include "api/runtime.h"
 
 namespace holdfast {
+
+class ReplayJobs;
 
 struct ApiKey {
   std::string tenant;
@@ -33,6 +35,7 @@ struct ServerOptions {
   std::string model_name;          // as /v1/models shows it
   std::string admin_token;         // of /v1/admin/...; "" = a random one
   bool strict_model = false;       // 404 for a request that names another model
+  int replays = 1;                 // of /v1/replays that run at the same time
 };
 
 class Server {
@@ -44,6 +47,7 @@ class Server {
   // keys. Requests are accepted from here on.
   Result<int> Listen();
   void Attach(Runtime* runtime);
+  void EndReplays();  // cancels those that nobody waits for; no more are taken on
   const std::string& admin_token() const;
   void WaitUntilStopped();  // returns after Stop, when every connection has ended
   void Stop();
@@ -59,6 +63,7 @@ struct Call {
   const HttpRequest& request;
   HttpExchange& exchange;
   Runtime& runtime;
+  ReplayJobs& jobs;
   const ServerOptions& options;
   std::string tenant;
   std::string request_id;
@@ -79,6 +84,7 @@ void HandleItems(Call& call);
 void HandleTokens(Call& call);
 void HandleListTurns(Call& call);
 void HandleBranches(Call& call);
+void HandleBranch(Call& call);
 void HandleFork(Call& call);
 void HandleRewind(Call& call);
 void HandleSnapshot(Call& call);
@@ -92,8 +98,15 @@ void HandleBackup(Call& call);
 void HandleExport(Call& call);
 void HandleImport(Call& call);
 
-Json SessionJson(const SessionInfo& session);  // the session object
 void HandleReplay(Call& call);
+void HandleCreateReplay(Call& call);
+void HandleListReplays(Call& call);
+void HandleGetReplay(Call& call);
+void HandleDeleteReplay(Call& call);
+void HandleCancelReplay(Call& call);
+void HandleReplaySteps(Call& call);
+
+Json SessionJson(const SessionInfo& session);  // the session object
 
 // Prometheus text of everything that is counted.
 std::string MetricsText(const Runtime::Stats& stats, const std::string& model, size_t connections);

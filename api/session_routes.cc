@@ -1,21 +1,15 @@
-// Sessions over HTTP: create, list, read, fork, rewind, snapshot, delete. Lists have OpenAI's
-// shape: {"object":"list","data":[...],"has_more":...,"next":...}; `after` and `limit` page through
-// them.
-#include <charconv>
+// Sessions over HTTP: create, list, read, branch, snapshot, delete.
 #include <chrono>
 
-#include "api/fields.h"
-#include "api/server.h"
+#include "api/openai_chat.h"
+#include "api/recorded_request.h"
+#include "api/route.h"
 
 namespace holdfast {
 namespace {
 
-constexpr int kMaxPage = 1000;
 constexpr size_t kMaxTokensShown = 1u << 20;
-constexpr int kAliveCheckMs = 100;    // how soon a client that left is noticed
-constexpr std::chrono::seconds kPing{15};  // a comment on the stream after so much silence
-
-Json TextOrNull(const std::string& s) { return s.empty() ? Json(nullptr) : Json(s); }
+constexpr size_t kMaxEdits = 64;      // of one branch
 
 Json BranchJson(const BranchInfo& b) {
   return {{"object", "branch"},
@@ -88,94 +82,89 @@ Json EventJson(const EventInfo& e) {
           {"ts_ms", e.at_ms}};
 }
 
-// `limit` and `after` of the query.
-std::optional<ListRange> ReadRange(Call& call) {
-  ListRange range;
-  if (const auto it = call.request.query.find("after"); it != call.request.query.end()) {
-    range.after = it->second;
+// Where a branch begins.
+void ReadPoint(Fields& fields, MakeBranch* out) {
+  out->from = fields.Text("branch", "", 256);
+  out->snapshot = fields.Text("snapshot", "", 256);
+  if (fields.Find("at_item") != nullptr) out->at_item = fields.Int("at_item", 0, 1 << 30, 0);
+  if (fields.Find("at_token") != nullptr) out->at_token = fields.Int("at_token", 0, 1 << 30, 0);
+  if (out->at_item.has_value() + out->at_token.has_value() + !out->snapshot.empty() > 1) {
+    fields.Fail("at_item", "at_token and snapshot exclude each other");
   }
-  const auto it = call.request.query.find("limit");
-  if (it == call.request.query.end()) return range;
-  const char* end = it->second.data() + it->second.size();
-  if (std::from_chars(it->second.data(), end, range.limit).ptr == end && range.limit >= 1 &&
-      range.limit <= kMaxPage) {
-    return range;
+}
+
+ItemEdit ReadEdit(Fields edit) {
+  ItemEdit out;
+  if (edit.Find("op") == nullptr) edit.Fail("op", "is missing");
+  if (edit.Find("item") == nullptr) edit.Fail("item", "is missing");
+  constexpr ItemEdit::Op kOps[] = {ItemEdit::Op::kRemove, ItemEdit::Op::kReplace,
+                                   ItemEdit::Op::kInsert};
+  out.op = kOps[edit.OneOf("op", {"remove", "replace", "insert"})];
+  out.item = edit.Int("item", 0, 1 << 30, 0);
+  out.count = edit.Int("count", 1, 1 << 30, 1);
+  const std::string content = edit.Text("content", "", kMaxTextBytes);
+  const Json* message = edit.Object("message");
+  const auto belongs = [&](const char* field, ItemEdit::Op op) {
+    const bool given = edit.Find(field) != nullptr, needed = op != ItemEdit::Op::kRemove;
+    if (given && out.op != op) edit.Fail(field, "does not belong to this op");
+    if (!given && out.op == op && needed) edit.Fail(field, "is missing");
+  };
+  belongs("count", ItemEdit::Op::kRemove);
+  belongs("content", ItemEdit::Op::kReplace);
+  belongs("message", ItemEdit::Op::kInsert);
+  if (out.op == ItemEdit::Op::kReplace) {
+    out.change = [content](ChatMessage* m) { SetContent(content, m); };
   }
-  ApiError e = ErrorOf(400, "limit must be from 1 to " + std::to_string(kMaxPage));
-  e.param = "limit";
+  if (message != nullptr) {
+    out.message = ReadMessage(*message, edit.PathOf("message"), edit.error());
+  }
+  return out;
+}
+
+void ReadEdits(Fields& body, MakeBranch* out) {
+  const Json* edits = body.Array("edits", kMaxEdits);
+  if (edits == nullptr) return;
+  if (edits->empty()) body.Fail("edits", "is empty");
+  for (size_t i = 0; i < edits->size() && !body.error()->has_value(); ++i) {
+    out->edits.push_back(
+        ReadEdit(Fields((*edits)[i], "edits[" + std::to_string(i) + "]", body.error())));
+  }
+}
+
+// Messages of kInvalid begin with the field that they are about: "edits[1].item: ...".
+void RefuseBranch(Call& call, const Status& status) {
+  ApiError e = ErrorOf(status);
+  if (e.status == 400 && e.message.starts_with("edits")) {
+    e.param = e.message.substr(0, e.message.find(": "));
+  }
+  if (e.code == "context_length_exceeded") e.param = "edits";
   call.Refuse(e);
-  return std::nullopt;
 }
 
-std::string QueryText(const Call& call, const std::string& name) {
-  const auto it = call.request.query.find(name);
-  return it == call.request.query.end() ? "" : it->second;
-}
-
-template <typename T, typename ToJson>
-void ReplyList(Call& call, const Result<Listed<T>>& listed, ToJson to_json) {
-  if (!listed.ok()) return call.Refuse(listed.status());
-  Json data = Json::array();
-  for (const T& row : listed->rows) data.push_back(to_json(row));
-  call.Reply(200, {{"object", "list"},
-                   {"data", std::move(data)},
-                   {"has_more", !listed->next.empty()},
-                   {"next", TextOrNull(listed->next)}});
-}
-
-template <typename T, typename ToJson>
-void ReplyRows(Call& call, Result<std::vector<T>> rows, ToJson to_json) {
-  if (!rows.ok()) return call.Refuse(rows.status());
-  ReplyList(call, Result<Listed<T>>(Listed<T>{std::move(*rows), ""}), to_json);
-}
-
-template <typename T, typename ToJson>
-void ReplyOne(Call& call, int status, const Result<T>& row, ToJson to_json) {
-  if (!row.ok()) return call.Refuse(row.status());
-  call.Reply(status, to_json(*row));
-}
-
-// The body as an object; an empty body is {}. Null after a refusal.
-std::optional<Json> ReadBody(Call& call) {
-  if (call.request.body.empty()) return Json::object();
-  Result<Json> body = ParseJson(call.request.body);
-  if (body.ok()) return std::move(*body);
-  call.Refuse(body.status());
-  return std::nullopt;
-}
-
-// Fork and rewind are the same thing: a new branch, which becomes the default one or not.
-void MakeBranchFrom(Call& call, MakeBranch::Default default_branch) {
+// Fork, rewind and the general form are one thing: a new branch, which becomes the default one or
+// not. Where the branch begins stands in the body itself, or in its field `from`.
+enum class PointIn : uint8_t { kBody, kFrom };
+void MakeBranchFrom(Call& call, PointIn where, MakeBranch make) {
   const std::optional<Json> body = ReadBody(call);
   if (!body.has_value()) return;
   std::optional<ApiError> error;
   Fields fields(*body, "", &error);
-  MakeBranch make;
-  make.from = fields.Text("branch", "", 256);
+  if (where == PointIn::kBody) {
+    ReadPoint(fields, &make);
+  } else {
+    if (const Json* from = fields.Object("from")) {
+      Fields point(*from, "from", &error);
+      ReadPoint(point, &make);
+    }
+    if (fields.Bool("make_default", false)) make.default_branch = MakeBranch::Default::kMove;
+  }
   make.name = fields.Text("name", "", 256);
-  make.snapshot = fields.Text("snapshot", "", 256);
-  if (fields.Find("at_item") != nullptr) make.at_item = fields.Int("at_item", 0, 1 << 30, 0);
-  if (fields.Find("at_token") != nullptr) make.at_token = fields.Int("at_token", 0, 1 << 30, 0);
-  if (make.at_item.has_value() + make.at_token.has_value() + !make.snapshot.empty() > 1) {
-    fields.Fail("at_item", "at_token and snapshot exclude each other");
-  }
-  make.default_branch = default_branch;
+  if (fields.Bool("retokenise", false)) make.tokens = MakeBranch::Tokens::kThisModel;
+  ReadEdits(fields, &make);
   if (error.has_value()) return call.Refuse(*error);
-  ReplyOne(call, 201, call.runtime.keeper().Branch(call.tenant, call.request.segments[0], make),
-           BranchJson);
-}
-
-// Whether events are wanted as a stream: ?stream=, or else the Accept header. Null after a refusal.
-std::optional<bool> WantsStream(Call& call) {
-  const std::string stream = QueryText(call, "stream");
-  if (stream == "true" || stream == "false") return stream == "true";
-  if (stream.empty()) {
-    return call.request.header("accept").find("text/event-stream") != std::string_view::npos;
-  }
-  ApiError e = ErrorOf(400, "stream must be true or false");
-  e.param = "stream";
-  call.Refuse(e);
-  return std::nullopt;
+  const auto made = call.runtime.keeper().Branch(call.tenant, call.request.segments[0], make);
+  if (!made.ok()) return RefuseBranch(call, made.status());
+  call.Reply(201, BranchJson(*made));
 }
 
 // Sends the events after `range.after`, then each new one once it is committed, until the client is
@@ -198,12 +187,10 @@ void FollowEvents(Keeper& keeper, const std::string& tenant, const std::string& 
       said = std::chrono::steady_clock::now();
     }
     if (!events->next.empty()) continue;
-    while (!body.ClientGone() && keeper.WaitForChange(seen, kAliveCheckMs) == seen) {
-      if (std::chrono::steady_clock::now() - said < kPing) continue;
-      said = std::chrono::steady_clock::now();
-      open = body.Write(": ping\n\n");
-      break;  // a look at the session, which may have expired
-    }
+    // A look after each comment: the session may have expired.
+    open = open && AwaitChange(body, &said, [&](int ms) {
+             return keeper.WaitForChange(seen, ms) != seen;
+           });
   }
 }
 
@@ -306,9 +293,15 @@ void HandleBranches(Call& call) {
             BranchJson);
 }
 
-void HandleFork(Call& call) { MakeBranchFrom(call, MakeBranch::Default::kKeep); }
+void HandleBranch(Call& call) { MakeBranchFrom(call, PointIn::kFrom, {}); }
 
-void HandleRewind(Call& call) { MakeBranchFrom(call, MakeBranch::Default::kMove); }
+void HandleFork(Call& call) { MakeBranchFrom(call, PointIn::kBody, {}); }
+
+void HandleRewind(Call& call) {
+  MakeBranch make;
+  make.default_branch = MakeBranch::Default::kMove;
+  MakeBranchFrom(call, PointIn::kBody, std::move(make));
+}
 
 void HandleSnapshot(Call& call) {
   const std::optional<Json> body = ReadBody(call);
@@ -341,9 +334,7 @@ void HandlePrefetch(Call& call) {
   Fields fields(*body, "", &error);
   PrefetchRequest request;
   request.branch = fields.Text("branch", "", 256);
-  if (fields.Find("pin") != nullptr) request.pin = fields.Bool("pin", false);
-  request.wake_at_ms =
-      static_cast<int64_t>(1000 * fields.Number("wake_at", 0, kMaxUnixTime, 0));
+  ReadForesight(fields, &request.pin, &request.wake_at_ms);
   if (error.has_value()) return call.Refuse(*error);
   ReplyOne(call, 202,
            call.runtime.keeper().Prefetch(call.tenant, call.request.segments[0], request),

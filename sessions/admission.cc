@@ -136,12 +136,7 @@ Result<std::unique_ptr<Turn>> Admission::Try() {
   session_.reset();
   only_branch_.reset();
   tree_ = {};
-  context_ = Hasher("context-1")
-                 .Add(k_.renderer->digest())
-                 .Add(k_.options.model_digest)
-                 .Text(r_.tools_json)
-                 .Text(r_.template_kwargs_json)
-                 .Finish();
+  context_ = ContextDigest(k_, r_.tools_json, r_.template_kwargs_json);
   if (!r_.idempotency_key.empty()) {
     bool again = false;
     auto served = TryKey(&again);
@@ -173,11 +168,7 @@ Result<std::unique_ptr<Turn>> Admission::Try() {
   Place place = std::move(found).value();
   const int64_t prompt = static_cast<int64_t>(place.prompt.size());
   if (prompt == 0) return Status::Invalid("messages: the chat template made no tokens of them");
-  if (prompt >= k_.options.max_context) {
-    return Status::Invalid("context_length_exceeded: the messages take " + std::to_string(prompt) +
-                           " tokens, this model's context holds " +
-                           std::to_string(k_.options.max_context));
-  }
+  HOLDFAST_RETURN_IF_ERROR(CheckLength(place, k_.options.max_context));
   HOLDFAST_RETURN_IF_ERROR(FindRetry(place));
   HOLDFAST_ASSIGN_OR_RETURN(std::optional<Target> target, Lease(place));
   if (!target) return std::unique_ptr<Turn>();
@@ -324,23 +315,11 @@ Result<History> Admission::FullHistory(std::span<const BranchRow* const> candida
   if (r_.append && !candidates.empty()) {
     const Lineage lineage = LineageOf(tree_, candidates.front()->head);
     HOLDFAST_RETURN_IF_ERROR(k_.options.db->Read([&](Reader& reader) -> Status {
-      for (const ItemRow* row : lineage.rows) {
-        HOLDFAST_ASSIGN_OR_RETURN(ItemTexts texts, LoadItemTexts(reader, row->id));
-        ChatMessage m;
-        m.role = row->identity.role;
-        m.text = std::move(texts.content);
-        if (m.role == "tool") m.tool_call_id = row->identity.call_id;
-        m.raw_json = std::move(texts.raw);
-        out.messages.push_back(std::move(m));
-        out.identities.push_back(row->identity);
-      }
+      HOLDFAST_ASSIGN_OR_RETURN(out, LoadHistory(reader, lineage));
       return Status();
     }));
   }
-  for (const ChatMessage& m : r_.messages) {
-    out.messages.push_back(m);
-    out.identities.push_back(IdentityOf(m));
-  }
+  for (const ChatMessage& m : r_.messages) out.Add(m, IdentityOf(m));
   return out;
 }
 
@@ -459,7 +438,7 @@ Status Admission::RecordPlace(Txn& txn, const Place& place, const Target& target
   for (int64_t i = 0; i < place.draft.base_items; ++i) {
     b.head_hash = LineageNext(b.head_hash, place.lineage.items[i].identity);
   }
-  b.tokens = place.draft.base_tokens;
+  b.tokens = b.parent_tokens = place.draft.base_tokens;
   b.items = place.draft.base_items;
   b.now_ms = now;
   b.parent_name = place.branch != nullptr ? place.branch->name : "";
@@ -540,6 +519,10 @@ Result<std::unique_ptr<Turn>> Admission::Start(const Place& place, Target target
   impl->hints = r_.hints;
   impl->keep_response = !r_.idempotency_key.empty();
   impl->durability = r_.durability;
+  // What is appended to a session is found there by the next who appends, also where it had to
+  // leave the default branch (another model, other tools, a template that drops old reasoning).
+  impl->becomes_default =
+      session_ && r_.append && r_.session.branch.empty() && !place.at_head();
   impl->branch = target.branch;
   impl->generation = target.generation;
   impl->draft = place.draft;

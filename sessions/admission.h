@@ -5,18 +5,13 @@
 #include <optional>
 #include <span>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "engine/store/database.h"
 #include "sessions/keeper_impl.h"
 
 namespace holdfast {
-
-// A request's messages with their identities. When appending, the branch's stored items come first.
-struct History {
-  std::vector<ChatMessage> messages;
-  std::vector<ItemIdentity> identities;
-};
 
 struct PlaceRequest {
   const History* history = nullptr;
@@ -36,6 +31,14 @@ struct Place {
   std::optional<Miss> miss;
   bool at_head() const { return branch == nullptr || branch->head == draft.base; }
 };
+
+// The whole items of a lineage, as messages.
+Result<History> LoadHistory(Reader& reader, const Lineage& lineage);
+// What decides the tokens of a prompt beside its messages.
+Digest ContextDigest(const Keeper::Impl& keeper, std::string_view tools_json,
+                     std::string_view kwargs_json);
+// kInvalid "context_length_exceeded: ...": the prompt leaves no room for an answer.
+Status CheckLength(const Place& place, int64_t max_context);
 
 // Chooses the branch whose history matches best among `candidates` (of `tree`), then renders and
 // tokenises what is new. `reader` loads token blobs.

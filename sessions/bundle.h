@@ -8,11 +8,16 @@
 // where the bundle's HMAC fits the key that the caller gives: wrong KV would answer wrongly.
 // Without them the KV is computed again, to the same bits. Page keys name their tenant and are
 // derived anew from the tokens.
+//
+// What another model has said comes in whole, as it was recorded, and its default branch is
+// tokenised anew by this model's template as a branch of its own, which is the default one here
+// (ImportReport::miss says so). It goes on from there; nothing of it is called identical.
 #pragma once
 
 #include <cstdint>
 #include <functional>
 #include <memory>
+#include <optional>
 #include <span>
 #include <string>
 
@@ -38,6 +43,7 @@ struct ImportReport {
   int64_t pages_taken = 0;
   std::string pages_left_why;  // why not all: "", or a sentence
   bool is_signed = false, authentic = false;
+  std::optional<Miss> miss;    // "model_changed": of another model, and `at_token` tokens stand
 };
 
 // A session as it was when Export was called. Belongs to one thread; must not outlive its keeper.

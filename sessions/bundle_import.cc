@@ -74,6 +74,7 @@ class BundleImport {
 
   Result<ImportReport> Run();
   const std::string& id() const { return id_; }  // the session's, here
+  bool is_foreign() const { return session_.head_model != k_.options.model_digest; }
 
  private:
   Status ReadFirst(BundleReader& in);
@@ -139,11 +140,7 @@ Status BundleImport::CheckSession(const BundleReader& in) const {
                   [](uint64_t b) { return b == 0 || b > kMaxBundleSectionBytes; })) {
     return Corrupt(in, "page groups");
   }
-  if (session_.head_model == k_.options.model_digest) return Status();
-  return Status::Invalid("bundle: the session was made by model '" + session_.model +
-                         "' (weights " + session_.head_model.Hex().substr(0, 12) +
-                         "); this is '" + k_.options.model_name + "' (weights " +
-                         k_.options.model_digest.Hex().substr(0, 12) + "), whose tokens differ");
+  return Status();
 }
 
 Status BundleImport::CheckRow(const BundleReader& in, LogCheck& log) {
@@ -215,7 +212,7 @@ std::string BundleImport::WhyNoPages() const {
   std::vector<uint64_t> groups;
   for (const LayerGroup& g : k_.options.pool->groups()) groups.push_back(g.PayloadBytes());
   if (session_.fp != k_.options.fp || session_.page_groups != groups) {
-    return "they are of another KV type or version of the numerics (" +
+    return "they are of another model, KV type or version of the numerics (" +
            std::to_string(session_.numerics) + ")";
   }
   return "";
@@ -448,6 +445,20 @@ Result<ImportReport> Keeper::Import(std::string_view tenant, File* file, uint64_
   HOLDFAST_RETURN_IF_ERROR(impl_->quotas.CheckDisk(tenant, impl_->options.pool->page_bytes()));
   BundleImport import(*impl_, tenant, file, size, options);
   HOLDFAST_ASSIGN_OR_RETURN(ImportReport report, import.Run());
+  HOLDFAST_ASSIGN_OR_RETURN(report.session, Get(tenant, import.id()));
+  if (!import.is_foreign() || report.session.items == 0) return report;
+  MakeBranch anew;
+  anew.default_branch = MakeBranch::Default::kMove;
+  anew.tokens = MakeBranch::Tokens::kThisModel;
+  const Result<BranchInfo> made = Branch(tenant, import.id(), anew);
+  if (!made.ok()) {  // this model's template refuses its messages: all of it or nothing
+    Delete(tenant, import.id()).IgnoreError();
+    return made.status();
+  }
+  Miss& miss = report.miss.emplace();
+  miss.reason = "model_changed";
+  miss.field = "model";
+  miss.at_token = made->parent_tokens;
   HOLDFAST_ASSIGN_OR_RETURN(report.session, Get(tenant, import.id()));
   return report;
 }

@@ -10,6 +10,7 @@
 #include <optional>
 #include <span>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "engine/base/hash.h"
@@ -25,6 +26,18 @@ struct ItemIdentity {
   bool operator==(const ItemIdentity&) const = default;
 };
 ItemIdentity IdentityOf(const ChatMessage& message);
+
+// Messages with their identities, one each. A stored item's is the one that it has: it may know
+// calls that the message does not.
+struct History {
+  std::vector<ChatMessage> messages;
+  std::vector<ItemIdentity> identities;
+
+  void Add(ChatMessage message, ItemIdentity identity) {
+    messages.push_back(std::move(message));
+    identities.push_back(std::move(identity));
+  }
+};
 
 // One item of a stored lineage, oldest first.
 struct StoredItem {

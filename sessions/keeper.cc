@@ -54,22 +54,13 @@ Status InsertNodes(Txn& txn, const Keeper::Impl& k, const Turn::Impl& turn, cons
   const TurnDraft& draft = turn.draft;
   NewNode node;
   node.sid = turn.sid;
-  node.parent = draft.base;
   node.status = committed ? NodeStatus::kCommitted : NodeStatus::kAborted;
   node.turn = turn.start.turn_id;
   node.seed = turn.seed;
   node.basis = k.basis;
   node.template_digest = draft.context;
   node.model_digest = k.options.model_digest;
-  if (draft.input_count > 0) {
-    node.tokens = std::span(draft.tokens).first(draft.input_count);
-    node.origins = std::span(draft.origins).first(draft.input_count);
-    HOLDFAST_ASSIGN_OR_RETURN(const int64_t input, InsertNode(txn, node));
-    for (const NewItem& item : draft.items) {
-      HOLDFAST_RETURN_IF_ERROR(InsertItem(txn, input, item));
-    }
-    node.parent = {input, draft.input_count};
-  }
+  HOLDFAST_ASSIGN_OR_RETURN(node.parent, InsertInput(txn, draft, node));
   HOLDFAST_RETURN_IF_ERROR(InsertContext(
       txn, turn.sid, draft.context, {.tools = turn.tools_json, .kwargs = turn.kwargs_json}));
   node.kind = NodeKind::kOutput;
@@ -103,13 +94,28 @@ Status MoveHead(Txn& txn, const Turn::Impl& turn, const Output& output, int64_t 
       draft.base_items + static_cast<int64_t>(draft.items.size()) + 1, now_ms, memory.expected_ms,
       memory.keep_until_ms, memory.pinned, turn.branch, turn.generation));
   if (txn.changes() != 1) return Status::Conflict("the branch is gone or its head has moved");
-  return txn.Run(
-      "UPDATE session SET updated_ms = ?, "
+  const KeeperOptions& now = turn.keeper->options;  // a session belongs to its last turn's model
+  HOLDFAST_RETURN_IF_ERROR(txn.Run(
+      "UPDATE session SET updated_ms = ?, model = ?, model_digest = ?, "
       "expires_ms = CASE WHEN ttl_s > 0 THEN ? + ttl_s * 1000 END WHERE sid = ?",
-      now_ms, now_ms, turn.sid);
+      now_ms, now.model_name, now.model_digest, now_ms, turn.sid));
+  if (!turn.becomes_default) return Status();
+  return MoveDefault(txn, turn.branch, {turn.sid, now_ms, {}, turn.start.branch, "", ""});
 }
 
 }  // namespace
+
+Result<Point> InsertInput(Txn& txn, const TurnDraft& draft, NewNode node) {
+  if (draft.input_count == 0) return draft.base;
+  node.parent = draft.base;
+  node.tokens = std::span(draft.tokens).first(draft.input_count);
+  node.origins = std::span(draft.origins).first(draft.input_count);
+  HOLDFAST_ASSIGN_OR_RETURN(const int64_t input, InsertNode(txn, node));
+  for (const NewItem& item : draft.items) {
+    HOLDFAST_RETURN_IF_ERROR(InsertItem(txn, input, item));
+  }
+  return Point{input, draft.input_count};
+}
 
 Turn::Turn(std::unique_ptr<Impl> impl) : impl_(std::move(impl)) {}
 Turn::~Turn() {

@@ -121,7 +121,9 @@ class Keeper {
   // A branch with all that a replay of it needs, and where today's template parts with it.
   Result<Recording> Recorded(std::string_view tenant, std::string_view id,
                              std::string_view branch);
-  // Fork: Default::kKeep. Rewind: Default::kMove. Moves no bytes.
+  // Fork: Default::kKeep. Rewind: Default::kMove. Moves no bytes of KV; with edits, or under
+  // another model, writes the tokens that are new. kInvalid names the edit ("edits[1].item: ..."),
+  // or is the template's refusal of the edited history, or "context_length_exceeded: ...".
   Result<BranchInfo> Branch(std::string_view tenant, std::string_view id,
                             const MakeBranch& request);
   // A labelled point that stays; writes the partial page of its head, so that it restores whole.
@@ -138,8 +140,8 @@ class Keeper {
   Result<std::unique_ptr<BundleExport>> Export(std::string_view tenant, std::string_view id,
                                                const ExportOptions& options);
   // Makes a session of a bundle (`size` bytes of `file`, read twice): all of it or nothing.
-  // kCorrupt: not a whole bundle; kInvalid: another version or another model; kConflict: its
-  // external id, or that of `options.as`, is there already.
+  // kCorrupt: not a whole bundle; kInvalid: another version, or messages of another model that this
+  // one's template refuses; kConflict: its external id, or that of `options.as`, is there already.
   Result<ImportReport> Import(std::string_view tenant, File* file, uint64_t size,
                               const ImportOptions& options);
 

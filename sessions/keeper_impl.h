@@ -1,4 +1,4 @@
-// Inside sessions: what keeper.cc, admission.cc and keeper_tree.cc share.
+// Inside sessions: what keeper.cc, admission.cc, branch.cc and keeper_tree.cc share.
 #pragma once
 
 #include <atomic>
@@ -46,6 +46,7 @@ struct Turn::Impl {
 
   HeadLeases::Lease lease;
   std::optional<WarmHeads::Head> base;  // the warm head before this turn; it returns after an abort
+  bool becomes_default = false;         // its branch, with the commit
   std::string tenant, sampling_json, tools_json, kwargs_json;
   int64_t sid = 0, branch = 0, generation = 0;
   bool recorded = false;                // there is a row: the turn can be committed
@@ -109,7 +110,15 @@ inline WriteClass WriteClassOf(Durability durability) {
   return durability == Durability::kLazy ? WriteClass::kLazy : WriteClass::kTurn;
 }
 
+// keeper.cc
+// The input node of a draft with its items, where it has any; gives the point where the draft ends.
+// `node`: all but its parent and its tokens.
+Result<Point> InsertInput(Txn& txn, const TurnDraft& draft, NewNode node);
+
 // keeper_tree.cc
+// kInvalid that begins with `what`: longer than a name may be.
+Status CheckName(std::string_view what, std::string_view name);
+BranchInfo InfoOf(const Keeper::Impl& k, const SessionTree& tree, const BranchRow& b);
 // The branch of that name, or the default one for "". kNotFound.
 Result<const BranchRow*> PickBranch(const SessionTree& tree, std::string_view name);
 // The name of a branch's state.

@@ -1,4 +1,5 @@
-// The keeper's view of sessions for their endpoints: create, list, show, branch, snapshot, delete.
+// The keeper's view of sessions for their endpoints: create, list, show, snapshot, delete. Branches
+// are made in branch.cc.
 
 #include <algorithm>
 #include <charconv>
@@ -10,39 +11,9 @@ namespace holdfast {
 namespace {
 
 constexpr int kMaxListed = 1000;
-constexpr size_t kMaxNameBytes = 256;     // of a branch, a label, an external id
+constexpr int64_t kMaxPosition = int64_t{1} << 62;
+constexpr size_t kMaxNameBytes = 256;  // of a branch, a label, an external id
 constexpr size_t kMaxMetaBytes = 16384;
-
-Result<int64_t> ReadAfter(const ListRange& range) {
-  if (range.limit < 1 || range.limit > kMaxListed) {
-    return Status::Invalid("limit: must be 1 to " + std::to_string(kMaxListed));
-  }
-  if (range.after.empty()) return int64_t{-1};
-  int64_t v = 0;
-  const char* end = range.after.data() + range.after.size();
-  const auto [at, error] = std::from_chars(range.after.data(), end, v);
-  if (error != std::errc() || at != end || v < 0) return Status::Invalid("after: not a position");
-  return v;
-}
-
-BranchInfo InfoOf(const Keeper::Impl& k, const SessionTree& tree, const BranchRow& b) {
-  BranchInfo info;
-  info.session_id = tree.session.id;
-  info.name = b.name;
-  info.ordinal = b.ordinal;
-  info.parent = b.parent_name;
-  info.parent_tokens = b.parent_tokens;
-  info.tokens = b.tokens;
-  info.items = b.items;
-  info.generation = b.generation;
-  info.created_ms = b.created_ms;
-  info.updated_ms = b.updated_ms;
-  info.is_default = b.id == tree.session.default_branch;
-  info.busy = k.leases.IsBusy(b.id);
-  info.resident = k.warm.IsWarm(b.id);
-  info.state = StateOf(k, tree, b);
-  return info;
-}
 
 constexpr char kInfoSql[] =
     "SELECT s.id, s.external_id, s.anonymous, s.model, d.name, s.meta, s.created_ms, s.updated_ms, "
@@ -68,66 +39,46 @@ SessionInfo ReadInfo(Rows& rows) {
   return info;
 }
 
+}  // namespace
+
+Result<int64_t> PositionOf(const ListRange& range) {
+  if (range.limit < 1 || range.limit > kMaxListed) {
+    return Status::Invalid("limit: must be 1 to " + std::to_string(kMaxListed));
+  }
+  if (range.after.empty()) return int64_t{-1};
+  int64_t v = 0;
+  const char* end = range.after.data() + range.after.size();
+  const auto [at, error] = std::from_chars(range.after.data(), end, v);
+  if (error != std::errc() || at != end || v < 0 || v > kMaxPosition) {
+    return Status::Invalid("after: not a position");
+  }
+  return v;
+}
+
 Status CheckName(std::string_view what, std::string_view name) {
   if (name.size() <= kMaxNameBytes) return Status();
   return Status::Invalid(std::string(what) + ": more than " + std::to_string(kMaxNameBytes) +
                          " bytes");
 }
 
-// The point of a lineage after `tokens` tokens, with the hash of its whole items.
-void CutAt(const SessionTree& tree, const Lineage& lineage, int64_t tokens, const Digest& root,
-           NewBranch* out) {
-  out->head = lineage.At(tokens);
-  out->tokens = tokens;
-  out->items = 0;
-  Digest context = root;
-  if (out->head.node != 0) context = tree.nodes.at(out->head.node).template_digest;
-  out->head_hash = LineageRoot(context);
-  for (const StoredItem& item : lineage.items) {
-    if (item.end > tokens) break;
-    out->head_hash = LineageNext(out->head_hash, item.identity);
-    ++out->items;
-  }
+BranchInfo InfoOf(const Keeper::Impl& k, const SessionTree& tree, const BranchRow& b) {
+  BranchInfo info;
+  info.session_id = tree.session.id;
+  info.name = b.name;
+  info.ordinal = b.ordinal;
+  info.parent = b.parent_name;
+  info.parent_tokens = b.parent_tokens;
+  info.tokens = b.tokens;
+  info.items = b.items;
+  info.generation = b.generation;
+  info.created_ms = b.created_ms;
+  info.updated_ms = b.updated_ms;
+  info.is_default = b.id == tree.session.default_branch;
+  info.busy = k.leases.IsBusy(b.id);
+  info.resident = k.warm.IsWarm(b.id);
+  info.state = StateOf(k, tree, b);
+  return info;
 }
-
-Result<int64_t> CutOf(const Lineage& lineage, const MakeBranch& request) {
-  if (request.at_item) {
-    const int64_t n = *request.at_item;
-    if (n < 0 || n > static_cast<int64_t>(lineage.items.size())) {
-      return Status::Invalid("at_item: " + std::to_string(n) + ", the branch has " +
-                             std::to_string(lineage.items.size()) + " items");
-    }
-    return n == 0 ? 0 : lineage.items[n - 1].end;
-  }
-  if (request.at_token) {
-    if (*request.at_token < 0 || *request.at_token > lineage.tokens) {
-      return Status::Invalid("at_token: " + std::to_string(*request.at_token) +
-                             ", the branch has " + std::to_string(lineage.tokens) + " tokens");
-    }
-    return *request.at_token;
-  }
-  return lineage.tokens;
-}
-
-// The lineage that a new branch is cut from, and the name of the branch that it leaves.
-Result<Lineage> SourceOf(Reader& reader, const SessionTree& tree, const MakeBranch& request,
-                         std::string* from) {
-  if (request.snapshot.empty()) {
-    HOLDFAST_ASSIGN_OR_RETURN(const BranchRow* branch, PickBranch(tree, request.from));
-    *from = branch->name;
-    return LineageOf(tree, branch->head);
-  }
-  Rows rows = reader.Query("SELECT node, count, branch FROM snapshot WHERE id = ? AND sid = ?",
-                           request.snapshot, tree.session.sid);
-  if (!rows.Next()) {
-    if (!rows.status().ok()) return rows.status();
-    return Status::NotFound("snapshot '" + request.snapshot + "' does not exist");
-  }
-  *from = rows.Text(2);
-  return LineageOf(tree, rows.IsNull(0) ? Point{} : Point{rows.Int(0), rows.Int(1)});
-}
-
-}  // namespace
 
 Result<const BranchRow*> PickBranch(const SessionTree& tree, std::string_view name) {
   const BranchRow* b =
@@ -187,7 +138,7 @@ Result<SessionInfo> Keeper::Create(std::string_view tenant, const CreateSession&
 }
 
 Result<Listed<SessionInfo>> Keeper::List(std::string_view tenant, const ListRange& range) {
-  HOLDFAST_ASSIGN_OR_RETURN(const int64_t after, ReadAfter(range));
+  HOLDFAST_ASSIGN_OR_RETURN(const int64_t after, PositionOf(range));
   Listed<SessionInfo> out;
   HOLDFAST_RETURN_IF_ERROR(impl_->options.db->Read([&](Reader& reader) {
     Rows rows = reader.Query(std::string(kInfoSql) +
@@ -272,7 +223,7 @@ Result<std::vector<BranchInfo>> Keeper::Branches(std::string_view tenant, std::s
 
 Result<Listed<ItemInfo>> Keeper::Items(std::string_view tenant, std::string_view id,
                                        std::string_view branch, const ListRange& range) {
-  HOLDFAST_ASSIGN_OR_RETURN(const int64_t after, ReadAfter(range));
+  HOLDFAST_ASSIGN_OR_RETURN(const int64_t after, PositionOf(range));
   Listed<ItemInfo> out;
   HOLDFAST_RETURN_IF_ERROR(
       WithTree(*impl_, tenant, id, [&](Reader& reader, const SessionTree& tree) -> Status {
@@ -325,47 +276,6 @@ Result<Recording> Keeper::Recorded(std::string_view tenant, std::string_view id,
       }));
   HOLDFAST_RETURN_IF_ERROR(CompareWithTemplate(*impl_->renderer, impl_->options.basis, &out));
   return out;
-}
-
-Result<BranchInfo> Keeper::Branch(std::string_view tenant, std::string_view id,
-                                  const MakeBranch& request) {
-  HOLDFAST_RETURN_IF_ERROR(CheckName("name", request.name));
-  if (impl_->shut) return Status::Unavailable("shutting down");
-  NewBranch made;
-  made.name = request.name;
-  made.now_ms = impl_->NowMs();
-  HOLDFAST_RETURN_IF_ERROR(
-      WithTree(*impl_, tenant, id, [&](Reader& reader, const SessionTree& tree) -> Status {
-        HOLDFAST_ASSIGN_OR_RETURN(const Lineage lineage,
-                                  SourceOf(reader, tree, request, &made.parent_name));
-        HOLDFAST_ASSIGN_OR_RETURN(const int64_t tokens, CutOf(lineage, request));
-        CutAt(tree, lineage, tokens, Digest{}, &made);
-        made.sid = tree.session.sid;
-        return Status();
-      }));
-  made.id = impl_->next_branch++;
-  Status s = impl_->options.db->Write(
-      [&](Txn& txn) -> Status {
-        int64_t ordinal = 0;
-        HOLDFAST_RETURN_IF_ERROR(InsertBranch(txn, &made, &ordinal));
-        if (request.default_branch == MakeBranch::Default::kKeep) return Status();
-        HOLDFAST_RETURN_IF_ERROR(txn.Run("UPDATE session SET default_branch = ? WHERE sid = ?",
-                                         made.id, made.sid));
-        return InsertEvent(txn, {made.sid, made.now_ms, "default_changed", made.name, "", ""});
-      },
-      WriteClass::kTurn);
-  if (s.code() == Code::kConflict) {
-    return Status::Conflict("branch '" + request.name + "' is there already");
-  }
-  HOLDFAST_RETURN_IF_ERROR(std::move(s));
-  BranchInfo info;
-  HOLDFAST_RETURN_IF_ERROR(
-      WithTree(*impl_, tenant, id, [&](Reader&, const SessionTree& tree) -> Status {
-        HOLDFAST_ASSIGN_OR_RETURN(const BranchRow* b, PickBranch(tree, made.name));
-        info = InfoOf(*impl_, tree, *b);
-        return Status();
-      }));
-  return info;
 }
 
 Result<SnapshotInfo> Keeper::Snapshot(std::string_view tenant, std::string_view id,
@@ -434,7 +344,7 @@ Result<std::vector<SnapshotInfo>> Keeper::Snapshots(std::string_view tenant, std
 
 Result<Listed<EventInfo>> Keeper::Events(std::string_view tenant, std::string_view id,
                                          const ListRange& range) {
-  HOLDFAST_ASSIGN_OR_RETURN(const int64_t after, ReadAfter(range));
+  HOLDFAST_ASSIGN_OR_RETURN(const int64_t after, PositionOf(range));
   Listed<EventInfo> out;
   HOLDFAST_RETURN_IF_ERROR(impl_->options.db->Read([&](Reader& reader) -> Status {
     HOLDFAST_ASSIGN_OR_RETURN(const SessionRow session,

@@ -334,7 +334,7 @@ Status InsertBranch(Txn& txn, NewBranch* b, int64_t* ordinal) {
       "items, parent_name, parent_tokens, created_ms, updated_ms) "
       "VALUES(?, ?, ?, ?, ?, ?, 0, ?, ?, ?, ?, ?, ?, ?)",
       b->id, b->sid, b->name, *ordinal, NodeOrNull(b->head), b->head.count, b->head_hash, b->tokens,
-      b->items, b->parent_name, b->tokens, b->now_ms, b->now_ms));
+      b->items, b->parent_name, b->parent_tokens, b->now_ms, b->now_ms));
   return InsertEvent(txn, {b->sid, b->now_ms, "branch_created", b->name, "", b->parent_name});
 }
 
@@ -361,6 +361,13 @@ Status InsertEvent(Txn& txn, const NewEvent& e) {
   return txn.Run("INSERT INTO event(sid, at_ms, kind, branch, turn, detail) "
                  "VALUES(?, ?, ?, ?, ?, ?)",
                  e.sid, e.at_ms, e.kind, e.branch, e.turn, e.detail);
+}
+
+Status MoveDefault(Txn& txn, int64_t branch, NewEvent event) {
+  HOLDFAST_RETURN_IF_ERROR(
+      txn.Run("UPDATE session SET default_branch = ? WHERE sid = ?", branch, event.sid));
+  event.kind = "default_changed";
+  return InsertEvent(txn, event);
 }
 
 }  // namespace holdfast

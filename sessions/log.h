@@ -150,6 +150,7 @@ struct NewBranch {
   Digest head_hash;
   int64_t tokens = 0, items = 0, now_ms = 0;
   std::string parent_name;
+  int64_t parent_tokens = 0;  // where it left that one
 };
 // Sets name and ordinal. kConflict when the name is taken or the session is gone.
 Status InsertBranch(Txn& txn, NewBranch* branch, int64_t* ordinal);
@@ -182,6 +183,8 @@ struct NewEvent {
   std::string_view kind, branch, turn, detail;
 };
 Status InsertEvent(Txn& txn, const NewEvent& event);
+// Makes `branch` the session's default one, and tells it.
+Status MoveDefault(Txn& txn, int64_t branch, NewEvent event);
 
 // A span of T as SQLite stores it.
 template <typename T>

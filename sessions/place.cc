@@ -112,6 +112,37 @@ void FillDraft(const History& history, const Continued& now, int kept, int64_t c
 
 }  // namespace
 
+Result<History> LoadHistory(Reader& reader, const Lineage& lineage) {
+  History out;
+  for (const ItemRow* row : lineage.rows) {
+    HOLDFAST_ASSIGN_OR_RETURN(ItemTexts texts, LoadItemTexts(reader, row->id));
+    ChatMessage m;
+    m.role = row->identity.role;
+    m.text = std::move(texts.content);
+    if (m.role == "tool") m.tool_call_id = row->identity.call_id;
+    m.raw_json = std::move(texts.raw);
+    out.Add(std::move(m), row->identity);
+  }
+  return out;
+}
+
+Digest ContextDigest(const Keeper::Impl& keeper, std::string_view tools_json,
+                     std::string_view kwargs_json) {
+  return Hasher("context-1")
+      .Add(keeper.renderer->digest())
+      .Add(keeper.options.model_digest)
+      .Text(tools_json)
+      .Text(kwargs_json)
+      .Finish();
+}
+
+Status CheckLength(const Place& place, int64_t max_context) {
+  const auto prompt = static_cast<int64_t>(place.prompt.size());
+  if (prompt < max_context) return Status();
+  return Status::Invalid("context_length_exceeded: the messages take " + std::to_string(prompt) +
+                         " tokens, this model's context holds " + std::to_string(max_context));
+}
+
 Result<Place> FindPlace(Database& db, const PromptRenderer& renderer, const SessionTree& tree,
                         std::span<const BranchRow* const> candidates, const PlaceRequest& request) {
   std::optional<Scored> best = BestBranch(tree, candidates, request);

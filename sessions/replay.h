@@ -71,7 +71,7 @@ struct ReplayReport {
   int64_t steps = 0;                  // sampled tokens compared
   int64_t undigested = 0;             // of them without a digest to compare (an older log)
   int64_t pages_memory = 0, pages_disk = 0;  // compared
-  std::vector<std::string> changed;   // ChangesBetween, over all turns
+  std::vector<std::string> changed;   // ChangesBetween, over all turns; free: of the one replayed
   std::optional<ReplayDivergence> divergence;
   double ms = 0;
 };
@@ -83,8 +83,10 @@ struct FreeOutcome {
   int64_t recorded_begin = 0;         // of the recorded answer, in its branch
   int64_t begin = 0;                  // of the new one, in its own
   int64_t forced = 0;                 // tokens of it that were given: those before the point
-  std::vector<TokenId> recorded, replayed;  // the two answers
+  // The two answers. Of another tokenizer: `recorded` is its text in this one's tokens.
+  std::vector<TokenId> recorded, replayed;
   std::vector<DiffHunk> diff;         // between them
+  std::optional<Miss> miss;           // "model_changed": another model gave the recorded one
 };
 
 struct ReplayEvent {

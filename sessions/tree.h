@@ -10,7 +10,9 @@
 #include <string>
 #include <vector>
 
+#include "engine/base/status.h"
 #include "engine/base/types.h"
+#include "sessions/edits.h"
 
 namespace holdfast {
 
@@ -97,6 +99,9 @@ struct ListRange {
   int limit = 20;               // 1..1000
 };
 
+// What `range.after` names, -1 for none. kInvalid: a limit out of range, or not a position.
+Result<int64_t> PositionOf(const ListRange& range);
+
 inline constexpr int64_t kMaxTtlSeconds = int64_t{100} * 366 * 86400;  // so that sums of times fit
 
 struct CreateSession {
@@ -108,13 +113,20 @@ struct CreateSession {
 // Where a new branch begins: at the end of item `at_item` - 1 (so that it holds `at_item` items),
 // or after `at_token` tokens, or at the snapshot, or, with none of them, at the head.
 // A branch that ends inside an item is good for looking and replaying; the next turn keeps only
-// whole items of it.
+// whole items of it, and so do edits.
+//
+// With edits it has the history that follows from them: it leaves `from` after the longest
+// beginning that stands (`parent_tokens`), and what comes behind is tokenised anew, as if a chat
+// had sent that history.
 struct MakeBranch {
   std::string from;             // a branch; "" = the default one
   std::optional<int64_t> at_item, at_token;
   std::string snapshot;
   std::string name;             // "" = chosen here; kConflict when it is taken
   enum class Default : uint8_t { kKeep, kMove } default_branch = Default::kKeep;
+  std::vector<ItemEdit> edits;  // of the items up to there
+  // kThisModel: what another model has said is tokenised anew by this one.
+  enum class Tokens : uint8_t { kAsRecorded, kThisModel } tokens = Tokens::kAsRecorded;
 };
 
 }  // namespace holdfast

@@ -173,13 +173,44 @@ TEST_CASE("ids that are there already") {
   CHECK(GoOn(home.bench, home.talk, "ann", "copy") == GoOn(home.bench, home.talk, "ann", "chat"));
 }
 
-TEST_CASE("what another model said is refused, and no pages go out without a key") {
+TEST_CASE("what another model said comes in, and its messages in this one's tokens") {
   Home home;
-  RuntimeBench other({.model_seed = 2});
-  const Status refused =
-      ImportBytes(other.runtime().keeper(), "ann", home.Export(), {.key = kKey, .as = ""}).status();
-  CHECK(refused.code() == Code::kInvalid);
-  CHECK(refused.message().find("model") != std::string::npos);
+  for (const int vocab : {320, 400}) {  // the same tokenizer, and another
+    CAPTURE(vocab);
+    RuntimeBench other({.model_seed = 2, .vocab = vocab});
+    Keeper& k = other.runtime().keeper();
+    const auto report = ImportBytes(k, "ann", home.Export(), {.key = kKey, .as = ""});
+    REQUIRE_MESSAGE(report.ok(), report.status().ToString());
+    REQUIRE(report->miss);
+    CHECK(report->miss->reason == "model_changed");
+    CHECK(report->pages > 0);
+    CHECK(report->pages_taken == 0);
+    CHECK(report->pages_left_why.find("another model") != std::string::npos);
+    CHECK(report->session.default_branch != "main");
+    // What was recorded is as it was.
+    CHECK(*k.Tokens("ann", "chat", "main") == *home.keeper().Tokens("ann", "chat", "main"));
+    const auto anew = k.Items("ann", "chat", "", {}), was = home.keeper().Items("ann", "chat", "", {});
+    REQUIRE(anew->rows.size() == was->rows.size());
+    for (size_t i = 0; i < was->rows.size(); ++i) {
+      CHECK(anew->rows[i].raw_json == was->rows[i].raw_json);
+    }
+    CHECK(report->miss->at_token <= report->session.tokens);
+    // It goes on like a session that has had this history from the beginning.
+    Talk talk = home.talk;
+    talk.User("And what does the second one do?");
+    const Answer got = other.Say(talk.Request());
+    CHECK(got.done.report.start.branch == report->session.default_branch);
+    CHECK_FALSE(got.done.report.start.miss);
+    ChatRequest fresh = talk.Request();
+    fresh.session.id = "fresh";
+    CHECK(got == other.Say(fresh));
+    CHECK(k.Get("ann", "chat")->turns == 3);
+    CHECK(k.CheckLog()->damaged() == 0);
+  }
+}
+
+TEST_CASE("no pages go out without a key") {
+  Home home;
   RuntimeBench away;
   for (const ExportOptions& o : {ExportOptions{.key = ""}, {.key = kKey, .pages = false}}) {
     const auto report = ImportBytes(away.runtime().keeper(), "t" + o.key, home.Export(o), {});

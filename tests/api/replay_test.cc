@@ -529,6 +529,53 @@ TEST_CASE("free: an edited tool output") {
   CHECK(Rerun(b, request).status.message().starts_with("edits[0].item"));
 }
 
+TEST_CASE("what another model has said: named by verify, answered anew by free") {
+  for (const int vocab : {320, 400}) {  // the same tokenizer, and another
+    CAPTURE(vocab);
+    RuntimeBench b;
+    const auto answers = Converse(b, "chat", 3);
+    const Recording recording = Good(b, Verify("chat")).recording;
+    b.ChangeModel(2, vocab);
+    const Replayed verified = Good(b, Verify("chat"));
+    CHECK(verified.divergence().cause == (vocab == 320 ? "weights" : "tokenizer"));
+    CHECK(verified.report.changed.front() == "weights");
+    ReplayRequest request = Free("chat");
+    request.name = "anew";
+    const Replayed r = Good(b, request);
+    REQUIRE(r.free);
+    CHECK(r.free->branch == "anew");
+    REQUIRE(r.free->miss);
+    CHECK(r.free->miss->reason == "model_changed");
+    CHECK(r.report.changed == verified.report.changed);
+    CHECK(r.free->recorded.size() > 0);
+    for (const ReplayStep& step : r.steps) CHECK(step.recorded_digest == 0);
+    // As if it had been asked so from the beginning.
+    Talk talk("fresh");
+    for (int i = 0; i < 3; ++i) {
+      if (i > 0) talk.Keep(answers[i - 1]);
+      talk.User("go " + std::to_string(i));
+    }
+    ChatRequest fresh = talk.Request();
+    fresh.max_tokens = 12;
+    fresh.sampling.logit_bias = {{kTinyEndOfText, -100.0f}, {kTinyTurnEnd, -100.0f}};
+    CHECK(b.Say(fresh).done.completion_tokens == r.free->replayed);
+    ReplayRequest own = Verify("chat");
+    own.branch = "anew";
+    CHECK_FALSE(Good(b, own).report.divergence);
+    // From a token on only where the tokens mean the same.
+    request.name.clear();
+    request.from = recording.turns[2].output + 3;
+    const Replayed inside = Rerun(b, request);
+    if (vocab == 320) {
+      REQUIRE_MESSAGE(inside.status.ok(), inside.status.ToString());
+      CHECK(inside.free->forced == 3);
+    } else {
+      CHECK(inside.status.code() == Code::kInvalid);
+      CHECK(inside.status.message().starts_with("from"));
+    }
+  }
+}
+
 TEST_CASE("an imported session verifies against the digests that its bundle brought") {
   RuntimeBench home, away;
   Converse(home, "chat", 3);

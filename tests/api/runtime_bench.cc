@@ -8,10 +8,23 @@
 namespace holdfast {
 
 RuntimeBench::RuntimeBench(const RuntimeBenchOptions& options) : options_(options) {
+  WriteModel();
+  Open();
+}
+
+void RuntimeBench::WriteModel() {
   TinyModelSpec spec;
-  spec.seed = options.model_seed;
+  spec.seed = options_.model_seed;
+  spec.vocab = options_.vocab;
   spec.head = TinyHead::kSeparate;  // with a tied one it says one letter for ever
   REQUIRE(WriteTinyModel(spec, folder_.File("tiny.gguf")).ok());
+}
+
+void RuntimeBench::ChangeModel(uint64_t seed, int vocab) {
+  runtime_.reset();
+  options_.model_seed = seed;
+  options_.vocab = vocab;
+  WriteModel();
   Open();
 }
 

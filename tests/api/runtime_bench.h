@@ -18,6 +18,7 @@ struct RuntimeBenchOptions {
   std::string vfs = {};
   std::string cpu = {};      // instruction set; "" = the best
   uint64_t model_seed = 1;
+  int vocab = 320;           // another one is another tokenizer
   size_t disk_bytes = 256u << 20;
   std::map<std::string, TenantQuota> quotas = {};
   int64_t tend_every_ms = 500;  // 0: tests call Tend themselves
@@ -41,6 +42,7 @@ class RuntimeBench {
 
   void Restart();
   void Close() { runtime_.reset(); }
+  void ChangeModel(uint64_t seed, int vocab);  // over the same data
   Runtime& runtime() { return *runtime_; }
   std::string File(const std::string& name) const { return folder_.File(name); }
   Status Start(ChatRequest request, std::unique_ptr<ChatStream>* stream);
@@ -48,6 +50,7 @@ class RuntimeBench {
   static Answer Drain(ChatStream* stream);
 
  private:
+  void WriteModel();
   void Open();
   testing::TempDir folder_;
   RuntimeBenchOptions options_;

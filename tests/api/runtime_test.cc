@@ -94,6 +94,42 @@ TEST_CASE("a forked head answers as the head it left") {
   CHECK(forked.done.report.start.stitch.to_compute < 32);
 }
 
+TEST_CASE("a data folder goes on under another model, and back") {
+  RuntimeBench b, never;
+  Talk talk("chat");
+  for (const char* text : {"one", "two"}) {
+    talk.User(text);
+    const Answer a = b.Say(talk.Request());
+    CHECK(a == never.Say(talk.Request()));
+    talk.Keep(a);
+  }
+  const auto append = [&](const std::string& text) {
+    ChatRequest r = Talk("chat").User(text).Request();
+    r.append = true;
+    return b.Say(r).done.report.start;
+  };
+  b.ChangeModel(2, 400);
+  const TurnStart other = append("three");
+  REQUIRE(other.miss);
+  CHECK(other.miss->reason == "model_changed");
+  CHECK(other.branch != "main");
+  CHECK(append("four").branch == other.branch);
+  b.ChangeModel(1, 320);
+  CHECK(append("five").miss->reason == "model_changed");
+  const auto items = b.runtime().keeper().Items("ann", "chat", "", {});
+  CHECK(items->rows.size() == 10);
+  CHECK(items->rows[8].raw_json.find("five") != std::string::npos);
+  // The branch that the first model left is where it was, to the bit.
+  talk.User("six");
+  ChatRequest back = talk.Request();
+  back.session.branch = "main";
+  const Answer a = b.Say(back);
+  CHECK(a.done.report.start.branch == "main");
+  CHECK_FALSE(a.done.report.start.miss);
+  CHECK(a == never.Say(talk.Request()));
+  CHECK(b.runtime().keeper().CheckLog()->damaged() == 0);
+}
+
 TEST_CASE("a cancelled turn asked again gives the same tokens") {
   RuntimeBench b;
   Talk talk("chat");

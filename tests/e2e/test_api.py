@@ -466,6 +466,58 @@ class Sessions(TinyServerTest):
         events = self.server.call("GET", "/v1/sessions/tree/events")[2]["data"]
         self.assertIn("turn_committed", {e["type"] for e in events})
 
+    def test_a_branch_with_edits(self):
+        first = self.server.chat("one two three", session_id="edit")
+        history = [{"role": "user", "content": "one two three"}, first["choices"][0]["message"],
+                   {"role": "user", "content": "four"}]
+        history.append(self.server.chat(history, session_id="edit")["choices"][0]["message"])
+        make = lambda body: self.server.call("POST", "/v1/sessions/edit/branches", body)
+        status, _, made = make({"name": "other", "make_default": True, "edits": [
+            {"op": "replace", "item": 2, "content": "five"},
+            {"op": "insert", "item": 4, "message": {"role": "user", "content": "and?"}}]})
+        self.assertEqual(status, 201, made)
+        items = self.server.call("GET", "/v1/sessions/edit/items?branch=main")[2]["data"]
+        self.assertEqual((made["items"], made["parent"], made["default"]), (5, "main", True))
+        self.assertEqual(made["parent_tokens"], items[2]["tokens"]["first"])
+        history[2]["content"] = "five"
+        history.append({"role": "user", "content": "and?"})
+        stored = self.server.call("GET", "/v1/sessions/edit/items")[2]["data"]
+        self.assertEqual([i["message"]["content"] for i in stored], [m["content"] for m in history])
+        # A turn appended there, and a chat that sends this history, say the same.
+        add = [{"role": "user", "content": "go on"}]
+        status, _, turn = self.server.call("POST", "/v1/sessions/edit/turns", {
+            "messages": add, "temperature": 0, "max_tokens": 12, "return_token_ids": True})
+        self.assertEqual(turn["keeper"]["branch"], "other")
+        self.assertEqual(turn["keeper"]["tokens"]["kept"], made["tokens"])
+        sent = self.server.chat(history + add, session_id="edit")
+        self.assertEqual(turn["choices"][0]["token_ids"], sent["choices"][0]["token_ids"])
+        status, out, error = run("sessions", "fork", "edit", "--branch", "main", "--edit",
+                                 "0=uno", "--remove", "3", "--name", "cli", "--json", "--model",
+                                 self.model, "--data", os.path.join(self.folder.name, "data"))
+        self.assertEqual(status, 0, error)
+        self.assertEqual((json.loads(out)["items"], json.loads(out)["parent_tokens"]), (3, 0))
+        for edits, param in [
+                ([], "edits"), ("x", "edits"), ([7], "edits[0]"), ([{}], "edits[0].op"),
+                ([{"op": "move", "item": 0}], "edits[0].op"), ([{"op": "remove"}], "edits[0].item"),
+                ([{"op": "remove", "item": 4}], "edits[0].item"),
+                ([{"op": "remove", "item": -1}], "edits[0].item"),
+                ([{"op": "remove", "item": 0, "count": 5}], "edits[0].item"),
+                ([{"op": "remove", "item": 0, "count": 0}], "edits[0].count"),
+                ([{"op": "remove", "item": 0, "content": "x"}], "edits[0].content"),
+                ([{"op": "replace", "item": 0}], "edits[0].content"),
+                ([{"op": "replace", "item": 0, "content": 7}], "edits[0].content"),
+                ([{"op": "insert", "item": 0}], "edits[0].message"),
+                ([{"op": "insert", "item": 5, "message": add[0]}], "edits[0].item"),
+                ([{"op": "insert", "item": 0, "message": {"role": "x"}}], "edits[0].message.role"),
+                ([{"op": "remove", "item": 0, "count": 2},
+                  {"op": "replace", "item": 1, "content": "x"}], "edits[1].item"),
+                ([{"op": "replace", "item": 0, "content": "long " * 4000}], "edits"),
+                ([{"op": "remove", "item": 0}] * 65, "edits")]:
+            with self.subTest(edits=str(edits)[:60]):
+                self.assertRefused(make({"from": {"branch": "main"}, "edits": edits}), 400, param)
+        self.assertRefused(make({"from": {"at_item": 1, "at_token": 1}}), 400, "from.at_item")
+        self.assertRefused(make({"from": {"branch": "none"}}), 404)
+
     def test_idempotency_key(self):
         key = {"Idempotency-Key": "k1"}
         ask = {"seed": 7, "temperature": 1, "session_id": "idem"}

@@ -25,13 +25,22 @@ GENERAL = {"401", "403", "405", "408", "413", "415", "429", "431", "500", "503",
 # Whose fields each file reads.
 READERS = {
     "openai_chat.cc": ["ChatRequest"],
-    "session_routes.cc": ["CreateSessionRequest", "BranchRequest", "SnapshotRequest",
-                          "PrefetchRequest"],
-    "replay_routes.cc": ["ReplayRequest"],
+    "session_routes.cc": ["CreateSessionRequest", "BranchRequest", "MakeBranchRequest",
+                          "SnapshotRequest", "PrefetchRequest"],
+    "replay_json.cc": ["ReplayRequest"],
     "admin_routes.cc": ["FsckRequest", "GcRequest", "BackupRequest"],
     "server.cc": ["TokenizeRequest", "DetokenizeRequest"],
 }
 PASSED_ON = {"description"}  # to the model's template, as they are
+SHARED = "openai_chat.cc"    # reads messages and hints for others too
+KEEP = {"type": "ephemeral", "ttl": "1h"}
+MESSAGES = [
+    {"role": "developer", "content": "be brief", "name": "n", "cache_control": KEEP},
+    {"role": "user", "content": [{"type": "text", "text": "hel", "cache_control": KEEP},
+                                 {"type": "refusal", "refusal": "lo"}]},
+    {"role": "assistant", "content": None, "reasoning_content": "r", "tool_calls": [
+        {"id": "c", "type": "function", "function": {"name": "f", "arguments": "{}"}}]},
+    {"role": "tool", "tool_call_id": "c", "content": "ok"}]
 
 
 def source(name):
@@ -185,14 +194,15 @@ class OpenApi(TinyServerTest):
                 documented = {path.split(".")[-1] for name in schemas for path in self.api.names(
                     {"$ref": "#/components/schemas/" + name})}
                 self.assertEqual(set(read.findall(code)) - documented, set())
-                self.assertEqual(documented - set(re.findall(r'"(\w+)"', code)) - PASSED_ON, set())
+                words = set(re.findall(r'"(\w+)"', code + source(SHARED)))
+                self.assertEqual(documented - words - PASSED_ON, set())
         others = [f for f in os.listdir(API) if f.endswith("_routes.cc") and f not in READERS]
         for file in others:
             self.assertEqual(read.findall(source(file)), [], file)
 
     def test_the_same_queries_and_headers_as_the_code(self):
         code = "".join(source(f) for f in os.listdir(API)
-                       if f.endswith("_routes.cc") or f == "server.cc")
+                       if f.endswith("_routes.cc") or f in ("route.cc", "server.cc"))
         parameters = list(self.api.document["components"]["parameters"].values())
         for _, path, operation in self.api.operations():
             parameters += operation.get("parameters", [])
@@ -237,7 +247,7 @@ class OpenApi(TinyServerTest):
                 base = {**base, "response_format": {"type": "json_schema"}}
             if name == "top_logprobs":
                 base = {**base, "logprobs": True}
-            if prefix in ("", "sampling.", "stream_options.", "response_format."):
+            if prefix in ("", "from.", "sampling.", "stream_options.", "response_format."):
                 for value in bad:
                     with self.subTest(path=path, field=prefix + name, value=str(value)[:40]):
                         self.assertRefused(self.probe(path, base, prefix + name, value), 400)
@@ -334,9 +344,7 @@ class OpenApi(TinyServerTest):
         tool = {"type": "function", "function": {"name": "f", "description": "d", "parameters": {
             "type": "object", "properties": {"a": {"enum": [1, 2]}}, "required": ["a"],
             "additionalProperties": False}}}
-        call = {"id": "c", "type": "function", "function": {"name": "f", "arguments": "{}"}}
-        keep = {"type": "ephemeral", "ttl": "1h"}
-        tool["cache_control"] = keep
+        tool["cache_control"] = KEEP
         every = {
             "model": "any", "temperature": 0.5, "top_p": 0.9, "top_k": 40, "min_p": 0.01,
             "presence_penalty": 0.1, "frequency_penalty": 0.1, "repetition_penalty": 1.1,
@@ -344,15 +352,9 @@ class OpenApi(TinyServerTest):
             "max_tokens": 8, "n": 1, "logprobs": True, "top_logprobs": 2, "return_token_ids": True,
             "speculate": False, "branch": "main", "on_busy": "queue", "history": "as_sampled",
             "durability": "turn", "chat_template_kwargs": {"x": 1}, "parallel_tool_calls": False,
-            "cache_control": keep, "pin": True, "wake_at": 2e9}
-        messages = [
-            {"role": "developer", "content": "be brief", "name": "n", "cache_control": keep},
-            {"role": "user", "content": [{"type": "text", "text": "hel", "cache_control": keep},
-                                         {"type": "refusal", "refusal": "lo"}]},
-            {"role": "assistant", "content": None, "reasoning_content": "r", "tool_calls": [call]},
-            {"role": "tool", "tool_call_id": "c", "content": "ok"}]
+            "cache_control": KEEP, "pin": True, "wake_at": 2e9}
         self.check("POST", CHAT, {"messages": HELLO, "session_id": "s", "max_tokens": 2}, status=200)
-        self.check("POST", CHAT, {**every, "messages": messages, "session_id": "s",
+        self.check("POST", CHAT, {**every, "messages": MESSAGES, "session_id": "s",
                                   "tools": [tool]}, status=200)
         for stream in ({}, {"stream": True, "stream_options": {"include_usage": True}}):
             for more in ({}, {"logprobs": True, "top_logprobs": 1, "return_token_ids": True},
@@ -364,7 +366,7 @@ class OpenApi(TinyServerTest):
                 self.check("POST", CHAT, {"messages": HELLO, "max_tokens": 30, **more, **stream},
                            status=200)
                 self.check("POST", "/v1/sessions/s/turns", {**every, **more, **stream,
-                                                            "messages": messages, "session_id": "s",
+                                                            "messages": MESSAGES, "session_id": "s",
                                                             "tools": [tool]}, status=200)
         # A history that was changed, and a turn that is served from the log.
         edited = self.check("POST", CHAT, {"messages": HELLO + HELLO, "session_id": "s"}, status=200)
@@ -397,6 +399,19 @@ class OpenApi(TinyServerTest):
                     **at, "branch": "main", "name": verb + str(list(at))}, status=201)
             self.check("POST", "/v1/sessions/s/" + verb, {"name": "main"}, status=409)
         self.check("POST", "/v1/sessions/s/rewind", {"branch": "main", "name": "back"}, status=201)
+        edits = [{"op": "insert", "item": 0, "message": m} for m in MESSAGES] + [
+            {"op": "replace", "item": 0, "content": "other"}, {"op": "remove", "item": 1, "count": 1}]
+        for verb in ("fork", "rewind"):
+            self.check("POST", "/v1/sessions/s/" + verb, {
+                "branch": "main", "edits": edits, "retokenise": True}, status=201)
+        for at in ({"at_item": 1}, {"at_token": 3}, {"snapshot": snapshot["id"]}, {}):
+            self.check("POST", "/v1/sessions/s/branches", {
+                "from": {"branch": "main", **at}, "retokenise": False, "make_default": True},
+                status=201)
+        made = self.check("POST", "/v1/sessions/s/branches", {
+            "from": {"branch": "main"}, "edits": edits, "name": "edited"}, status=201)
+        self.assertEqual(made["parent_tokens"], 0)
+        self.check("POST", "/v1/sessions/s/branches", {"name": "edited"}, status=409)
         for what in ("branches", "snapshots", "events?limit=1000", "items", "turns"):
             self.check("GET", "/v1/sessions/s/" + what, status=200)
         stream = EventStream(self.server, "/v1/sessions/s/events?stream=true")
@@ -419,9 +434,31 @@ class OpenApi(TinyServerTest):
                          {"mode": "free", "seed": 5, "sampling": sampling,
                           "edits": [{"item": 0, "content": "other"}]}):
                 self.check("POST", path, {**body, "stream": stream}, status=200)
+        self.jobs()
         free = {"mode": "free", "name": "what-if", "seed": 3}
         self.check("POST", path, free, status=200)
         self.check("POST", path, free, status=409)
+
+    def jobs(self):
+        for body in ({"mode": "forced", "top_k": 2}, {}, {"mode": "free", "seed": 8},
+                     {"branch": "none"}):
+            job = self.check("POST", "/v1/replays", {"session_id": "r", **body}, status=202)
+            path = "/v1/replays/" + job["id"]
+            stream = EventStream(self.server, path + "/steps?stream=true")
+            while (event := stream.next())["event"] in ("step", "progress"):
+                schema = {"step": "ReplayStep", "progress": "Progress"}[event["event"]]
+                self.assertEqual(self.api.errors({"$ref": "#/components/schemas/" + schema},
+                                                 json.loads(event["data"])), [])
+            stream.close()
+            ended = self.check("GET", path, status=200)
+            self.assertEqual(json.loads(event["data"]), ended)
+            self.assertEqual(event["event"], ended["state"])
+            self.assertEqual(ended["state"], "failed" if "branch" in body else "done")
+            self.assertEqual(len(self.check("GET", path + "/steps?limit=1000", status=200)["data"]),
+                             ended["steps"])
+            self.check("POST", path + "/cancel", status=200)
+        self.check("GET", "/v1/replays?limit=2&after=0", status=200)
+        self.check("DELETE", path, status=200)
 
     def bundles_and_upkeep(self):
         self.check("GET", "/v1/sessions/r/export?pages=0", status=200)

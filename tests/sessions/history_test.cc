@@ -1,3 +1,4 @@
+#include "sessions/edits.h"
 #include "sessions/history.h"
 
 #include <doctest/doctest.h>
@@ -87,6 +88,76 @@ TEST_CASE("the first difference is found") {
   CHECK(FirstDifference("abc", "abd") == 2);
   CHECK(FirstDifference("abc", "ab") == 2);
   CHECK(FirstDifference("", "x") == 0);
+}
+
+ItemEdit Remove(int64_t item, int64_t count = 1) {
+  return {.op = ItemEdit::Op::kRemove, .item = item, .count = count, .change = {}, .message = {}};
+}
+ItemEdit Replace(int64_t item, const std::string& text) {
+  return {.op = ItemEdit::Op::kReplace,
+          .item = item,
+          .change = [text](ChatMessage* m) { *m = User(text); },
+          .message = {}};
+}
+ItemEdit Insert(int64_t item, const std::string& text) {
+  return {.op = ItemEdit::Op::kInsert, .item = item, .change = {}, .message = User(text)};
+}
+
+History Letters(const std::string& letters) {
+  History h;
+  for (const char c : letters) {
+    const ChatMessage m = User(std::string(1, c));
+    h.Add(m, IdentityOf(m));
+  }
+  return h;
+}
+
+struct EditCase {
+  const char* name;
+  std::vector<ItemEdit> edits;
+  std::string want;  // the letters, or how the refusal begins
+  int64_t untouched;
+};
+
+const std::vector<EditCase> kEditCases = {
+    {"none", {}, "abcd", 4},
+    {"out", {Remove(1)}, "acd", 1},
+    {"some out", {Remove(1, 2)}, "ad", 1},
+    {"all out", {Remove(0, 4)}, "", 0},
+    {"another", {Replace(2, "X")}, "abXd", 2},
+    {"in front", {Insert(0, "X")}, "Xabcd", 0},
+    {"at the end", {Insert(4, "X")}, "abcdX", 4},
+    {"two in one place keep their order", {Insert(2, "X"), Insert(2, "Y")}, "abXYcd", 2},
+    {"in any order", {Replace(3, "Z"), Insert(1, "X"), Remove(0)}, "XbcZ", 0},
+    {"beside what goes", {Insert(1, "X"), Remove(1, 2), Insert(3, "Y")}, "aXYd", 1},
+    {"item too large", {Remove(4)}, "edits[0].item: ", 4},
+    {"too many items", {Replace(0, "X"), Remove(2, 3)}, "edits[1].item: ", 0},
+    {"more than there can be", {Remove(1, int64_t{1} << 62)}, "edits[0].item: ", 1},
+    {"negative", {Insert(-1, "X")}, "edits[0].item: ", -1},
+    {"none of them", {Remove(1, 0)}, "edits[0].item: ", 1},
+    {"insert too far", {Insert(5, "X")}, "edits[0].item: ", 4},
+    {"taken twice", {Remove(1, 2), Replace(2, "X")}, "edits[1].item: edits[0]", 1},
+    {"inside what goes", {Insert(2, "X"), Remove(1, 2)}, "edits[0].item: edits[1]", 1},
+};
+
+TEST_CASE("edits change a history or are refused by name") {
+  for (const EditCase& c : kEditCases) {
+    CAPTURE(c.name);
+    const auto got = ApplyEdits(Letters("abcd"), c.edits);
+    CHECK(UntouchedItems(c.edits, 4) == c.untouched);
+    if (!got.ok()) {
+      CHECK(got.status().code() == Code::kInvalid);
+      CHECK_MESSAGE(got.status().message().starts_with(c.want), got.status().ToString());
+      CHECK(c.want.starts_with("edits"));
+      continue;
+    }
+    std::string letters;
+    for (size_t i = 0; i < got->messages.size(); ++i) {
+      letters += got->messages[i].text;
+      CHECK(got->identities[i] == IdentityOf(got->messages[i]));
+    }
+    CHECK(letters == c.want);
+  }
 }
 
 }  // namespace

@@ -500,6 +500,166 @@ TEST_CASE("branches: fork at an item or a token, rewind, go on") {
   CHECK(b.keeper().Branches("ann", "chat")->size() == 4);
 }
 
+ItemEdit Becomes(int64_t item, const ChatMessage& message) {
+  return {.op = ItemEdit::Op::kReplace,
+          .item = item,
+          .change = [message](ChatMessage* m) { *m = message; },
+          .message = {}};
+}
+
+TEST_CASE("edits make the branch on which a chat with that history goes on") {
+  SessionBench b;
+  Messages m = {User("one")};
+  for (const char* answer : {"uno", "dos", "tres"}) {
+    b.Say(Ask("chat", m), answer);
+    m.push_back(Assistant(answer));
+    m.push_back(User(std::string("after ") + answer));
+  }
+  m.pop_back();
+  const auto items = b.keeper().Items("ann", "chat", "", {});
+  struct Case {
+    const char* name;
+    std::vector<ItemEdit> edits;
+    Messages want;
+    int64_t stands;  // items of the source that stand
+  };
+  const std::vector<Case> cases = {
+      {"replaced", {Becomes(2, User("zwei"))},
+       {m[0], m[1], User("zwei"), m[3], m[4], m[5]}, 2},
+      {"removed", {{.item = 2, .count = 2, .change = {}, .message = {}}},
+       {m[0], m[1], m[4], m[5]}, 2},
+      {"the tail removed", {{.item = 4, .count = 2, .change = {}, .message = {}}},
+       {m[0], m[1], m[2], m[3]}, 4},
+      {"an answer in other words", {Becomes(3, Assistant("2"))},
+       {m[0], m[1], m[2], Assistant("2"), m[4], m[5]}, 3},
+      {"put in",
+       {{.op = ItemEdit::Op::kInsert, .item = 6, .change = {}, .message = User("and?")}},
+       {m[0], m[1], m[2], m[3], m[4], m[5], User("and?")}, 6},
+      {"put in front",
+       {{.op = ItemEdit::Op::kInsert, .item = 0, .change = {}, .message = System("be brief")}},
+       {System("be brief"), m[0], m[1], m[2], m[3], m[4], m[5]}, 0},
+  };
+  for (const Case& c : cases) {
+    CAPTURE(c.name);
+    MakeBranch make;
+    make.edits = c.edits;
+    make.from = "main";
+    make.name = c.name;
+    const auto made = b.keeper().Branch("ann", "chat", make);
+    REQUIRE_MESSAGE(made.ok(), made.status().ToString());
+    CHECK(made->items == static_cast<int64_t>(c.want.size()));
+    CHECK(made->parent == "main");
+    CHECK(made->generation == 0);
+    const ItemInfo* last = c.stands == 0 ? nullptr : &items->rows[c.stands - 1];
+    CHECK(made->parent_tokens == (last == nullptr ? 0 : last->first + last->count));
+    const auto tokens = b.keeper().Tokens("ann", "chat", c.name);
+    CHECK(static_cast<int64_t>(tokens->size()) == made->tokens);
+    const auto stored = b.keeper().Items("ann", "chat", c.name, {});
+    REQUIRE(stored->rows.size() == c.want.size());
+    for (size_t i = 0; i < c.want.size(); ++i) {
+      CHECK(stored->rows[i].role == c.want[i].role);
+      CHECK(stored->rows[i].raw_json == c.want[i].raw_json);
+    }
+    Messages next = c.want;
+    next.push_back(User("and now?"));
+    const auto turn = b.Begin(Ask("chat", next));
+    CHECK(turn->start().branch == c.name);
+    CHECK_FALSE(turn->start().miss);
+    CHECK(turn->start().kept_tokens == made->tokens);
+    CHECK(std::equal(tokens->begin(), tokens->end(), turn->prompt().begin()));
+    // As if it had been said so from the beginning, in another session.
+    CHECK(b.Decode(turn->prompt()) == b.Decode(b.Begin(Ask(c.name, next))->prompt()));
+  }
+  CHECK(b.keeper().CheckLog()->damaged() == 0);
+  b.Restart();
+  const Messages add = {User("more")};
+  TurnRequest append = Ask("chat", add);
+  append.append = true;
+  append.session.branch = "replaced";
+  CHECK(b.Say(append, "mas").branch == "replaced");
+  CHECK(b.keeper().Get("ann", "chat")->default_branch == "main");
+  CHECK(b.keeper().Tokens("ann", "chat", "main")->size() > 0);
+  CHECK(b.keeper().CheckLog()->damaged() == 0);
+}
+
+TEST_CASE("edits: what stands keeps its sampled tokens, and a point or a snapshot is their source") {
+  SessionBench b;
+  Messages m = {User("one")};
+  auto turn = b.Begin(Ask("chat", m));
+  TurnOutcome o;
+  o.message = Assistant("the");
+  for (const char c : std::string("the")) o.generated.push_back({TinyByteToken(c), 1, false});
+  o.generated.push_back({kTinyTurnEnd, 1, false});
+  REQUIRE(b.keeper().Commit(std::move(turn), std::move(o)).durable);
+  m.push_back(Assistant("the"));
+  const auto snapshot = b.keeper().Snapshot("ann", "chat", "", "");
+  m.push_back(User("two"));
+  b.Say(Ask("chat", m), "dos");
+  MakeBranch make;
+  make.snapshot = snapshot->id;
+  make.edits = {{.op = ItemEdit::Op::kInsert, .item = 2, .change = {}, .message = User("drei")}};
+  const auto made = b.keeper().Branch("ann", "chat", make);
+  REQUIRE_MESSAGE(made.ok(), made.status().ToString());
+  CHECK(made->items == 3);
+  const auto main = b.keeper().Tokens("ann", "chat", "main");
+  const auto tokens = b.keeper().Tokens("ann", "chat", made->name);
+  CHECK(made->parent_tokens == snapshot->tokens);
+  CHECK(std::equal(tokens->begin(), tokens->begin() + snapshot->tokens, main->begin()));
+  make.snapshot.clear();
+  make.at_item = 1;
+  CHECK(b.keeper().Branch("ann", "chat", make).status().message().starts_with("edits[0].item"));
+  make.edits[0].item = 1;
+  CHECK(b.keeper().Branch("ann", "chat", make)->items == 2);
+}
+
+TEST_CASE("edits: a call's message is changed though its id stays; nothing left is the root") {
+  SessionBench b;
+  Messages m = {User("read it"), Assistant("", {{"call_a", "read", R"({"path": "x"})"}}),
+                ToolResult("call_a", "content")};
+  b.Say(Ask("chat", m), "done");
+  MakeBranch make;
+  make.edits = {Becomes(1, Assistant("let me see", {{"call_a", "read", R"({"path": "y"})"}}))};
+  const auto made = b.keeper().Branch("ann", "chat", make);
+  REQUIRE_MESSAGE(made.ok(), made.status().ToString());
+  const auto items = b.keeper().Items("ann", "chat", made->name, {});
+  CHECK(items->rows[1].raw_json.find("let me see") != std::string::npos);
+  CHECK(items->rows[1].call_id == "call_a");
+  CHECK(b.Decode(*b.keeper().Tokens("ann", "chat", made->name)).find("let me see") !=
+        std::string::npos);
+  make.edits = {{.item = 0, .count = 4, .change = {}, .message = {}}};
+  const auto empty = b.keeper().Branch("ann", "chat", make);
+  REQUIRE(empty.ok());
+  CHECK(empty->tokens == 0);
+  CHECK(empty->items == 0);
+  make.edits = {Becomes(0, User(std::string(20000, 'x')))};
+  CHECK(b.keeper().Branch("ann", "chat", make).status().message().starts_with(
+      "context_length_exceeded: "));
+  CHECK(b.keeper().Branches("ann", "chat")->size() == 3);
+}
+
+TEST_CASE("what is appended is found by the next who appends, also where it left the branch") {
+  SessionBench b;
+  const Messages one = {User("one")}, two = {User("two")}, three = {User("three")};
+  TurnRequest r = Ask("chat", one);
+  r.append = true;
+  b.Say(r, "uno");
+  r.messages = two;
+  r.tools_json = R"([{"type":"function","function":{"name":"f"}}])";
+  auto turn = b.Begin(r);
+  const std::string branch = turn->start().branch;
+  CHECK(branch != "main");
+  CHECK(turn->start().miss->reason == "tools_changed");
+  // Only what is committed is the default one.
+  CHECK(b.keeper().Get("ann", "chat")->default_branch == "main");
+  b.Answer(std::move(turn), "dos");
+  CHECK(b.keeper().Get("ann", "chat")->default_branch == branch);
+  CHECK(b.keeper().Events("ann", "chat", {})->rows.back().kind == "turn_committed");
+  r.messages = three;
+  turn = b.Begin(r);
+  CHECK(turn->start().branch == branch);
+  CHECK(b.Decode(turn->prompt()).find("two") != std::string::npos);
+}
+
 TEST_CASE("snapshots stay and make branches") {
   SessionBench b;
   Messages m = {User("one")};

@@ -123,8 +123,9 @@ class Walk {
     if (chance < 760) return Abort();
     if (chance < 850) return Branch(MakeBranch::Default::kKeep);
     if (chance < 890) return Branch(MakeBranch::Default::kMove);
-    if (chance < 925) return Snapshot();
-    if (chance < 950) return Delete();
+    if (chance < 915) return Edit();
+    if (chance < 935) return Snapshot();
+    if (chance < 955) return Delete();
     if (chance < 975) return Evict();
     if (chance < 980) return DropCached();
     if (chance < 983) return ExportImport();
@@ -329,6 +330,61 @@ class Walk {
     }
     ExpectOk(made.status());
     if (which == MakeBranch::Default::kMove) session.default_branch = made->name;
+    session.branches[made->name] = std::move(head);
+    CheckOne(name);
+  }
+
+  // One item is taken out, changed or put in. What comes behind it is tokenised anew.
+  void Edit() {
+    doing_ = "edit";
+    auto& [name, session] = *Any(sessions_);
+    const auto [branch, source] = *Any(session.branches);
+    if (session.branches.size() >= kMaxBranches || source.items.empty()) return;
+    Head head = source;
+    MakeBranch make;
+    make.from = branch;
+    ItemEdit& edit = make.edits.emplace_back();
+    edit.item = static_cast<int64_t>(Pick(head.items.size()));
+    const auto at = head.items.begin() + edit.item;
+    const size_t stands = edit.item == 0 ? 0 : (at - 1)->end;
+    switch (Pick(3)) {
+      case 0:
+        head.items.erase(at);
+        break;
+      case 1:
+        edit.op = ItemEdit::Op::kReplace;
+        at->text = "never mind";
+        edit.change = [assistant = at->role == "assistant"](ChatMessage* m) {
+          *m = assistant ? Assistant("never mind") : User("never mind");
+        };
+        break;
+      default:
+        edit.op = ItemEdit::Op::kInsert;
+        edit.message = User("by the way");
+        head.items.insert(at, {"user", "by the way", 0});
+    }
+    const auto made = keeper().Branch(kAnn, name, make);
+    ExpectOk(made.status());
+    const auto tokens = keeper().Tokens(kAnn, name, made->name);
+    ExpectOk(tokens.status());
+    Expect(made->parent_tokens == static_cast<int64_t>(stands), "it leaves elsewhere");
+    Expect(tokens->size() >= stands &&
+               std::equal(tokens->begin(), tokens->begin() + stands, head.tokens.begin()),
+           "what stands has other tokens");
+    head.tokens = *tokens;
+    head.inside_item = false;
+    // The end marker of an answer that stands last comes with the next turn.
+    const std::string text = bench_.Decode(head.tokens), want = TextOf(head);
+    Expect(want.starts_with(text) && text.size() + std::strlen("<|im_end|>\n") >= want.size(),
+           "the branch is '" + text + "'");
+    const auto items = keeper().Items(kAnn, name, made->name, {.after = "", .limit = 1000});
+    ExpectOk(items.status());
+    Expect(items->rows.size() == head.items.size(), "another number of items");
+    for (size_t i = 0; i < head.items.size(); ++i) {
+      const ItemInfo& item = items->rows[i];
+      Expect(item.role == head.items[i].role, "an item's role");
+      head.items[i].end = static_cast<size_t>(item.first + item.count);
+    }
     session.branches[made->name] = std::move(head);
     CheckOne(name);
   }
