@@ -4,6 +4,7 @@
 #include <chrono>
 
 #include "api/openai_chat.h"
+#include "api/segments.h"
 #include "api/server.h"
 
 namespace holdfast {
@@ -106,10 +107,26 @@ void AnswerStream(Call& call, std::shared_ptr<StreamedAnswer> answer) {
   });
 }
 
+// Segments of the caller. Together they may be as long as the context: more is not read at all.
+SegmentReader SegmentsOf(Call& call) {
+  return [&call, tokens = int64_t{0}](std::string_view id) mutable -> Result<SegmentBody> {
+    const Engine& engine = call.runtime.engine();
+    HOLDFAST_ASSIGN_OR_RETURN(SegmentBody body, SegmentNamed(call.runtime.segments(),
+                                                             engine.tokenizer(), call.tenant, id));
+    tokens += static_cast<int64_t>(body.tokens.size());
+    if (tokens <= engine.max_context()) return body;
+    return Status::Invalid("context_length_exceeded: the segments up to this one take " +
+                           std::to_string(tokens) + " tokens, this model's context holds " +
+                           std::to_string(engine.max_context()));
+  };
+}
+
 void HandleTurn(Call& call, bool append) {
   auto answer = std::make_shared<StreamedAnswer>();
   ChatCall& chat = answer->chat;
-  if (auto error = ReadChatCall(call.request.body, &chat)) return call.Refuse(*error);
+  if (auto error = ReadChatCall(call.request.body, SegmentsOf(call), &chat)) {
+    return call.Refuse(*error);
+  }
   if (call.options.strict_model && chat.model != call.options.model_name) {
     ApiError e = ErrorOf(Status::NotFound("model_not_found: no model '" + chat.model +
                                           "'; this server has '" + call.options.model_name + "'"));

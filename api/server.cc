@@ -279,6 +279,11 @@ void Server::Impl::AddRoutes() {
   Add("GET", "/v1/sessions/{}/export", &HandleExport);
   Add("POST", "/v1/sessions/import", &HandleImport, HttpServer::Body::kStreamed);
   Add("POST", "/v1/sessions/{}/replay", &HandleReplay);
+  Add("POST", "/v1/segments", &HandleAddSegment);
+  Add("GET", "/v1/segments", &HandleListSegments);
+  Add("GET", "/v1/segments/{}", &HandleGetSegment);
+  Add("DELETE", "/v1/segments/{}", &HandleDeleteSegment);
+  Add("POST", "/v1/segments/{}/pin", &HandlePinSegment);
 }
 
 Server::Server(ServerOptions options) : impl_(new Impl(std::move(options))) {

@@ -94,6 +94,11 @@ void HandleImport(Call& call);
 
 Json SessionJson(const SessionInfo& session);  // the session object
 void HandleReplay(Call& call);
+void HandleAddSegment(Call& call);
+void HandleListSegments(Call& call);
+void HandleGetSegment(Call& call);
+void HandlePinSegment(Call& call);
+void HandleDeleteSegment(Call& call);
 
 // Prometheus text of everything that is counted.
 std::string MetricsText(const Runtime::Stats& stats, const std::string& model, size_t connections);
