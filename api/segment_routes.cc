@@ -79,7 +79,13 @@ void HandleAddSegment(Call& call) {
   add.warm = fields.Bool("warm", false);
   add.pin = fields.Bool("pin", false);
   if (error.has_value()) return call.Refuse(*error);
-  ReplyOne(call, 201, call.runtime.AddSegment(add), SegmentJson);
+  const auto made = call.runtime.AddSegment(add);
+  if (made.ok()) return call.Reply(201, SegmentJson(*made));
+  ApiError e = ErrorOf(made.status());
+  const bool named = e.message.starts_with("text") || e.message.starts_with("tokens");
+  if (named) e.param = e.message.substr(0, e.message.find_first_of(": "));
+  if (!named && e.status == 400) e.param = add.tokens.empty() ? "text" : "tokens";
+  call.Refuse(e);
 }
 
 void HandleListSegments(Call& call) {

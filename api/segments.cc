@@ -51,10 +51,8 @@ Result<SegmentInfo> AddSegment(const SegmentParts& parts, const NewSegment& requ
     HOLDFAST_RETURN_IF_ERROR(CheckTokens(tokenizer, given.tokens));
   }
   const TenantScope scope(request.tenant);
-  HOLDFAST_ASSIGN_OR_RETURN(SegmentInfo info, parts.segments->Give(scope, given));
-  if (!request.warm) return info;
-  HOLDFAST_RETURN_IF_ERROR(Warm(parts, scope, given.role, given.tokens));
-  return parts.segments->Get(scope, info.id);
+  if (request.warm) HOLDFAST_RETURN_IF_ERROR(Warm(parts, scope, given.role, given.tokens));
+  return parts.segments->Give(scope, given);
 }
 
 Result<SegmentBody> SegmentNamed(const SegmentStore& segments, const Tokenizer& tokenizer,

@@ -299,10 +299,10 @@ Status SegmentStore::Delete(const TenantScope& scope, const SegmentId& id) {
   bool there = false;
   HOLDFAST_RETURN_IF_ERROR(options_.db->Write(
       [&](Txn& txn) -> Status {
-        HOLDFAST_RETURN_IF_ERROR(txn.Run("DELETE FROM segment WHERE id = ? AND tenant = ?",
-                                         id.digest, scope.tenant()));
+        Status s = txn.Run("DELETE FROM segment WHERE id = ? AND tenant = ?", id.digest,
+                           scope.tenant());
         there = txn.changes() == 1;
-        return Status();
+        return s;
       },
       WriteClass::kBackground));
   std::lock_guard lock(mu_);
