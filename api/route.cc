@@ -1,8 +1,5 @@
 #include "api/route.h"
 
-#include <openssl/rand.h>
-
-#include <array>
 #include <charconv>
 
 namespace holdfast {
@@ -19,17 +16,6 @@ void RefuseField(Call& call, const std::string& name, const std::string& why) {
 std::string QueryText(const Call& call, const std::string& name) {
   const auto it = call.request.query.find(name);
   return it == call.request.query.end() ? "" : it->second;
-}
-
-std::string RandomId(std::string_view prefix) {
-  std::array<unsigned char, 12> bytes{};
-  RAND_bytes(bytes.data(), static_cast<int>(bytes.size()));
-  std::string id(prefix);
-  for (unsigned char b : bytes) {
-    id += "0123456789abcdef"[b >> 4];
-    id += "0123456789abcdef"[b & 15];
-  }
-  return id;
 }
 
 std::optional<ListRange> ReadRange(Call& call) {

@@ -32,7 +32,8 @@ std::vector<Anchor> AnchorsOf(const TokenHashes& tokens, int64_t begin, int64_t 
       }
     }
     if (i + 1 < kWindow) continue;
-    if (out.empty() || out.back().at != begin + least) out.push_back({hashes[least], begin + least});
+    const int64_t at = begin + least;
+    if (out.empty() || out.back().at != at) out.push_back({hashes[least], at});
   }
   return out;
 }

@@ -342,7 +342,8 @@ bool SegmentStore::MakePlace(Tenant* tenant, Segment* segment, const Variant& va
   });
   if (same != rows.end()) {
     if (same->variant->count >= variant.count) return false;
-    RemoveVariant(tenant, segment, static_cast<size_t>(same - rows.begin()));  // its row is replaced
+    // The write replaces its row.
+    RemoveVariant(tenant, segment, static_cast<size_t>(same - rows.begin()));
   } else if (rows.size() >= kMaxVariants) {
     const auto oldest = std::min_element(
         rows.begin(), rows.end(),

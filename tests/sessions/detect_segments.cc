@@ -152,7 +152,7 @@ Status Time(Bench& b, Sums* sums) {
   return Status();
 }
 
-Result<bool> Run(const std::string& corpus, const std::string& model) {
+Result<bool> Judge(const std::string& corpus, const std::string& model) {
   Bench b;
   std::vector<std::filesystem::path> files;
   for (const auto& entry : std::filesystem::directory_iterator(corpus)) {
@@ -191,7 +191,7 @@ Result<bool> Run(const std::string& corpus, const std::string& model) {
 int main(int argc, char** argv) {
   bool good = argc > 2;
   for (int i = 2; i < argc; ++i) {
-    const auto ran = holdfast::Run(argv[1], argv[i]);
+    const auto ran = holdfast::Judge(argv[1], argv[i]);
     if (!ran.ok()) std::fprintf(stderr, "%s\n", ran.status().ToString().c_str());
     good = ran.ok() && *ran && good;
   }

@@ -24,7 +24,7 @@ Digest Filled(uint8_t byte) {
 }
 
 struct Rig {
-  explicit Rig(uint64_t max_bytes = 1u << 20) : max_bytes(max_bytes) { Open(); }
+  explicit Rig(uint64_t budget = 1u << 20) : max_bytes(budget) { Open(); }
   void Open(uint8_t model = 1) {
     store.reset();
     db.reset();
