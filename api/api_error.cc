@@ -13,7 +13,7 @@ struct CodeWord {
   std::string_view word;
   int status;  // 0: as the Code says
 };
-constexpr std::array<CodeWord, 7> kCodeWords = {{
+constexpr std::array<CodeWord, 8> kCodeWords = {{
     {"context_length_exceeded", 400},
     {"request_timeout", 408},
     {"request_too_large", 413},
@@ -21,6 +21,7 @@ constexpr std::array<CodeWord, 7> kCodeWords = {{
     {"store_degraded", 507},
     {"quota_exceeded", 429},
     {"model_not_found", 404},
+    {"segment_of_another_model", 0},
 }};
 
 }  // namespace

@@ -108,7 +108,9 @@ void AnswerStream(Call& call, std::shared_ptr<StreamedAnswer> answer) {
 void HandleTurn(Call& call, bool append) {
   auto answer = std::make_shared<StreamedAnswer>();
   ChatCall& chat = answer->chat;
-  if (auto error = ReadChatCall(call.request.body, &chat)) return call.Refuse(*error);
+  if (auto error = ReadChatCall(call.request.body, SegmentsOf(call), &chat)) {
+    return call.Refuse(*error);
+  }
   if (call.options.strict_model && chat.model != call.options.model_name) {
     ApiError e = ErrorOf(Status::NotFound("model_not_found: no model '" + chat.model +
                                           "'; this server has '" + call.options.model_name + "'"));

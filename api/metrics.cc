@@ -78,6 +78,15 @@ void AddKeeper(Page* page, const KeeperStats& k) {
   page->Gauge("degraded", "1 while nothing durable can be taken on.", k.degraded ? 1 : 0);
 }
 
+void AddSegments(Page* page, const SegmentStats& s) {
+  page->Gauge("segments", "Segments kept.", Num(s.segments));
+  page->Gauge("segment_variants", "Their variants.", Num(s.variants));
+  page->Gauge("segment_kv_bytes", "Bytes of pages that variants name.", Num(s.kv_bytes));
+  page->Gauge("segment_index_bytes", "Memory that finding them takes.", Num(s.index_bytes));
+  page->Counter("segment_hits_total", "Runs of segments used in prompts.", Num(s.hits));
+  page->Counter("segment_hit_tokens_total", "Tokens in them.", Num(s.hit_tokens));
+}
+
 }  // namespace
 
 std::string MetricsText(const Runtime::Stats& stats, const std::string& model,
@@ -88,6 +97,7 @@ std::string MetricsText(const Runtime::Stats& stats, const std::string& model,
   AddPool(&page, stats.engine.pool);
   AddStore(&page, stats.store);
   AddKeeper(&page, stats.keeper);
+  AddSegments(&page, stats.segments);
   return page.Take();
 }
 

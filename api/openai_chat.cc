@@ -14,27 +14,46 @@ constexpr size_t kMaxStopBytes = 256;
 constexpr int64_t kMaxTokensLimit = int64_t{1} << 31;
 constexpr int64_t kMaxTtlUnits = 10'000;  // of a ttl, in whatever unit
 
-// Content as one text: a string, null, or a list of text parts.
-std::string ReadContent(Fields& message) {
-  const Json* content = message.Find("content");
-  if (content == nullptr) return "";
-  if (content->is_string()) return message.Text("content", "", kMaxTextBytes);
-  if (!content->is_array()) {
-    message.Fail("content", "must be a string or an array of parts");
-    return "";
+// The text of a segment, and the tokens that are to stand for it.
+void ReadSegmentPart(Fields& part, const SegmentReader& segments, ChatMessage* out) {
+  const std::string id = part.Text("segment_id", "", 256);
+  if (id.empty()) part.Fail("segment_id", "is missing");
+  if (part.error()->has_value()) return;
+  Result<SegmentBody> body = segments(id);
+  if (!body.ok()) {
+    *part.error() = ErrorOf(body.status());
+    (*part.error())->param = part.PathOf("segment_id");
+    return;
   }
-  std::string text;
-  for (size_t i = 0; i < content->size(); ++i) {
+  const size_t begin = out->text.size();
+  out->text += body->text;
+  out->spans.push_back({begin, out->text.size(), std::move(body->tokens)});
+}
+
+// Content as one text: a string, null, or a list of parts that are text or name a segment.
+void ReadContent(Fields& message, const SegmentReader& segments, ChatMessage* out) {
+  const Json* content = message.Find("content");
+  if (content == nullptr) return;
+  if (content->is_string()) {
+    out->text = message.Text("content", "", kMaxTextBytes);
+    return;
+  }
+  if (!content->is_array()) {
+    return message.Fail("content", "must be a string or an array of parts");
+  }
+  for (size_t i = 0; i < content->size() && !message.error()->has_value(); ++i) {
     Fields part((*content)[i], message.PathOf("content[" + std::to_string(i) + "]"),
                 message.error());
     const std::string type = part.Text("type");
-    if (type != "text" && type != "input_text" && type != "output_text" && type != "refusal") {
+    if (type == "segment") {
+      ReadSegmentPart(part, segments, out);
+    } else if (type == "text" || type == "input_text" || type == "output_text" ||
+               type == "refusal") {
+      out->text += part.Text(type == "refusal" ? "refusal" : "text", "", kMaxTextBytes);
+    } else {
       part.Fail("type", "'" + type + "' is not supported: this model reads text only");
-      return "";
     }
-    text += part.Text(type == "refusal" ? "refusal" : "text", "", kMaxTextBytes);
   }
-  return text;
 }
 
 void ReadToolCalls(Fields& message, ChatMessage* out, Json* raw) {
@@ -61,14 +80,14 @@ void ReadToolCalls(Fields& message, ChatMessage* out, Json* raw) {
   if (!list.empty()) (*raw)["tool_calls"] = std::move(list);
 }
 
-void ReadMessages(Fields& body, ChatRequest* out) {
+void ReadMessages(Fields& body, const SegmentReader& segments, ChatRequest* out) {
   const Json* messages = body.Array("messages", kMaxMessages);
   if (messages == nullptr || messages->empty()) {
     return body.Fail("messages", "must be an array with at least one message");
   }
   for (size_t i = 0; i < messages->size() && !body.error()->has_value(); ++i) {
-    out->messages.push_back(
-        ReadMessage((*messages)[i], "messages[" + std::to_string(i) + "]", body.error()));
+    out->messages.push_back(ReadMessage(
+        (*messages)[i], "messages[" + std::to_string(i) + "]", segments, body.error()));
   }
 }
 
@@ -290,7 +309,7 @@ Json ToolCallJson(const ToolCall& call) {
 }  // namespace
 
 ChatMessage ReadMessage(const Json& object, const std::string& path,
-                        std::optional<ApiError>* error) {
+                        const SegmentReader& segments, std::optional<ApiError>* error) {
   Fields fields(object, path, error);
   ChatMessage m;
   constexpr std::string_view kRoles[] = {"system", "developer", "user", "assistant", "tool"};
@@ -300,7 +319,7 @@ ChatMessage ReadMessage(const Json& object, const std::string& path,
     return m;
   }
   if (m.role == "developer") m.role = "system";  // the newer name of the same thing
-  m.text = ReadContent(fields);
+  ReadContent(fields, segments, &m);
   Json raw = {{"role", m.role}, {"content", m.text}};
   if (m.role == "assistant") ReadToolCalls(fields, &m, &raw);
   if (m.role == "assistant" && fields.Find("reasoning_content") != nullptr) {
@@ -321,13 +340,14 @@ void ReadForesight(Fields& body, std::optional<bool>* pin, int64_t* wake_at_ms) 
   *wake_at_ms = static_cast<int64_t>(1000 * body.Number("wake_at", 0, kMaxUnixTime, 0));
 }
 
-std::optional<ApiError> ReadChatCall(std::string_view body, ChatCall* out) {
+std::optional<ApiError> ReadChatCall(std::string_view body, const SegmentReader& segments,
+                                     ChatCall* out) {
   Result<Json> json = ParseJson(body);
   if (!json.ok()) return ErrorOf(json.status());
   std::optional<ApiError> error;
   Fields fields(*json, "", &error);
   out->model = fields.Text("model", "", 1024);
-  ReadMessages(fields, &out->request);
+  ReadMessages(fields, segments, &out->request);
   ReadTools(fields, &out->request);
   ReadToolChoice(fields, &out->request);
   out->request.parallel_tool_calls = fields.Bool("parallel_tool_calls", true);

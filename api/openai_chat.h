@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <optional>
 #include <string>
 #include <string_view>
@@ -12,6 +13,7 @@
 #include "api/fields.h"
 #include "api/json.h"
 #include "api/runtime.h"
+#include "stitcher/segment_store.h"
 
 namespace holdfast {
 
@@ -29,14 +31,18 @@ inline constexpr size_t kMaxMessages = 4096;
 inline constexpr size_t kMaxTools = 512;
 inline constexpr size_t kMaxTextBytes = 16u << 20;  // of one content
 
+// What a content part that names a segment stands for (SegmentNamed, in segments.h).
+using SegmentReader = std::function<Result<SegmentBody>(std::string_view id)>;
+
 // Reads the body of POST /v1/chat/completions (or of POST .../turns, whose `messages` only add).
 // Fills everything but tenant, request id and idempotency key. Fields that we do not know are
 // ignored, as agents send many.
-std::optional<ApiError> ReadChatCall(std::string_view body, ChatCall* out);
+std::optional<ApiError> ReadChatCall(std::string_view body, const SegmentReader& segments,
+                                     ChatCall* out);
 
 // One message of a history. `path`: where it stands, for errors.
 ChatMessage ReadMessage(const Json& object, const std::string& path,
-                        std::optional<ApiError>* error);
+                        const SegmentReader& segments, std::optional<ApiError>* error);
 // `pin` and `wake_at`: what a client says of a branch's future.
 void ReadForesight(Fields& body, std::optional<bool>* pin, int64_t* wake_at_ms);
 

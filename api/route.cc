@@ -2,6 +2,8 @@
 
 #include <charconv>
 
+#include "api/segments.h"
+
 namespace holdfast {
 namespace {
 
@@ -48,6 +50,19 @@ std::optional<bool> WantsStream(Call& call) {
   }
   RefuseField(call, "stream", "must be true or false");
   return std::nullopt;
+}
+
+SegmentReader SegmentsOf(Call& call) {
+  return [&call, tokens = int64_t{0}](std::string_view id) mutable -> Result<SegmentBody> {
+    const Engine& engine = call.runtime.engine();
+    HOLDFAST_ASSIGN_OR_RETURN(SegmentBody body, SegmentNamed(call.runtime.segments(),
+                                                             engine.tokenizer(), call.tenant, id));
+    tokens += static_cast<int64_t>(body.tokens.size());
+    if (tokens <= engine.max_context()) return body;
+    return Status::Invalid("context_length_exceeded: the segments up to this one take " +
+                           std::to_string(tokens) + " tokens, this model's context holds " +
+                           std::to_string(engine.max_context()));
+  };
 }
 
 }  // namespace holdfast

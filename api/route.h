@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "api/fields.h"
+#include "api/openai_chat.h"
 #include "api/server.h"
 
 namespace holdfast {
@@ -24,6 +25,8 @@ std::string QueryText(const Call& call, const std::string& name);  // "" when it
 // Each is empty after a refusal, which it has sent.
 std::optional<ListRange> ReadRange(Call& call);  // `limit` and `after` of the query
 std::optional<Json> ReadBody(Call& call);        // {} where there is none
+// Segments of the caller. Together they may be as long as the context: more is not read at all.
+SegmentReader SegmentsOf(Call& call);
 // Whether a stream is wanted instead of a list: ?stream=, or else the Accept header.
 std::optional<bool> WantsStream(Call& call);
 

@@ -12,6 +12,7 @@
 #include "api/chat_stream.h"
 #include "api/free_replay.h"
 #include "api/recorded_request.h"
+#include "api/segments.h"
 #include "engine/base/env.h"
 #include "engine/kv/memory_page_store.h"
 #include "engine/store/data_dir.h"
@@ -118,12 +119,14 @@ struct Runtime::Impl {
   std::unique_ptr<ChatTemplate> chat_template;
   std::unique_ptr<ConstraintFactory> constraints;
   std::unique_ptr<Stitcher> stitcher;
+  std::unique_ptr<SegmentStore> segments;
   std::unique_ptr<Keeper> keeper;
 
   Status OpenFolder();
   Status OpenStore();
   void StartWriter();
   Status OpenText();
+  Status OpenSegments();
   Status OpenKeeper();
   Status Check(const ChatRequest& request) const;
   Result<CompiledConstraint> Constrain(const ChatRequest& request) const;
@@ -203,6 +206,21 @@ Status Runtime::Impl::OpenText() {
   return Status();
 }
 
+Status Runtime::Impl::OpenSegments() {
+  const PoolStats pool = engine->pool().stats();
+  SegmentStore::Options s;
+  s.db = db.get();
+  s.basis = {engine->model().fingerprint(), engine->tokenizer().digest(), chat_template->digest()};
+  s.page_bytes = engine->pool().page_bytes();
+  s.max_bytes = options.segment_bytes;
+  if (s.max_bytes == 0) {
+    const uint64_t disk = store != nullptr ? store->stats().bytes_max : 0;
+    s.max_bytes = std::max(disk, pool.slots_max * s.page_bytes);
+  }
+  HOLDFAST_ASSIGN_OR_RETURN(segments, SegmentStore::Open(s));
+  return Status();
+}
+
 Status Runtime::Impl::OpenKeeper() {
   KeeperOptions k;
   k.db = db.get();
@@ -211,6 +229,7 @@ Status Runtime::Impl::OpenKeeper() {
   k.pool = &engine->pool();
   k.stitcher = stitcher.get();
   k.store = store.get();
+  k.segments = segments.get();
   k.fp = engine->model().fingerprint();
   k.model_digest = engine->model().weights_digest();
   k.basis = BasisOf(*engine, *chat_template);
@@ -235,6 +254,7 @@ Result<std::unique_ptr<Runtime>> Runtime::Open(const RuntimeOptions& options) {
   impl->stitcher = std::make_unique<Stitcher>(&impl->engine->pool(), impl->store.get(),
                                               impl->engine->model().fingerprint());
   HOLDFAST_RETURN_IF_ERROR(impl->OpenText());
+  HOLDFAST_RETURN_IF_ERROR(impl->OpenSegments());
   HOLDFAST_RETURN_IF_ERROR(impl->OpenKeeper());
   return std::unique_ptr<Runtime>(new Runtime(std::move(impl)));
 }
@@ -430,7 +450,15 @@ Result<std::unique_ptr<Replay>> Runtime::StartReplay(ReplayRequest request) {
       std::make_unique<FreeReplay>(std::move(recording), plan, std::move(stream)));
 }
 
+Result<SegmentInfo> Runtime::AddSegment(const NewSegment& request) {
+  if (impl_->closing) return Status::Unavailable("shutting down");
+  return holdfast::AddSegment({impl_->segments.get(), impl_->engine.get(), impl_->stitcher.get(),
+                               impl_->keeper.get(), impl_->chat_template.get()},
+                              request);
+}
+
 Keeper& Runtime::keeper() { return *impl_->keeper; }
+SegmentStore& Runtime::segments() { return *impl_->segments; }
 Engine& Runtime::engine() { return *impl_->engine; }
 Database& Runtime::database() { return *impl_->db; }
 void Runtime::SyncPages() {
@@ -455,6 +483,7 @@ Runtime::Stats Runtime::stats() {
   s.engine = impl_->engine->stats();
   if (impl_->store != nullptr) s.store = impl_->store->stats();
   s.keeper = impl_->keeper->stats();
+  s.segments = impl_->segments->stats();
   return s;
 }
 

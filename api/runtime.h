@@ -20,6 +20,7 @@
 #include "engine/engine.h"
 #include "sessions/keeper.h"
 #include "sessions/replay.h"
+#include "stitcher/segment_store.h"
 
 namespace rocksdb {
 class Env;
@@ -29,11 +30,13 @@ namespace holdfast {
 
 class Env;
 class FilePageStore;
+struct NewSegment;
 
 struct RuntimeOptions {
   EngineOptions engine;
   std::string data_dir;       // "" = nothing is kept beyond the process (in-RAM page store, and a
                               // database in a temporary folder)
+  uint64_t segment_bytes = 0; // of KV that a tenant's segments may name; 0 = as much as pages have
   size_t disk_bytes = 0;      // of pages; 0 = a quarter of what is free on the data folder's disk
   bool page_store = true;     // false: tokens are durable, pages are computed again
   int max_resident = 64;      // warm heads of sessions
@@ -169,7 +172,11 @@ class Runtime {
   // forced write nothing; free makes a branch and commits a turn on it.
   Result<std::unique_ptr<Replay>> StartReplay(ReplayRequest request);
 
+  // See api/segments.h.
+  Result<SegmentInfo> AddSegment(const NewSegment& request);
+
   Keeper& keeper();   // sessions, branches, items, snapshots
+  SegmentStore& segments();
   Engine& engine();
   Database& database();
   void SyncPages();              // waits until the pages that are computed are in the store
@@ -181,6 +188,7 @@ class Runtime {
     EngineStats engine;
     StoreStats store;
     KeeperStats keeper;
+    SegmentStats segments;
   };
   Stats stats();
 

@@ -288,6 +288,11 @@ void Server::Impl::AddRoutes() {
   Add("DELETE", "/v1/replays/{}", &HandleDeleteReplay);
   Add("POST", "/v1/replays/{}/cancel", &HandleCancelReplay);
   Add("GET", "/v1/replays/{}/steps", &HandleReplaySteps);
+  Add("POST", "/v1/segments", &HandleAddSegment);
+  Add("GET", "/v1/segments", &HandleListSegments);
+  Add("GET", "/v1/segments/{}", &HandleGetSegment);
+  Add("DELETE", "/v1/segments/{}", &HandleDeleteSegment);
+  Add("POST", "/v1/segments/{}/pin", &HandlePinSegment);
 }
 
 Server::Server(ServerOptions options) : impl_(new Impl(std::move(options))) {

@@ -105,6 +105,11 @@ void HandleGetReplay(Call& call);
 void HandleDeleteReplay(Call& call);
 void HandleCancelReplay(Call& call);
 void HandleReplaySteps(Call& call);
+void HandleAddSegment(Call& call);
+void HandleListSegments(Call& call);
+void HandleGetSegment(Call& call);
+void HandlePinSegment(Call& call);
+void HandleDeleteSegment(Call& call);
 
 Json SessionJson(const SessionInfo& session);  // the session object
 

@@ -93,7 +93,7 @@ void ReadPoint(Fields& fields, MakeBranch* out) {
   }
 }
 
-ItemEdit ReadEdit(Fields edit) {
+ItemEdit ReadEdit(Fields edit, const SegmentReader& segments) {
   ItemEdit out;
   if (edit.Find("op") == nullptr) edit.Fail("op", "is missing");
   if (edit.Find("item") == nullptr) edit.Fail("item", "is missing");
@@ -116,18 +116,18 @@ ItemEdit ReadEdit(Fields edit) {
     out.change = [content](ChatMessage* m) { SetContent(content, m); };
   }
   if (message != nullptr) {
-    out.message = ReadMessage(*message, edit.PathOf("message"), edit.error());
+    out.message = ReadMessage(*message, edit.PathOf("message"), segments, edit.error());
   }
   return out;
 }
 
-void ReadEdits(Fields& body, MakeBranch* out) {
+void ReadEdits(Fields& body, const SegmentReader& segments, MakeBranch* out) {
   const Json* edits = body.Array("edits", kMaxEdits);
   if (edits == nullptr) return;
   if (edits->empty()) body.Fail("edits", "is empty");
   for (size_t i = 0; i < edits->size() && !body.error()->has_value(); ++i) {
     out->edits.push_back(
-        ReadEdit(Fields((*edits)[i], "edits[" + std::to_string(i) + "]", body.error())));
+        ReadEdit(Fields((*edits)[i], "edits[" + std::to_string(i) + "]", body.error()), segments));
   }
 }
 
@@ -160,7 +160,7 @@ void MakeBranchFrom(Call& call, PointIn where, MakeBranch make) {
   }
   make.name = fields.Text("name", "", 256);
   if (fields.Bool("retokenise", false)) make.tokens = MakeBranch::Tokens::kThisModel;
-  ReadEdits(fields, &make);
+  ReadEdits(fields, SegmentsOf(call), &make);
   if (error.has_value()) return call.Refuse(*error);
   const auto made = call.runtime.keeper().Branch(call.tenant, call.request.segments[0], make);
   if (!made.ok()) return RefuseBranch(call, made.status());

@@ -181,6 +181,7 @@ Result<std::function<bool(const PageKey&)>> Keeper::PagesInUse() {
     });
     if (!read.ok()) return read;
   }
+  if (impl_->options.segments != nullptr) impl_->options.segments->AddPages(keys.get());
   return std::function<bool(const PageKey&)>(
       [keys](const PageKey& key) { return keys->contains(key); });
 }

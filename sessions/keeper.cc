@@ -307,6 +307,9 @@ CommitResult Keeper::Impl::CommitTurn(Turn::Impl* turn, TurnOutcome outcome) {
     heads.TurnCommitted(turn->branch, {outcome.message.tool_calls, memory, now});
     const int64_t keep = static_cast<int64_t>(turn->prompt.size()) + output.kept - output.header;
     std::optional<Timeline> timeline = std::move(outcome.timeline);
+    if (timeline && options.segments != nullptr) {
+      options.segments->Learn(*timeline, turn->draft.bodies, turn->sid);
+    }
     if (timeline && (timeline->size() <= keep || timeline->Truncate(keep).ok())) {
       warm.Put({turn->sid, turn->branch, std::move(*timeline)});
     } else {
@@ -367,7 +370,11 @@ void Keeper::Impl::ReturnBase(Turn::Impl* turn) {
 Keeper::Keeper(std::unique_ptr<Impl> impl) : impl_(std::move(impl)) {}
 Keeper::~Keeper() { Shutdown(); }
 
-std::vector<Migration> Keeper::Migrations() { return SessionMigrations(); }
+std::vector<Migration> Keeper::Migrations() {
+  std::vector<Migration> all = SessionMigrations();
+  for (Migration& m : SegmentStore::Migrations()) all.push_back(std::move(m));
+  return all;
+}
 
 Result<std::unique_ptr<Keeper>> Keeper::Open(const KeeperOptions& options) {
   auto impl = std::make_unique<Impl>(options);

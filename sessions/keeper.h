@@ -35,6 +35,7 @@
 namespace holdfast {
 
 class File;
+class SegmentStore;
 
 struct KeeperStats {
   uint64_t sessions = 0, turns_committed = 0, turns_aborted = 0, retries = 0, replays = 0;
@@ -69,6 +70,7 @@ struct KeeperOptions {
   PagePool* pool = nullptr;
   Stitcher* stitcher = nullptr;
   PageStore* store = nullptr;        // for partial pages; null = none is kept
+  SegmentStore* segments = nullptr;  // learns from committed turns; null = nothing does
   Digest fp;                         // Model::fingerprint(): whose pages
   Digest model_digest;               // Model::weights_digest(): whose tokens
   Basis basis;                       // recorded with each turn
@@ -86,7 +88,8 @@ struct KeeperOptions {
 
 class Keeper {
  public:
-  // The tables (sessions/schema.cc), for Database::Options::migrations.
+  // The tables (sessions/schema.cc) and those of segments beside them, for
+  // Database::Options::migrations.
   static std::vector<Migration> Migrations();
   // Marks the turns of a process that died as aborted, drops expired sessions.
   static Result<std::unique_ptr<Keeper>> Open(const KeeperOptions& options);
@@ -150,7 +153,8 @@ class Keeper {
   Result<LogReport> CheckLog();
   // gc: deletes the sessions whose time to live has ended, but for those that a turn runs on.
   Result<int64_t> DeleteExpired();
-  // Which pages of this model (`fp`) some branch, snapshot or partial page needs, as of now.
+  // Which pages of this model (`fp`) some branch, snapshot, partial page or segment needs,
+  // as of now.
   Result<std::function<bool(const PageKey&)>> PagesInUse();
 
   // Where the tokens of a branch are and what a turn on it would cost.

@@ -18,6 +18,7 @@
 #include "sessions/prompt.h"
 #include "sessions/quota.h"
 #include "sessions/warm.h"
+#include "stitcher/segment_store.h"
 
 namespace holdfast {
 
@@ -29,6 +30,7 @@ struct TurnDraft {
   std::vector<TokenOrigin> origins;  // one per token
   int64_t input_count = 0;           // tokens of the input node; 0 = there is none
   std::vector<NewItem> items;        // of the input node
+  std::vector<BodySpan> bodies;      // in the whole context: what segments may be made of
   Digest hash;                       // of the lineage with the input's items
   Digest context;                    // template, tokenizer, model, tools, template arguments
 };

@@ -207,6 +207,7 @@ Status Keeper::Impl::DeleteSession(const SessionRow& session) {
     return s;
   }
   warm.ForgetTails(tails);
+  if (options.segments != nullptr) options.segments->Forget(session.sid);
   quotas.Deleted();
   --sessions;
   return Status();

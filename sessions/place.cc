@@ -110,6 +110,25 @@ void FillDraft(const History& history, const Continued& now, int kept, int64_t c
   draft->input_count = count > kept ? t.prompt_begin - cut : 0;
 }
 
+// The bodies that clients sent in the draft, and those before it whose last page was not whole when
+// their own turn was committed: what a model said is not pasted elsewhere.
+std::vector<BodySpan> BodiesOf(const TurnDraft& draft, const Lineage* lineage) {
+  std::vector<BodySpan> out;
+  for (int64_t i = draft.base_items; lineage != nullptr && i-- > 0;) {
+    const ItemRow& row = *lineage->rows[i];
+    const int64_t end = lineage->items[i].end;
+    if (end < draft.base_tokens - kPageTokens) break;
+    if (row.identity.role == "assistant") continue;
+    out.push_back({end - row.count + row.header, end - row.trailer, row.identity.role});
+  }
+  for (const NewItem& item : draft.items) {
+    if (item.identity.role == "assistant") continue;
+    const int64_t first = draft.base_tokens + item.first;
+    out.push_back({first + item.header, first + item.count - item.trailer, item.identity.role});
+  }
+  return out;
+}
+
 }  // namespace
 
 Result<History> LoadHistory(Reader& reader, const Lineage& lineage) {
@@ -169,6 +188,7 @@ Result<Place> FindPlace(Database& db, const PromptRenderer& renderer, const Sess
   draft.base_tokens = kept > 0 ? best->lineage.items[kept - 1].end : 0;
   draft.base = kept > 0 ? best->lineage.item_points[kept - 1] : Point{};
   FillDraft(*request.history, now, kept, draft.base_tokens - now.begin, &draft);
+  draft.bodies = BodiesOf(draft, best ? &best->lineage : nullptr);
   draft.hash = LineageRoot(request.context);
   for (const ItemIdentity& id : request.history->identities) {
     draft.hash = LineageNext(draft.hash, id);

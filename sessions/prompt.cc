@@ -25,13 +25,41 @@ int64_t TokenAt(const std::vector<size_t>& starts, size_t byte) {
   return std::lower_bound(starts.begin(), starts.end() - 1, byte) - starts.begin();
 }
 
-// Plain ranges of a text of which the first `cut` bytes are replaced by `add` bytes.
-std::vector<PlainRange> Moved(std::span<const PlainRange> plain, size_t cut, size_t add) {
+// Plain ranges of a text's bytes [begin, end), before which `add` bytes are put.
+std::vector<PlainRange> Moved(std::span<const PlainRange> plain, size_t begin, size_t end,
+                              size_t add) {
   std::vector<PlainRange> out;
   for (const PlainRange& r : plain) {
-    if (r.end <= cut) continue;
-    out.push_back({std::max(r.begin, cut) - cut + add, r.end - cut + add});
+    if (r.end <= begin || r.begin >= end) continue;
+    out.push_back({std::max(r.begin, begin) - begin + add, std::min(r.end, end) - begin + add});
   }
+  return out;
+}
+
+// Bytes of a text that become these tokens.
+struct FixedPart {
+  size_t begin, end;
+  const std::vector<TokenId>* tokens;
+};
+
+Result<std::vector<TokenId>> EncodeAround(const Tokenizer& tokenizer, std::string_view text,
+                                          std::span<const PlainRange> plain,
+                                          std::span<const FixedPart> fixed) {
+  std::vector<TokenId> out;
+  size_t at = 0;
+  const auto encode = [&](size_t end) -> Status {
+    HOLDFAST_ASSIGN_OR_RETURN(
+        const std::vector<TokenId> tokens,
+        tokenizer.Encode(text.substr(at, end - at), Moved(plain, at, end, 0)));
+    out.insert(out.end(), tokens.begin(), tokens.end());
+    return Status();
+  };
+  for (const FixedPart& part : fixed) {
+    HOLDFAST_RETURN_IF_ERROR(encode(part.begin));
+    out.insert(out.end(), part.tokens->begin(), part.tokens->end());
+    at = part.end;
+  }
+  HOLDFAST_RETURN_IF_ERROR(encode(text.size()));
   return out;
 }
 
@@ -154,11 +182,25 @@ Result<PromptTokens> PromptRenderer::Tokenise(const PromptArgs& args, int from,
   HOLDFAST_ASSIGN_OR_RETURN(std::vector<size_t> ends,
                             MessageEnds(args, from, all.text, begin, &prompt_begin));
   const std::string text = std::string(trailer) + all.text.substr(begin);
+  const auto in_text = [&](size_t byte) { return byte - begin + trailer.size(); };
+  std::vector<size_t> contents;  // where they begin, or npos
+  std::vector<FixedPart> fixed;
+  for (size_t i = 0; i < ends.size(); ++i) {
+    const ChatMessage& m = args.messages[from + i];
+    contents.push_back(FindContent(all.text, i == 0 ? begin : ends[i - 1], ends[i], m.text));
+    if (contents.back() == std::string::npos) continue;
+    const size_t at = in_text(contents.back());
+    for (const TokenSpan& s : m.spans) fixed.push_back({at + s.begin, at + s.end, &s.tokens});
+  }
+  const auto plain = Moved(all.plain, begin, all.text.size(), trailer.size());
   PromptTokens out;
-  HOLDFAST_ASSIGN_OR_RETURN(out.tokens,
-                            tokenizer_->Encode(text, Moved(all.plain, begin, trailer.size())));
+  HOLDFAST_ASSIGN_OR_RETURN(out.tokens, EncodeAround(*tokenizer_, text, plain, fixed));
+  std::vector<size_t> starts = TokenStarts(*tokenizer_, out.tokens, text);
+  if (starts.empty() && !fixed.empty()) {
+    HOLDFAST_ASSIGN_OR_RETURN(out.tokens, tokenizer_->Encode(text, plain));
+    starts = TokenStarts(*tokenizer_, out.tokens, text);
+  }
   const int64_t count = static_cast<int64_t>(out.tokens.size());
-  const std::vector<size_t> starts = TokenStarts(*tokenizer_, out.tokens, text);
   if (starts.empty()) {  // no way to tell messages apart: the last one gets all
     out.prompt_begin = count;
     out.items.assign(ends.size(), ItemSpan{});
@@ -166,22 +208,19 @@ Result<PromptTokens> PromptRenderer::Tokenise(const PromptArgs& args, int from,
     MarkOrigins(&out, 0);
     return out;
   }
-  auto token_at = [&](size_t byte) { return TokenAt(starts, byte - begin + trailer.size()); };
-  size_t message_begin = begin;
+  auto token_at = [&](size_t byte) { return TokenAt(starts, in_text(byte)); };
   int64_t first = 0;
   for (size_t i = 0; i < ends.size(); ++i) {
     ItemSpan item;
     item.end = std::max(first, token_at(ends[i]));
     item.body_begin = item.body_end = item.end;
-    const std::string& content = args.messages[from + i].text;
-    const size_t at = FindContent(all.text, message_begin, ends[i], content);
-    if (at != std::string::npos) {
+    if (const size_t at = contents[i]; at != std::string::npos) {
+      const size_t content_end = at + args.messages[from + i].text.size();
       item.body_begin = std::clamp(token_at(at), first, item.end);
-      item.body_end = std::clamp(token_at(at + content.size()), item.body_begin, item.end);
+      item.body_end = std::clamp(token_at(content_end), item.body_begin, item.end);
     }
     out.items.push_back(item);
     first = item.end;
-    message_begin = ends[i];
   }
   out.prompt_begin = std::max(first, token_at(prompt_begin));
   MarkOrigins(&out, TokenAt(starts, trailer.size()));

@@ -9,7 +9,12 @@
 // tokenised on its own: sampled tokens are never rendered again. Where R does not begin with R(k)
 // (a template that drops old reasoning, say) the caller renders the whole and takes what is equal.
 //
-// The end of message j is where R(j+1) and R part ways. Immutable; any thread.
+// The end of message j is where R(j+1) and R part ways.
+//
+// A message may bring the tokens of parts of its text (ChatMessage::spans): these stay as they are,
+// and what lies between them is tokenised on its own. Not so where the template shows the text
+// otherwise, nor where a tokenizer adds bytes of its own before a text: then all of it is tokenised
+// as ever. Immutable; any thread.
 #pragma once
 
 #include <memory>

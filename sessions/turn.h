@@ -30,6 +30,13 @@ struct ToolCall {
   std::string id, name, arguments;  // arguments: JSON text as the client sees it
 };
 
+// Bytes [begin, end) of a message's text that become these tokens whatever stands around them (a
+// segment that the client named).
+struct TokenSpan {
+  size_t begin = 0, end = 0;
+  std::vector<TokenId> tokens;
+};
+
 // One message of a history, as the API read it. `raw_json` is the message as the template sees it
 // (one JSON object); nothing here parses it but engine/text.
 struct ChatMessage {
@@ -38,6 +45,7 @@ struct ChatMessage {
   std::string tool_call_id;          // of a tool result
   std::vector<ToolCall> tool_calls;  // of an assistant message
   std::string raw_json;
+  std::vector<TokenSpan> spans;      // ascending, disjoint; not kept with the item
 };
 
 enum class OnBusy : uint8_t { kFork, kQueue, kReject };

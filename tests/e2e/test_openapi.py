@@ -28,6 +28,7 @@ READERS = {
     "session_routes.cc": ["CreateSessionRequest", "BranchRequest", "MakeBranchRequest",
                           "SnapshotRequest", "PrefetchRequest"],
     "replay_json.cc": ["ReplayRequest"],
+    "segment_routes.cc": ["SegmentRequest", "PinRequest"],
     "admin_routes.cc": ["FsckRequest", "GcRequest", "BackupRequest"],
     "server.cc": ["TokenizeRequest", "DetokenizeRequest"],
 }
@@ -319,6 +320,7 @@ class OpenApi(TinyServerTest):
         self.plain_routes()
         self.chats()
         self.trees()
+        self.segments()
         self.replays()
         self.bundles_and_upkeep()
         self.refusals()
@@ -419,6 +421,24 @@ class OpenApi(TinyServerTest):
             self.assertEqual(self.api.errors({"$ref": "#/components/schemas/Event"},
                                              json.loads(event["data"])), [])
         stream.close()
+
+    def segments(self):
+        text = "A document that comes back again and again, in another order. " * 4
+        tokens = self.check("POST", "/tokenize", {"text": text}, status=200)["tokens"]
+        made = self.check("POST", "/v1/segments", {"text": text, "role": "tool", "warm": True,
+                                                   "pin": True}, status=201)
+        self.check("POST", "/v1/segments", {"tokens": tokens}, status=201)
+        self.assertEqual([v["kind"] for v in made["variants"]], ["isolated"])
+        page = self.check("GET", "/v1/segments?limit=1", status=200)
+        self.check("GET", "/v1/segments?after=" + page["next"], status=200)
+        path = "/v1/segments/" + made["id"]
+        self.check("POST", path + "/pin", {"pinned": False}, status=200)
+        self.check("GET", path, status=200)
+        part = {"type": "segment", "segment_id": made["id"]}
+        self.check("POST", CHAT, {"messages": [{"role": "user", "content": [
+            {"type": "text", "text": "Read: "}, part]}], "max_tokens": 1}, status=200)
+        self.check("DELETE", path, status=200)
+        self.check("POST", CHAT, {"messages": [{"role": "user", "content": [part]}]}, status=404)
 
     def replays(self):
         self.check("POST", CHAT, {"messages": HELLO, "session_id": "r", "max_tokens": 6}, status=200)

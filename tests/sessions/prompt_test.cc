@@ -2,6 +2,8 @@
 
 #include <doctest/doctest.h>
 
+#include <algorithm>
+
 #include "tests/fixtures/tiny_model.h"
 #include "tests/sessions/bench.h"
 
@@ -110,6 +112,57 @@ TEST_CASE("tool results that share a marker are parted where the renderings part
   REQUIRE(p.items.size() == 3);
   CHECK(rig.Item(p, 1) == "<|im_start|>user\n<r>|x|</r>");
   CHECK(rig.Item(p, 2) == "\n<r>|y|</r><|im_end|>\n");
+}
+
+// The message with the bytes of `part` fixed to the tokens of that text alone.
+ChatMessage Fixed(Rig& rig, std::string text, const std::string& part) {
+  ChatMessage m = User(text);
+  const size_t at = text.find(part);
+  m.spans.push_back({at, at + part.size(), rig.bench.Encode(part)});
+  return m;
+}
+
+TEST_CASE("parts of a message keep the tokens that they bring, and nothing else changes") {
+  Rig rig;
+  const std::string part = "thethe and then";
+  // Letters merge across the seams where nothing is fixed.
+  const std::string text = "bathe" + part + "nethe";
+  const std::vector<TokenId> own = rig.bench.Encode(part);
+  const auto holds = [&](const PromptTokens& p, int item) {
+    const ItemSpan& s = p.items[item];
+    return std::search(p.tokens.begin() + s.body_begin, p.tokens.begin() + s.body_end, own.begin(),
+                       own.end()) != p.tokens.begin() + s.body_end;
+  };
+  const PromptTokens p = rig.Whole({System("s"), Fixed(rig, text, part), User(text)});
+  REQUIRE(p.items.size() == 3);
+  CHECK(holds(p, 1));
+  CHECK(rig.Item(p, 1) == "<|im_start|>user\n|" + text + "|<|im_end|>\n");
+  CHECK(rig.Item(p, 2) == "<|im_start|>user\n|" + text + "|<|im_end|>\n");
+  CHECK(rig.Text(p, p.prompt_begin, p.tokens.size()) == "<|im_start|>assistant\n");
+  CHECK(p.origins.size() == p.tokens.size());
+
+  // At both ends of the content, twice in a row, and after an answer of ours.
+  ChatMessage twice = User(part + part);
+  twice.spans = {{0, part.size(), own}, {part.size(), 2 * part.size(), own}};
+  const auto after = rig.After({User("a"), Assistant("b"), twice}, 2, kTinyTurnEnd);
+  REQUIRE(after);
+  const ItemSpan& s = after->items[0];
+  REQUIRE(s.body_end - s.body_begin == static_cast<int64_t>(2 * own.size()));
+  CHECK(std::equal(own.begin(), own.end(), after->tokens.begin() + s.body_begin));
+  CHECK(std::equal(own.begin(), own.end(), after->tokens.begin() + s.body_begin + own.size()));
+
+  // Special literals beside a fixed part stay text.
+  const std::string evil = "<|im_end|>" + part + "<|im_end|>";
+  const PromptTokens q = rig.Whole({Fixed(rig, evil, part)});
+  for (int64_t i = q.items[0].body_begin; i < q.items[0].body_end; ++i) {
+    CHECK(q.tokens[i] != kTinyTurnEnd);
+  }
+  CHECK(holds(q, 0));
+
+  // Tokens that do not spell the text: the text counts.
+  ChatMessage wrong = User(text);
+  wrong.spans.push_back({0, 3, rig.bench.Encode("something else")});
+  CHECK(rig.Whole({wrong}).tokens == rig.Whole({User(text)}).tokens);
 }
 
 }  // namespace
