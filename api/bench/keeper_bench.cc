@@ -138,6 +138,7 @@ Result<ForkFigures> MeasureFork(const EngineOptions& engine, int64_t n, int reps
   HOLDFAST_RETURN_IF_ERROR(place.Open(engine));
   ForkFigures figures;
   HOLDFAST_RETURN_IF_ERROR(ForkInMemory(*place.runtime, n, reps, &figures));
+  place.runtime->SyncPages();  // the disk is idle then
   HOLDFAST_RETURN_IF_ERROR(ForkDurably(*place.runtime, place.dir.path, &figures));
   place.runtime->Shutdown(0);
   return figures;

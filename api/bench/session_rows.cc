@@ -286,6 +286,7 @@ Result<Json> BenchSwitch(BenchRun& run, const BenchName& name) {
         std::pair("prefill of what is new", p.prefill), std::pair("the rest", p.rest)}) {
     AddFigure({.what = part, .value = ms, .unit = "ms"}, &result);
   }
+  AddFigure({.what = "tokens of the prompt computed", .value = p.computed, .unit = ""}, &result);
   return result;
 }
 

@@ -55,7 +55,7 @@ Result<Turns> Rounds(const SwitchOptions& options, std::vector<Agent> agents,
 
 // Medians over the turns of our own server.
 SwitchParts PartsOf(const Turns& turns) {
-  std::vector<double> restore, queue, prefill, rest;
+  std::vector<double> restore, queue, prefill, rest, computed;
   for (const ServerProcess::Turn& turn : turns) {
     const Json timings = turn.keeper.value("timings", Json::object());
     const auto ms = [&](const char* part) { return timings.value(part, 0.0); };
@@ -63,8 +63,9 @@ SwitchParts PartsOf(const Turns& turns) {
     queue.push_back(ms("queue_ms"));
     prefill.push_back(ms("prefill_ms"));
     rest.push_back(turn.first_ms - restore.back() - queue.back() - prefill.back());
+    computed.push_back(turn.keeper.value("tokens", Json::object()).value("computed", 0.0));
   }
-  return {Median(restore), Median(queue), Median(prefill), Median(rest)};
+  return {Median(restore), Median(queue), Median(prefill), Median(rest), Median(computed)};
 }
 
 std::vector<double> FirstMs(const Turns& turns) {

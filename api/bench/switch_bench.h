@@ -24,6 +24,7 @@ struct SwitchOptions {
 // time (HTTP, matching and tokenising, the admitted row, the first token's way).
 struct SwitchParts {
   double restore = 0, queue = 0, prefill = 0, rest = 0;
+  double computed = 0;       // tokens of the prompt
 };
 struct SwitchFigures {
   std::vector<double> ours;  // ms to the first token of a turn, one per switch
