@@ -58,7 +58,20 @@ void PrintSoak(const Json& soak) {
   }
 }
 
+void PrintFigures(const Json& figures) {
+  for (const Json& f : figures) {
+    std::printf("  %-44s %10s %-8s", f["what"].get<std::string>().c_str(),
+                Formatted(f, "value", "%.4g").c_str(), f["unit"].get<std::string>().c_str());
+    for (const char* bound : {"most", "least"}) {
+      if (f.contains(bound)) std::printf(" at %s %s", bound, Formatted(f, bound, "%.4g").c_str());
+    }
+    if (f.contains("met")) std::printf(f["met"].get<bool>() ? ": met" : ": MISSED");
+    std::printf("\n");
+  }
+}
+
 void PrintDetails(const Json& result, const std::set<std::string>& peers) {
+  if (result.contains("figures")) PrintFigures(result["figures"]);
   if (result.contains("points")) PrintPoints(result, peers);
   if (result.contains("soak")) PrintSoak(result["soak"]);
   if (result.contains("share_of_cold")) {
@@ -122,15 +135,14 @@ Status WritePlot(const std::string& path, const std::vector<Chart>& charts) {
   return out ? Status() : Status::Io("cannot write " + path);
 }
 
-// The names to run: `all` stands for its own, --plot alone for everything that it can draw.
+// The names to run: `all` stands for its own; --plot adds how cost grows where none named draws.
 std::vector<std::string> NamesOf(const BenchFlags& bench) {
-  const auto is_plot = [](const std::string& n) { return n.starts_with("scale-"); };
   std::vector<std::string> names;
   for (const std::string& n : bench.names) {
     const auto all = n == "all" ? BenchNames() : std::vector<std::string>{n};
     names.insert(names.end(), all.begin(), all.end());
   }
-  if (!bench.plot.empty() && std::none_of(names.begin(), names.end(), is_plot)) {
+  if (!bench.plot.empty() && std::none_of(bench.names.begin(), bench.names.end(), BenchDraws)) {
     const auto more = BenchScaleNames();
     names.insert(names.end(), more.begin(), more.end());
   }
@@ -178,7 +190,7 @@ void AddBenchCommand(CLI::App& app, CommonFlags* flags, Command* chosen) {
   b->add_option("--peer", bench->peers,
                 "llama.cpp=DIR or ik_llama=DIR of its build; may be given again");
   b->add_option("--reps", bench->reps, "Runs of each; the median counts")->check(CLI::Range(1, 99));
-  b->add_option("--plot", bench->plot, "Draw the scale-* benches into this SVG file");
+  b->add_option("--plot", bench->plot, "Draw charts into this SVG file");
   b->callback([=] { *chosen = [=] { return Bench(*flags, *bench); }; });
 }
 

@@ -8,6 +8,7 @@
 #include <thread>
 #include <utility>
 
+#include "engine/base/background.h"
 #include "engine/base/moving_median.h"
 #include "engine/base/queue.h"
 
@@ -202,6 +203,7 @@ Stitcher::Stitcher(PagePool* pool, PageStore* store, Digest fp) : impl_(new Impl
   impl_->fp = fp;
   for (int i = 0; i < kIoThreads; ++i) {
     impl_->io_threads.emplace_back([impl = impl_.get()] {
+      StandBack();  // those who decode keep their pace
       while (auto task = impl->io.Pop()) (*task)();
     });
   }

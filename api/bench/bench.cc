@@ -13,7 +13,6 @@
 #include "api/bench/rewrite.h"
 #include "api/bench/soak.h"
 #include "api/bench/start_bench.h"
-#include "api/bench/switch_bench.h"
 #include "engine/backend/cpu/roofline.h"
 
 namespace holdfast {
@@ -21,70 +20,7 @@ namespace {
 
 constexpr int64_t kSequencesMost = 256;
 constexpr int64_t kContextMost = 1 << 24;
-
-struct BenchKind {
-  const char* name;
-  const char* unit;
-  bool rate;       // more is better
-  int64_t n;       // where the name does not say
-  int64_t sequences = 1;  // so, too; 0: the name must say
-};
-constexpr BenchKind kKinds[] = {
-    {"roofline", "", true, 0},         {"prefill", "tok/s", true, 512},
-    {"decode", "tok/s", true, 4096},   {"append16", "tok/s", true, 4096},
-    {"agents", "tok/s", true, 1024, 0}, {"fork", "ms", false, 4096},
-    {"restore", "ms", false, 4000},    {"load", "s", false, 0},
-    {"rewrite", "tok/s", true, 0},     {"soak", "tok/s", true, 30, 16},
-    {"switch", "ms", false, 3000, 8},
-    {"scale-context", "", false, 0},   {"scale-sequences", "", false, 0},
-    {"scale-threads", "", false, 0},
-};
-
-// "agents8@1024" -> agents, 1024, 8 sequences.
-struct BenchName {
-  std::string text;
-  const BenchKind* kind = nullptr;
-  int64_t n = 0;
-  int64_t sequences = 1;
-
-  bool Is(const char* name) const { return std::strcmp(kind->name, name) == 0; }
-  bool IsScale() const { return std::strncmp(kind->name, "scale-", 6) == 0; }
-};
-
-bool ReadNumber(std::string_view text, int64_t least, int64_t most, int64_t* out) {
-  const char* end = text.data() + text.size();
-  const auto parsed = std::from_chars(text.data(), end, *out);
-  return parsed.ec == std::errc() && parsed.ptr == end && *out >= least && *out <= most;
-}
-
-Result<BenchName> ParseName(const std::string& text) {
-  const size_t at = text.find('@');
-  std::string kind = text.substr(0, at);
-  BenchName name{.text = text};
-  int64_t sequences = 0;
-  bool good = true;
-  for (const char* several : {"agents", "soak", "switch"}) {
-    if (!kind.starts_with(several) || kind == several) continue;
-    good = ReadNumber(std::string_view(kind).substr(std::strlen(several)), 1, kSequencesMost,
-                      &sequences);
-    kind = several;
-  }
-  for (const BenchKind& k : kKinds) {
-    if (kind == k.name) name.kind = &k;
-  }
-  if (name.kind != nullptr) {
-    name.n = name.kind->n;
-    name.sequences = sequences > 0 ? sequences : name.kind->sequences;
-    good = good && name.sequences > 0;
-    if (at != std::string::npos) {
-      good = good && name.n > 0 &&
-             ReadNumber(std::string_view(text).substr(at + 1), name.Is("decode") ? 0 : 1,
-                        kContextMost, &name.n);
-    }
-  }
-  if (name.kind != nullptr && good) return name;
-  return Status::Invalid("bench: unknown name '" + text + "'; see holdfast bench list");
-}
+constexpr const char* kDrawn[] = {"scale-", "fork", "restore", "agent-trace"};
 
 std::string CpuModel() {
   std::ifstream in("/proc/cpuinfo");
@@ -99,29 +35,6 @@ int UsableCores() {
   cpu_set_t set;
   CPU_ZERO(&set);
   return sched_getaffinity(0, sizeof(set), &set) == 0 ? CPU_COUNT(&set) : 1;
-}
-
-// `limit` in the result's unit; 0: unknown.
-Json ResultJson(const BenchOptions& options, const BenchName& name, const Samples& samples,
-                double limit) {
-  const double value = Median(samples.ours);
-  const bool rate = name.kind->rate;
-  Json result = {{"name", name.text},
-                 {"model", options.model_name},
-                 {"value", value},
-                 {"unit", name.kind->unit},
-                 {"limit", limit > 0 ? Json(limit) : Json(nullptr)},
-                 {"share", limit > 0 ? Json(rate ? value / limit : limit / value) : Json(nullptr)},
-                 {"samples", samples.ours},
-                 {"peers", Json::object()}};
-  for (const auto& [peer, figures] : samples.peers) {
-    const double theirs = Median(figures);
-    result["peers"][peer] = {{"value", theirs},
-                             {"ratio", rate ? value / theirs : theirs / value},
-                             {"samples", figures}};
-  }
-  for (const auto& [peer, note] : samples.notes) result["peers"][peer]["note"] = note;
-  return result;
 }
 
 void AddRoofline(const BenchRun& run, Json* results) {
@@ -201,42 +114,6 @@ Result<Json> BenchEngine(BenchRun& run, const BenchName& name) {
   return result;
 }
 
-Result<Json> BenchFork(BenchRun& run, const BenchName& name) {
-  HOLDFAST_RETURN_IF_ERROR(run.Open());
-  const int64_t n = run.bench().Fit(name.n, kPageTokens, 1);
-  if (n < 1) return Status::Exhausted("bench: " + name.text + ": no memory for KV");
-  HOLDFAST_ASSIGN_OR_RETURN(
-      const Samples samples,
-      run.Measure(name.text, [&] { return run.bench().ForkP99(n); }, {}, run.threads(), 0));
-  const double bytes = static_cast<double>(n) * sizeof(TokenId) +
-                       static_cast<double>(n) / kPageTokens * (sizeof(Run) + sizeof(PageKey));
-  return ResultJson(run.options(), name, samples, 1000 * bytes / run.Rates(run.threads()).read);
-}
-
-Result<Json> BenchRestore(BenchRun& run, const BenchName& name) {
-  run.Close();  // two models would not fit everywhere
-  std::vector<double> cold;
-  RestoreFigures last;
-  Samples samples;
-  const BenchOptions& options = run.options();
-  for (int rep = 0; rep < options.reps; ++rep) {
-    if (options.progress) options.progress(name.text, static_cast<double>(rep) / options.reps);
-    HOLDFAST_ASSIGN_OR_RETURN(last, MeasureRestore(options.engine, name.n));
-    cold.push_back(last.cold_ms);
-    samples.ours.push_back(last.restart_ms);
-  }
-  const MachineRates& rates = run.Rates(run.threads());
-  const double pages = KvBytes(last.cost, last.restored) / rates.read;
-  const Limit pass = LimitOf(last.cost, rates, {.rows = last.computed, .context = last.restored,
-                                                .logits = 1});
-  Json result = ResultJson(options, name, samples, 1000 * (pages + pass.seconds()));
-  result["cold_ms"] = Median(cold);
-  result["share_of_cold"] = Median(samples.ours) / Median(cold);
-  result["tokens_restored"] = last.restored;
-  result["tokens_computed"] = last.computed;
-  return result;
-}
-
 Result<Json> BenchLoad(BenchRun& run, const BenchName& name) {
   run.Close();
   const BenchOptions& options = run.options();
@@ -277,9 +154,7 @@ Result<Json> BenchSoak(BenchRun& run, const BenchName& name) {
                       .agents = static_cast<int>(name.sequences),
                       .seconds = 60.0 * static_cast<double>(name.n),
                       .progress = {}};
-  if (const auto& progress = run.options().progress) {
-    options.progress = [&](double fraction) { progress(name.text, fraction); };
-  }
+  options.progress = run.ProgressOf(name);
   HOLDFAST_ASSIGN_OR_RETURN(const SoakFigures figures, MeasureSoak(options));
   Samples samples;
   Json points = Json::array();
@@ -304,41 +179,72 @@ Result<Json> BenchSoak(BenchRun& run, const BenchName& name) {
   return result;
 }
 
-// The limit reads an agent's pages and computes what is new.
-Result<Json> BenchSwitch(BenchRun& run, const BenchName& name) {
-  const BenchOptions& options = run.options();
-  if (options.program.empty()) return Status::Invalid("bench: switch: no program to start");
-  HOLDFAST_RETURN_IF_ERROR(run.Open());
-  const ModelCost cost = run.cost();
-  run.Close();
-  SwitchOptions what{.program = options.program,
-                     .engine = options.engine,
-                     .peers = options.peers,
-                     .agents = static_cast<int>(name.sequences),
-                     .tokens = name.n,
-                     .rounds = options.reps,
-                     .progress = {}};
-  what.engine.kv_bytes = static_cast<size_t>(KvBytes(cost, 2 * SwitchContext(name.n)));
-  if (options.progress) {
-    what.progress = [&](double fraction) { options.progress(name.text, fraction); };
-  }
-  HOLDFAST_ASSIGN_OR_RETURN(SwitchFigures figures, MeasureSwitch(what));
-  const Samples samples = {std::move(figures.ours), std::move(figures.peers),
-                           std::move(figures.notes)};
-  const MachineRates& rates = run.Rates(run.threads());
-  const Limit pass = LimitOf(cost, rates, {.rows = 32, .context = name.n, .logits = 1});
-  return ResultJson(options, name, samples,
-                    1000 * (KvBytes(cost, name.n) / rates.read + pass.seconds()));
+Result<Json> BenchScale(BenchRun& run, const BenchName& name) {
+  HOLDFAST_ASSIGN_OR_RETURN(const ScaleResult scale, MeasureScale(run, name.text));
+  Json result = JsonOf(scale);
+  result["name"] = name.text;
+  result["model"] = run.options().model_name;
+  run.Draw(ChartOf(scale, run.options().model_name));
+  return result;
 }
 
-Result<Json> BenchOne(BenchRun& run, const BenchName& name) {
-  if (name.Is("fork")) return BenchFork(run, name);
-  if (name.Is("restore")) return BenchRestore(run, name);
-  if (name.Is("load")) return BenchLoad(run, name);
-  if (name.Is("rewrite")) return BenchRewrite(run, name);
-  if (name.Is("soak")) return BenchSoak(run, name);
-  if (name.Is("switch")) return BenchSwitch(run, name);
-  return BenchEngine(run, name);
+constexpr BenchKind kKinds[] = {
+    {"roofline", "", true, 0},
+    {"prefill", "tok/s", true, 512, 1, &BenchEngine},
+    {"decode", "tok/s", true, 4096, 1, &BenchEngine},
+    {"append16", "tok/s", true, 4096, 1, &BenchEngine},
+    {"agents", "tok/s", true, 1024, 0, &BenchEngine},
+    {"load", "s", false, 0, 1, &BenchLoad},
+    {"rewrite", "tok/s", true, 0, 1, &BenchRewrite},
+    {"soak", "tok/s", true, 30, 16, &BenchSoak},
+    {"fork", "ms", false, 4096, 1, &BenchFork},
+    {"save", "ms", false, 4000, 1, &BenchSave},
+    {"commit", "ms", false, 200, 1, &BenchCommit},
+    {"written", "x", false, 8, 1, &BenchWritten},
+    {"restore", "ms", false, 4000, 1, &BenchRestore},
+    {"switch", "ms", false, 3000, 8, &BenchSwitch},
+    {"beside-save", "ms", false, 0, 1, &BenchBesideSave},
+    {"beside-restore", "ms", false, 0, 1, &BenchBesideRestore},
+    {"sessions", "s", false, 10000, 1, &BenchManySessions},
+    {"agent-trace", "ms", false, 40, 1, &BenchAgentTrace},
+    {"scale-context", "", false, 0, 1, &BenchScale},
+    {"scale-sequences", "", false, 0, 1, &BenchScale},
+    {"scale-threads", "", false, 0, 1, &BenchScale},
+};
+
+bool ReadNumber(std::string_view text, int64_t least, int64_t most, int64_t* out) {
+  const char* end = text.data() + text.size();
+  const auto parsed = std::from_chars(text.data(), end, *out);
+  return parsed.ec == std::errc() && parsed.ptr == end && *out >= least && *out <= most;
+}
+
+Result<BenchName> ParseName(const std::string& text) {
+  const size_t at = text.find('@');
+  std::string kind = text.substr(0, at);
+  BenchName name{.text = text};
+  int64_t sequences = 0;
+  bool good = true;
+  for (const char* several : {"agents", "soak", "switch"}) {
+    if (!kind.starts_with(several) || kind == several) continue;
+    good = ReadNumber(std::string_view(kind).substr(std::strlen(several)), 1, kSequencesMost,
+                      &sequences);
+    kind = several;
+  }
+  for (const BenchKind& k : kKinds) {
+    if (kind == k.name) name.kind = &k;
+  }
+  if (name.kind != nullptr) {
+    name.n = name.kind->n;
+    name.sequences = sequences > 0 ? sequences : name.kind->sequences;
+    good = good && name.sequences > 0;
+    if (at != std::string::npos) {
+      good = good && name.n > 0 &&
+             ReadNumber(std::string_view(text).substr(at + 1), name.Is("decode") ? 0 : 1,
+                        kContextMost, &name.n);
+    }
+  }
+  if (name.kind != nullptr && good) return name;
+  return Status::Invalid("bench: unknown name '" + text + "'; see holdfast bench list");
 }
 
 Json MachineJson(BenchRun& run, bool with_model) {
@@ -356,15 +262,23 @@ Json MachineJson(BenchRun& run, bool with_model) {
 
 std::vector<std::string> BenchNames() {
   return {"roofline",    "prefill@512",  "decode@0", "decode@4096",  "decode@8192",
-          "append16@4096", "agents8",    "fork@4096", "restore@4000", "load",
-          "rewrite"};
+          "append16@4096", "agents8",    "fork@4096", "save@4000",    "commit",
+          "written",     "restore@4000", "load",     "rewrite"};
 }
 
 std::vector<std::string> BenchScaleNames() {
   return {"scale-context", "scale-sequences", "scale-threads"};
 }
 
-std::vector<std::string> BenchLongNames() { return {"soak", "switch8"}; }
+std::vector<std::string> BenchLongNames() {
+  return {"soak",           "switch8",     "beside-save", "beside-restore",
+          "sessions@10000", "agent-trace"};
+}
+
+bool BenchDraws(const std::string& name) {
+  return std::any_of(std::begin(kDrawn), std::end(kDrawn),
+                     [&](const char* kind) { return name.starts_with(kind); });
+}
 
 bool BenchNeedsModel(const std::string& name) { return name != "roofline"; }
 
@@ -386,18 +300,10 @@ Result<BenchReport> RunBench(const BenchOptions& given) {
       AddRoofline(run, &results);
       continue;
     }
-    if (!name.IsScale()) {
-      HOLDFAST_ASSIGN_OR_RETURN(Json result, BenchOne(run, name));
-      results.push_back(std::move(result));
-      continue;
-    }
-    HOLDFAST_ASSIGN_OR_RETURN(const ScaleResult scale, MeasureScale(run, name.text));
-    Json result = JsonOf(scale);
-    result["name"] = name.text;
-    result["model"] = options.model_name;
+    HOLDFAST_ASSIGN_OR_RETURN(Json result, name.kind->measure(run, name));
     results.push_back(std::move(result));
-    report.charts.push_back(ChartOf(scale, options.model_name));
   }
+  report.charts = run.TakeCharts();
   report.document = {{"machine", MachineJson(run, with_model)}, {"results", std::move(results)}};
   return report;
 }

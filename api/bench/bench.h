@@ -6,8 +6,16 @@
 //   decode@N      tok/s  one sequence, 64 tokens after N
 //   append16@N    tok/s  16 new tokens on N cached ones, the first token drawn
 //   agentsS@N     tok/s  S sequences of N tokens decode 64 each, together; of all (agents8@1024)
-//   fork@N        ms     p99 of forking a timeline of N tokens
-//   restore@N     ms     time to first token after a restart, N tokens on disk (page cache warm)
+//   fork@N        ms     p99 of forking a timeline of N tokens in memory; any length, pages taken,
+//                        and forks and rewinds through the keeper beside a sync
+//   save@N        ms     a snapshot of a session of N tokens after a short turn, until label, pages
+//                        and partial page are on disk. Peers: saving a slot (which syncs nothing)
+//   commit@T      ms     of T turns (200): from the last token to the end, after the commit; beside
+//                        syncs of 12 KiB, with checkpoints among them
+//   written@T     x      bytes that T turns (8) of 200 tokens and more write, in their new pages
+//   restore@N     ms     time to first token after a restart, N tokens on disk (page cache warm); how
+//                        long pages take from page cache and disk, beside raw reads and prefill.
+//                        Peers: a slot file and a restart
 //   load          s      from the start of a server process until it listens, file in memory
 //   rewrite       tok/s  a chat turn that writes a 120-line file again with one edit, greedily, its
 //                        first token not timed; beside it without speculation, same tokens or not
@@ -16,6 +24,14 @@
 //   switchS@N     ms     S agents (8) of N tokens (3000) take turns over HTTP, 32 new tokens each,
 //                        with memory for KV of two: time to first token. Peers: llama-server with a
 //                        slot file per agent, and with its cache in host memory (switch_bench.h)
+//   beside-save, beside-restore
+//                 ms     p50 between tokens of two agents while others' pages go to disk or come
+//                        back without a pause; p99; the limit is the same without (beside_bench.h)
+//   sessions@N    s      N sessions (10000) on disk: a server's time until it is ready beyond
+//                        loading the model; to list and open some (many_sessions.h)
+//   agent-trace@T ms     three agents of T turns (40) with tools' pauses, 142 tokens read for one
+//                        written, memory for two: time to first token, hits. Peers: llama-server
+//                        with two slots and its cache in host memory (agent_trace.h)
 //   scale-context, scale-sequences, scale-threads
 //                        time per new token against context, sequences and threads: points, fitted
 //                        slope, the limit's slope; drawn by `plot`
@@ -27,8 +43,10 @@
 //
 // `limit` is what the machine allows (limits.h) at the rates of roofline, reads measured over as
 // many bytes as the model file has, so that the share of it that a large cache holds counts alike;
-// `share` is the part of it that is reached. fork: its table's bytes. restore: the pages' bytes and
-// a pass over what is computed. load: the file's bytes.
+// `share` is the part of it that is reached. fork: its table's bytes. save, commit: a sync. written:
+// the pages. restore: the pages' bytes and a pass over what is computed. load: the file's bytes.
+// `figures` are what else was measured; where one should be at most or at least so much it says
+// whether it is.
 #pragma once
 
 #include <functional>
@@ -54,13 +72,14 @@ struct BenchOptions {
 
 struct BenchReport {
   Json document;              // {"machine": {...}, "results": [...]}
-  std::vector<Chart> charts;  // of the scale-* names
+  std::vector<Chart> charts;  // of the names that have some
 };
 
 std::vector<std::string> BenchNames();       // what `bench all` runs
-std::vector<std::string> BenchScaleNames();  // what else there is: with charts,
-std::vector<std::string> BenchLongNames();   // for minutes, or half an hour
+std::vector<std::string> BenchScaleNames();  // what else there is: how the cost of a token grows,
+std::vector<std::string> BenchLongNames();   // and what takes minutes, or half an hour
 bool BenchNeedsModel(const std::string& name);
+bool BenchDraws(const std::string& name);    // has a chart
 
 // kInvalid for an unknown name, before anything runs.
 Result<BenchReport> RunBench(const BenchOptions& options);

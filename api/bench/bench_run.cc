@@ -12,6 +12,43 @@ constexpr int64_t kLeastRead = 64 << 20;  // bytes that stand for memory where t
 
 }  // namespace
 
+Json ResultJson(const BenchOptions& options, const BenchName& name, const Samples& samples,
+                double limit) {
+  const double value = Median(samples.ours);
+  const bool rate = name.kind->rate;
+  Json result = {{"name", name.text},
+                 {"model", options.model_name},
+                 {"value", value},
+                 {"unit", name.kind->unit},
+                 {"limit", limit > 0 ? Json(limit) : Json(nullptr)},
+                 {"share", limit > 0 ? Json(rate ? value / limit : limit / value) : Json(nullptr)},
+                 {"samples", samples.ours},
+                 {"peers", Json::object()}};
+  for (const auto& [peer, figures] : samples.peers) {
+    const double theirs = Median(figures);
+    result["peers"][peer] = {{"value", theirs},
+                             {"ratio", rate ? value / theirs : theirs / value},
+                             {"samples", figures}};
+  }
+  for (const auto& [peer, note] : samples.notes) result["peers"][peer]["note"] = note;
+  return result;
+}
+
+void AddFigure(const Figure& figure, Json* result) {
+  Json json = {{"what", figure.what}, {"value", figure.value}, {"unit", figure.unit}};
+  bool met = true;
+  if (figure.most) {
+    json["most"] = *figure.most;
+    met = figure.value <= *figure.most;
+  }
+  if (figure.least) {
+    json["least"] = *figure.least;
+    met = met && figure.value >= *figure.least;
+  }
+  if (figure.most || figure.least) json["met"] = met;
+  (*result)["figures"].push_back(std::move(json));
+}
+
 const MachineRates& BenchRun::Rates(int threads) {
   const auto known = rates_.find(threads);
   if (known != rates_.end()) return known->second;
@@ -37,6 +74,17 @@ Status BenchRun::Open(int threads) {
 void BenchRun::Close() {
   bench_.reset();
   engine_.reset();
+}
+
+Result<ModelCost> BenchRun::CostAlone() {
+  HOLDFAST_RETURN_IF_ERROR(Open());
+  Close();
+  return cost_;
+}
+
+std::function<void(double)> BenchRun::ProgressOf(const BenchName& name) const {
+  if (!options_.progress) return [](double) {};
+  return [this, text = name.text](double fraction) { options_.progress(text, fraction); };
 }
 
 Result<Samples> BenchRun::Measure(const std::string& what,

@@ -2,6 +2,7 @@
 // those of peers. For api/bench alone.
 #pragma once
 
+#include <cstring>
 #include <functional>
 #include <map>
 #include <memory>
@@ -21,6 +22,53 @@ struct Samples {
   std::map<std::string, std::vector<double>> peers;
   std::map<std::string, std::string> notes;  // of peers that have no figure, or not all
 };
+
+class BenchRun;
+struct BenchName;
+
+struct BenchKind {
+  const char* name;
+  const char* unit;
+  bool rate;              // more is better
+  int64_t n;              // where the name does not say
+  int64_t sequences = 1;  // so, too; 0: the name must say
+  Result<Json> (*measure)(BenchRun& run, const BenchName& name) = nullptr;
+};
+
+// "agents8@1024" -> agents, 1024, 8 sequences.
+struct BenchName {
+  std::string text;
+  const BenchKind* kind = nullptr;
+  int64_t n = 0;
+  int64_t sequences = 1;
+
+  bool Is(const char* name) const { return std::strcmp(kind->name, name) == 0; }
+};
+
+// A result with what all of them have; `limit` in its unit, 0: unknown.
+Json ResultJson(const BenchOptions& options, const BenchName& name, const Samples& samples,
+                double limit);
+
+// A figure beside a result's value, with what it should be at most or at least where that is known.
+struct Figure {
+  std::string what;
+  double value = 0;
+  std::string unit;
+  std::optional<double> most = {}, least = {};
+};
+void AddFigure(const Figure& figure, Json* result);  // to its "figures"
+
+// What the session keeper costs (session_rows.cc).
+Result<Json> BenchFork(BenchRun& run, const BenchName& name);
+Result<Json> BenchSave(BenchRun& run, const BenchName& name);
+Result<Json> BenchCommit(BenchRun& run, const BenchName& name);
+Result<Json> BenchWritten(BenchRun& run, const BenchName& name);
+Result<Json> BenchRestore(BenchRun& run, const BenchName& name);
+Result<Json> BenchSwitch(BenchRun& run, const BenchName& name);
+Result<Json> BenchBesideSave(BenchRun& run, const BenchName& name);
+Result<Json> BenchBesideRestore(BenchRun& run, const BenchName& name);
+Result<Json> BenchManySessions(BenchRun& run, const BenchName& name);
+Result<Json> BenchAgentTrace(BenchRun& run, const BenchName& name);
 
 class BenchRun {
  public:
@@ -42,6 +90,12 @@ class BenchRun {
   EngineBench& bench() { return *bench_; }
   Engine& engine() { return *engine_; }
   const ModelCost& cost() const { return cost_; }
+  // The model's cost, with no engine left open.
+  Result<ModelCost> CostAlone();
+  // Tells the options' progress how far `name` is.
+  std::function<void(double fraction)> ProgressOf(const BenchName& name) const;
+  void Draw(Chart chart) { charts_.push_back(std::move(chart)); }
+  std::vector<Chart> TakeCharts() { return std::move(charts_); }
 
   // Runs `ours` once to warm up, then it and each peer's `test` (none: our figures alone) in turn,
   // `reps` times; `peer_reps` of a peer.
@@ -56,6 +110,7 @@ class BenchRun {
   std::unique_ptr<EngineBench> bench_;
   int engine_threads_ = 0;
   ModelCost cost_;
+  std::vector<Chart> charts_;
 };
 
 // Time per new token against something that grows.

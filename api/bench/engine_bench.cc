@@ -45,13 +45,13 @@ Result<double> EngineBench::Prefill(int64_t n) {
 }
 
 Result<double> EngineBench::Append(int64_t n) {
-  HOLDFAST_ASSIGN_OR_RETURN(Timeline timeline, ForkBase(0, n, kAppendTokens));
+  HOLDFAST_ASSIGN_OR_RETURN(Timeline timeline, Context(0, n, kAppendTokens));
   HOLDFAST_ASSIGN_OR_RETURN(const Timed run, Compute(std::move(timeline), 1));
   return kAppendTokens / run.ms * 1000;
 }
 
 Result<double> EngineBench::Decode(int64_t n) {
-  HOLDFAST_ASSIGN_OR_RETURN(Timeline timeline, ForkBase(0, n, 1));
+  HOLDFAST_ASSIGN_OR_RETURN(Timeline timeline, Context(0, n, 1));
   HOLDFAST_ASSIGN_OR_RETURN(const Timed run, Compute(std::move(timeline), kDecodeTokens + 1));
   return kDecodeTokens / run.decode_ms * 1000;
 }
@@ -59,7 +59,7 @@ Result<double> EngineBench::Decode(int64_t n) {
 Result<double> EngineBench::Agents(int64_t sequences, int64_t n) {
   std::vector<Timeline> forks;
   for (int64_t i = 0; i < sequences; ++i) {
-    HOLDFAST_ASSIGN_OR_RETURN(Timeline fork, ForkBase(static_cast<size_t>(i), n, 1));
+    HOLDFAST_ASSIGN_OR_RETURN(Timeline fork, Context(static_cast<size_t>(i), n, 1));
     forks.push_back(std::move(fork));
   }
   std::vector<std::shared_ptr<Generation>> running;
@@ -80,17 +80,23 @@ Result<double> EngineBench::Agents(int64_t sequences, int64_t n) {
   return static_cast<double>(tokens) / Ms(Clock::now() - start) * 1000;
 }
 
-Result<double> EngineBench::ForkP99(int64_t n) {
-  HOLDFAST_RETURN_IF_ERROR(ForkBase(0, n, 0).status());
+Result<double> EngineBench::ForkP99(int64_t n, int64_t length) {
+  HOLDFAST_RETURN_IF_ERROR(Context(0, n, 0).status());
   std::vector<double> ms;
   for (int i = 0; i < kForks; ++i) {
     const auto start = Clock::now();
-    auto fork = bases_[0].Fork(n - i % std::min<int64_t>(n, kPageTokens - 1));
+    auto fork = bases_[0].Fork(length - i % std::min<int64_t>(length, kPageTokens - 1));
     if (!fork.ok()) return fork.status();
     ms.push_back(Ms(Clock::now() - start));
   }
-  std::sort(ms.begin(), ms.end());
-  return ms[ms.size() * 99 / 100];
+  return Percentile(std::move(ms), 99);
+}
+
+Result<int64_t> EngineBench::PagesOfFork(int64_t length) {
+  HOLDFAST_ASSIGN_OR_RETURN(Timeline fork, Context(0, length, 1));
+  const auto before = static_cast<int64_t>(engine_->pool().stats().leased);
+  HOLDFAST_ASSIGN_OR_RETURN(const Timed run, Compute(std::move(fork), 0));
+  return static_cast<int64_t>(engine_->pool().stats().leased) - before;
 }
 
 std::vector<TokenId> EngineBench::Tokens(int64_t n) {
@@ -103,9 +109,7 @@ std::vector<TokenId> EngineBench::Tokens(int64_t n) {
   return out;
 }
 
-// The first n tokens of context number `base`, which grows where it is shorter, and `pending` new
-// ones.
-Result<Timeline> EngineBench::ForkBase(size_t base, int64_t n, int64_t pending) {
+Result<Timeline> EngineBench::Context(size_t base, int64_t n, int64_t pending) {
   while (bases_.size() <= base) bases_.push_back(engine_->NewTimeline(TenantScope("bench")));
   if (bases_[base].size() < n) {
     bases_[base].Extend(Tokens(n - bases_[base].size()));
@@ -170,11 +174,6 @@ Result<ModelCost> CostOf(const std::string& model_path, const Model& model) {
                            .int8_keys = g.KBytes() < size_t{2} * g.k_dim * kPageTokens});
   }
   return cost;
-}
-
-double Median(std::vector<double> v) {
-  std::sort(v.begin(), v.end());
-  return v.empty() ? 0 : v[v.size() / 2];
 }
 
 }  // namespace holdfast

@@ -29,7 +29,16 @@ class EngineBench {
   Result<double> Append(int64_t n);                     // kAppendTokens on n cached ones
   Result<double> Decode(int64_t n);                     // kDecodeTokens after n cached ones
   Result<double> Agents(int64_t sequences, int64_t n);  // of all together, each as Decode
-  Result<double> ForkP99(int64_t n);                    // ms
+  // p99 in ms of forking a context of n tokens at `length` or up to 31 tokens before.
+  Result<double> ForkP99(int64_t n, int64_t length);
+  // Pages of the pool that a fork at `length`, inside a page, takes until it has a token of its own.
+  Result<int64_t> PagesOfFork(int64_t length);
+
+  // The first n tokens of context number `base`, computed where it is shorter, and `pending` new
+  // ones that are not.
+  Result<Timeline> Context(size_t base, int64_t n, int64_t pending);
+  // Greedy, past end tokens, without drafts.
+  Result<std::shared_ptr<Generation>> Start(Timeline timeline, int64_t max_tokens);
   void Forget() { bases_.clear(); }                     // gives the contexts' pages back
 
  private:
@@ -40,8 +49,6 @@ class EngineBench {
   };
 
   std::vector<TokenId> Tokens(int64_t n);
-  Result<Timeline> ForkBase(size_t base, int64_t n, int64_t pending);
-  Result<std::shared_ptr<Generation>> Start(Timeline timeline, int64_t max_tokens);
   Result<Timed> Compute(Timeline timeline, int64_t max_tokens);
 
   Engine* engine_;
@@ -51,7 +58,5 @@ class EngineBench {
 
 // What a pass over this model costs: matrices as its file has them, KV as the engine stores it.
 Result<ModelCost> CostOf(const std::string& model_path, const Model& model);
-
-double Median(std::vector<double> v);  // 0 of nothing
 
 }  // namespace holdfast

@@ -1,6 +1,7 @@
 #include "api/bench/limits.h"
 
 #include <algorithm>
+#include <utility>
 
 namespace holdfast {
 namespace {
@@ -47,6 +48,13 @@ double KvBytes(const ModelCost& model, int64_t tokens) {
   for (const ModelCost::Group& g : model.groups) bytes += g.layers * g.kv_bytes;
   return bytes * static_cast<double>(tokens);
 }
+
+double Percentile(std::vector<double> v, size_t percent) {
+  std::sort(v.begin(), v.end());
+  return v.empty() ? 0 : v[v.size() * percent / 100];
+}
+
+double Median(std::vector<double> v) { return Percentile(std::move(v), 50); }
 
 double FittedSlope(const std::vector<double>& x, const std::vector<double>& y) {
   const auto n = static_cast<double>(std::min(x.size(), y.size()));

@@ -12,6 +12,7 @@
 // rotations and what is written are left out: a limit is never too low.
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 #include <vector>
 
@@ -53,6 +54,9 @@ Limit LimitOf(const ModelCost& model, const MachineRates& rates, const PassWork&
 
 // Bytes of KV of `tokens` tokens, all layers; windows not applied (what a store keeps).
 double KvBytes(const ModelCost& model, int64_t tokens);
+
+double Median(std::vector<double> v);                      // 0 of nothing
+double Percentile(std::vector<double> v, size_t percent);  // 0..99; 0 of nothing
 
 // The slope of the straight line through points by least squares; 0 for fewer than two.
 double FittedSlope(const std::vector<double>& x, const std::vector<double>& y);

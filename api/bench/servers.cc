@@ -8,8 +8,6 @@
 #include <optional>
 #include <thread>
 
-#include "api/http.h"
-
 namespace holdfast {
 namespace {
 
@@ -31,12 +29,16 @@ Result<int> FreePort() {
   return ntohs(address.sin_port);
 }
 
-// The text in a chunk of a streamed answer: "data: {...}".
-std::string TextOf(std::string_view line) {
-  if (!line.starts_with("data: {")) return "";
-  const auto chunk = ParseJson(line.substr(6));
-  if (!chunk.ok() || !chunk->contains("choices") || (*chunk)["choices"].empty()) return "";
-  const Json& delta = (*chunk)["choices"][0]["delta"];
+// A chunk of a streamed answer, "data: {...}"; null for another line.
+Json ChunkIn(std::string_view line) {
+  if (!line.starts_with("data: {")) return nullptr;
+  auto chunk = ParseJson(line.substr(6));
+  return chunk.ok() ? std::move(*chunk) : Json(nullptr);
+}
+
+std::string TextOf(const Json& chunk) {
+  if (!chunk.contains("choices") || chunk["choices"].empty()) return "";
+  const Json delta = chunk["choices"][0].value("delta", Json());
   return delta.contains("content") && delta["content"].is_string()
              ? delta["content"].get<std::string>()
              : "";
@@ -84,32 +86,49 @@ Result<ServerProcess> ServerProcess::StartPeer(const Peer& peer, const std::stri
                              std::to_string(kPeerStartSeconds) + " s");
 }
 
-Result<Json> ServerProcess::Post(const std::string& path, const Json& body) const {
-  HOLDFAST_ASSIGN_OR_RETURN(const HttpReply reply, HttpCall({.base_url = url_,
-                                                             .method = "POST",
-                                                             .path = path,
-                                                             .body = DumpJson(body)}));
+Result<Json> ServerProcess::Ask(HttpCallArgs args) const {
+  args.base_url = url_;
+  HOLDFAST_ASSIGN_OR_RETURN(const HttpReply reply, HttpCall(args));
   if (reply.status >= 300) {
-    return Status::Io("bench: " + path + ": " + std::to_string(reply.status) + " " + reply.body);
+    return Status::Io("bench: " + args.path + ": " + std::to_string(reply.status) + " " +
+                      reply.body);
   }
   return ParseJson(reply.body);
+}
+
+Result<Json> ServerProcess::Get(const std::string& path) const {
+  return Ask({.base_url = {}, .path = path});
+}
+
+Result<Json> ServerProcess::Post(const std::string& path, const Json& body) const {
+  return Ask({.base_url = {}, .method = "POST", .path = path, .body = DumpJson(body)});
+}
+
+Result<int64_t> ServerProcess::CountTokens(const std::string& text) const {
+  HOLDFAST_ASSIGN_OR_RETURN(const Json answer, Post("/tokenize", {{"content", text}}));
+  return answer["count"].get<int64_t>();
 }
 
 Result<ServerProcess::Turn> ServerProcess::Chat(Json body) const {
   body["stream"] = true;
   Turn turn;
-  std::string rest;
+  std::string rest, error;
   const auto start = Clock::now();
+  const auto ms = [&] {
+    return std::chrono::duration<double, std::milli>(Clock::now() - start).count();
+  };
   HttpCallArgs args{.base_url = url_, .method = "POST", .path = "/v1/chat/completions",
                     .body = DumpJson(body)};
   args.download = [&](std::string_view piece, uint64_t) -> Status {
     rest += piece;
     for (size_t end; (end = rest.find('\n')) != std::string::npos; rest.erase(0, end + 1)) {
-      const std::string text = TextOf(std::string_view(rest).substr(0, end));
-      if (turn.content.empty() && !text.empty()) {
-        turn.first_ms = std::chrono::duration<double, std::milli>(Clock::now() - start).count();
-      }
+      Json chunk = ChunkIn(std::string_view(rest).substr(0, end));
+      const std::string text = TextOf(chunk);
+      if (turn.content.empty() && !text.empty()) turn.first_ms = ms();
       turn.content += text;
+      if (chunk.contains("error")) error = chunk["error"].dump();
+      if (chunk.contains("keeper")) turn.keeper = std::move(chunk["keeper"]);
+      if (chunk.contains("timings")) turn.timings = std::move(chunk["timings"]);
     }
     return Status();
   };
@@ -117,7 +136,8 @@ Result<ServerProcess::Turn> ServerProcess::Chat(Json body) const {
   if (reply.status != 200) {
     return Status::Io("bench: chat: " + std::to_string(reply.status) + " " + reply.body);
   }
-  if (turn.content.empty()) return Status::Io("bench: chat: an answer without text");
+  if (!error.empty()) return Status::Io("bench: chat: " + error);
+  if (turn.content.empty()) turn.first_ms = ms();
   return turn;
 }
 

@@ -2,8 +2,10 @@
 
 #include <chrono>
 
+#include "api/bench/limits.h"
 #include "api/bench/scratch.h"
 #include "api/bench/servers.h"
+#include "api/bench/turn.h"
 
 namespace holdfast {
 namespace {
@@ -18,19 +20,6 @@ struct Agent {
   Json messages = Json::array();
 };
 
-Result<std::string> FirstMessage(int agent, int64_t tokens, const ServerProcess& ours) {
-  std::string text = "You are agent " + std::to_string(agent) + ". This is your log.\n";
-  int64_t count = 0;
-  for (int i = 0; count < tokens; ++i) {
-    text += "Entry " + std::to_string((i + 13 * agent) * 7919 % 10007) + ": step " +
-            std::to_string(i) + " went well. ";
-    if (i % 16 != 15) continue;
-    HOLDFAST_ASSIGN_OR_RETURN(const Json answer, ours.Post("/tokenize", {{"content", text}}));
-    count = answer["count"].get<int64_t>();
-  }
-  return text;
-}
-
 std::string NextMessage(int round) {
   return "Round " + std::to_string(round) + ": entry " + std::to_string(round * 37 % 101) +
          " was changed. Say in a few words what you make of it.";
@@ -42,30 +31,52 @@ Json BodyOf(const Agent& agent) {
           {"temperature", 0}};
 }
 
+using Turns = std::vector<ServerProcess::Turn>;
 // A turn of an agent with some server: milliseconds to its first token, and what was said.
-using TakeTurn = std::function<Result<ServerProcess::Turn>(int number, const Agent& agent)>;
+using TurnTaker = std::function<Result<ServerProcess::Turn>(int number, const Agent& agent)>;
 
 // Rounds of all agents; the first one computes their contexts and is not counted.
-Result<std::vector<double>> Rounds(const SwitchOptions& options, std::vector<Agent> agents,
-                                   const TakeTurn& take) {
-  std::vector<double> figures;
+Result<Turns> Rounds(const SwitchOptions& options, std::vector<Agent> agents,
+                     const TurnTaker& take) {
+  Turns turns;
   for (int round = 0; round <= options.rounds; ++round) {
     for (int i = 0; i < options.agents; ++i) {
       Agent& agent = agents[i];
       if (round > 0) {
         agent.messages.push_back({{"role", "user"}, {"content", NextMessage(round)}});
       }
-      HOLDFAST_ASSIGN_OR_RETURN(const ServerProcess::Turn turn, take(i, agent));
+      HOLDFAST_ASSIGN_OR_RETURN(ServerProcess::Turn turn, take(i, agent));
       agent.messages.push_back({{"role", "assistant"}, {"content", turn.content}});
-      if (round > 0) figures.push_back(turn.first_ms);
+      if (round > 0) turns.push_back(std::move(turn));
     }
   }
-  return figures;
+  return turns;
 }
 
-Result<std::vector<double>> SwitchSlotFiles(const SwitchOptions& options, const Peer& peer,
-                                            const std::vector<std::string>& flags,
-                                            const std::vector<Agent>& agents) {
+// Medians over the turns of our own server.
+SwitchParts PartsOf(const Turns& turns) {
+  std::vector<double> restore, queue, prefill, rest, computed;
+  for (const ServerProcess::Turn& turn : turns) {
+    const Json timings = turn.keeper.value("timings", Json::object());
+    const auto ms = [&](const char* part) { return timings.value(part, 0.0); };
+    restore.push_back(ms("restore_ms"));
+    queue.push_back(ms("queue_ms"));
+    prefill.push_back(ms("prefill_ms"));
+    rest.push_back(turn.first_ms - restore.back() - queue.back() - prefill.back());
+    computed.push_back(turn.keeper.value("tokens", Json::object()).value("computed", 0.0));
+  }
+  return {Median(restore), Median(queue), Median(prefill), Median(rest), Median(computed)};
+}
+
+std::vector<double> FirstMs(const Turns& turns) {
+  std::vector<double> ms;
+  for (const ServerProcess::Turn& turn : turns) ms.push_back(turn.first_ms);
+  return ms;
+}
+
+Result<Turns> SwitchSlotFiles(const SwitchOptions& options, const Peer& peer,
+                              const std::vector<std::string>& flags,
+                              const std::vector<Agent>& agents) {
   const ScratchDir dir;
   std::vector<std::string> more = flags;
   more.insert(more.end(), {"--cache-ram", "0", "--slot-save-path", dir.path + "/"});
@@ -90,9 +101,9 @@ Result<std::vector<double>> SwitchSlotFiles(const SwitchOptions& options, const 
   return Rounds(options, agents, take);
 }
 
-Result<std::vector<double>> SwitchCacheRam(const SwitchOptions& options, const Peer& peer,
-                                           const std::vector<std::string>& flags,
-                                           const std::vector<Agent>& agents) {
+Result<Turns> SwitchCacheRam(const SwitchOptions& options, const Peer& peer,
+                             const std::vector<std::string>& flags,
+                             const std::vector<Agent>& agents) {
   std::vector<std::string> more = flags;
   more.insert(more.end(), {"--cache-ram", "8192"});
   HOLDFAST_ASSIGN_OR_RETURN(
@@ -119,8 +130,9 @@ Result<SwitchFigures> MeasureSwitch(const SwitchOptions& options) {
     const ScratchDir dir;
     HOLDFAST_ASSIGN_OR_RETURN(const ServerProcess server,
                               ServerProcess::Start(options.program, options.engine, dir.path));
+    const CountTokens count = [&](const std::string& text) { return server.CountTokens(text); };
     for (int i = 0; i < options.agents; ++i) {
-      HOLDFAST_ASSIGN_OR_RETURN(const std::string text, FirstMessage(i, options.tokens, server));
+      HOLDFAST_ASSIGN_OR_RETURN(const std::string text, LogText(options.tokens, i, count));
       agents.push_back({.id = "agent" + std::to_string(i),
                         .messages = Json::array({{{"role", "user"}, {"content", text}}})});
     }
@@ -129,7 +141,9 @@ Result<SwitchFigures> MeasureSwitch(const SwitchOptions& options) {
       body["session_id"] = agent.id;
       return server.Chat(std::move(body));
     };
-    HOLDFAST_ASSIGN_OR_RETURN(figures.ours, Rounds(options, agents, take));
+    HOLDFAST_ASSIGN_OR_RETURN(const auto turns, Rounds(options, agents, take));
+    figures.ours = FirstMs(turns);
+    figures.parts = PartsOf(turns);
   }
   const std::vector<std::string> flags = {
       "-np", std::to_string(kSlots), "-c", std::to_string(kSlots * SwitchContext(options.tokens))};
@@ -139,7 +153,7 @@ Result<SwitchFigures> MeasureSwitch(const SwitchOptions& options) {
       progress();
       const std::string name = peer.name + " " + what;
       auto theirs = measure(options, peer, flags, agents);
-      if (theirs.ok()) figures.peers[name] = std::move(*theirs);
+      if (theirs.ok()) figures.peers[name] = FirstMs(*theirs);
       else figures.notes[name] = theirs.status().message();
     }
   }

@@ -20,8 +20,15 @@ struct SwitchOptions {
   int rounds = 3;
   std::function<void(double fraction)> progress;
 };
+// Where our time to the first token goes, in ms: as the keeper reports it, and what it does not
+// time (HTTP, matching and tokenising, the admitted row, the first token's way).
+struct SwitchParts {
+  double restore = 0, queue = 0, prefill = 0, rest = 0;
+  double computed = 0;       // tokens of the prompt
+};
 struct SwitchFigures {
   std::vector<double> ours;  // ms to the first token of a turn, one per switch
+  SwitchParts parts;         // medians
   // By name: "llama.cpp slot files", "llama.cpp cache-ram"; and what went wrong with one.
   std::map<std::string, std::vector<double>> peers;
   std::map<std::string, std::string> notes;

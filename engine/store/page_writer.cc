@@ -9,6 +9,8 @@
 #include <thread>
 #include <utility>
 
+#include "engine/base/background.h"
+
 namespace holdfast {
 
 namespace {
@@ -187,6 +189,7 @@ void PageWriter::Impl::WriteNext(std::unique_lock<std::mutex>* lock) {
 }
 
 void PageWriter::Impl::Run() {
+  StandBack();  // nobody waits for it
   std::unique_lock lock(mu);
   while (true) {
     if (SyncIsDueLocked()) {

@@ -2,15 +2,22 @@
 #include <doctest/doctest.h>
 
 #include <algorithm>
+#include <fstream>
 #include <string>
 #include <vector>
 
+#include "api/bench/agent_trace.h"
 #include "api/bench/bench.h"
+#include "api/bench/bench_run.h"
+#include "api/bench/beside_bench.h"
+#include "api/bench/disk.h"
+#include "api/bench/keeper_bench.h"
 #include "api/bench/limits.h"
 #include "api/bench/peers.h"
 #include "api/bench/plot.h"
 #include "api/bench/process.h"
 #include "api/bench/soak.h"
+#include "api/bench/turn.h"
 #include "tests/engine/base/temp_dir.h"
 #include "tests/fixtures/tiny_model.h"
 
@@ -34,6 +41,17 @@ std::string Joined(const std::vector<std::string>& words) {
   std::string out;
   for (const std::string& w : words) out += (out.empty() ? "" : " ") + w;
   return out;
+}
+
+// An engine's options with a tiny model in `dir`.
+EngineOptions TinyEngine(const testing::TempDir& dir) {
+  TinyModelSpec spec;
+  spec.head = TinyHead::kSeparate;
+  REQUIRE(WriteTinyModel(spec, dir.File("tiny.gguf")).ok());
+  EngineOptions engine;
+  engine.model_path = dir.File("tiny.gguf");
+  engine.kv_bytes = 64u << 20;
+  return engine;
 }
 
 int Count(const std::string& text, const std::string& part) {
@@ -108,6 +126,179 @@ TEST_CASE("the slope of a line, and of nothing") {
   CHECK(FittedSlope({0, 1, 2}, {0, 2, 1}) == doctest::Approx(0.5));
   CHECK(FittedSlope({1}, {5}) == 0);
   CHECK(FittedSlope({2, 2}, {5, 6}) == 0);
+}
+
+TEST_CASE("percentiles are values that are there") {
+  std::vector<double> v;
+  for (int i = 200; i > 0; --i) v.push_back(i);
+  CHECK(Median(v) == 101);
+  CHECK(Percentile(v, 99) == 199);
+  CHECK(Percentile({7}, 99) == 7);
+  CHECK(Percentile({}, 50) == 0);
+}
+
+TEST_CASE("a figure says whether it is what it should be") {
+  Json result;
+  AddFigure({.what = "a", .value = 2, .unit = "ms", .most = 2}, &result);
+  AddFigure({.what = "b", .value = 2.5, .unit = "ms", .most = 2}, &result);
+  AddFigure({.what = "c", .value = 2, .unit = "x", .least = 3}, &result);
+  AddFigure({.what = "d", .value = 2, .unit = ""}, &result);
+  const Json& f = result["figures"];
+  CHECK(f[0]["met"] == true);
+  CHECK(f[1]["met"] == false);
+  CHECK(f[2]["met"] == false);
+  CHECK(f[2]["least"] == 3);
+  CHECK(!f[3].contains("met"));
+}
+
+TEST_CASE("what a process wrote is read from its account") {
+  const auto written = ParseProcessIo(
+      "rchar: 1\nwchar: 23\nsyscr: 4\nread_bytes: 5\nwrite_bytes: 4096\n"
+      "cancelled_write_bytes: 7\n");
+  REQUIRE(written.ok());
+  CHECK(written->to_disk == 4096);
+  CHECK(written->by_calls == 23);
+  for (const char* bad : {"", "rchar: 1\nwchar: 2\n", "rchar: 1\nwchar: x\nwrite_bytes: 3\n"}) {
+    CHECK_MESSAGE(ParseProcessIo(bad).status().code() == Code::kIo, bad);
+  }
+  CHECK(WrittenSoFar().ok());
+}
+
+TEST_CASE("a disk is measured where it is used") {
+  testing::TempDir dir;
+  CHECK(RawReadRate(dir.path()).status().code() == Code::kNotFound);
+  CHECK(RawReadRate(dir.File("nowhere")).status().code() == Code::kIo);
+  std::ofstream(dir.File("file")) << std::string(100'000, 'x');
+  CHECK(DropPageCache(dir.path()).ok());
+  const auto rate = RawReadRate(dir.path());
+  REQUIRE_MESSAGE(rate.ok(), rate.status().ToString());
+  CHECK(*rate > 0);
+  auto probe = RewriteProbe::Open(dir.path());
+  REQUIRE(probe.ok());
+  CHECK(*probe->Ms() > 0);
+}
+
+TEST_CASE("times between tokens are told apart by what went on beside") {
+  const auto at = [](int ms) { return BesideClock::time_point(std::chrono::milliseconds(ms)); };
+  const auto span = [&](int a, int b) { return BesideSpan(at(a), at(b)); };
+  BesideFigures figures;
+  // Quiet until 100, then busy until 200. A gap that a busy span touches at its end alone is quiet.
+  SplitGaps({at(0), at(10), at(40), at(90), at(130), at(150), at(195), at(260), at(270)},
+            {span(100, 200)}, {span(5, 100), span(265, 300)}, &figures);
+  CHECK(figures.without_ms == std::vector<double>{30, 50});
+  CHECK(figures.with_ms == std::vector<double>{40, 20, 45, 65});
+  BesideFigures none;
+  SplitGaps({at(0)}, {span(0, 1)}, {}, &none);
+  SplitGaps({at(0), at(100)}, {span(100, 200)}, {}, &none);
+  CHECK(none.with_ms.empty());
+  CHECK(none.without_ms.empty());
+}
+
+TEST_CASE("a trace fills the context, reads 142 tokens for each that it writes, and is its seed's") {
+  TraceShape shape;
+  const TracePlan plan = PlanTrace(shape);
+  REQUIRE(plan.agents.size() == 3);
+  double read = 0, written = 0;
+  for (const std::vector<TraceTurn>& turns : plan.agents) {
+    REQUIRE(turns.size() == 40);
+    CHECK(turns[0].pause_s == 0);
+    int64_t context = plan.system_tokens;
+    double pauses = 0;
+    for (const TraceTurn& turn : turns) {
+      CHECK(turn.input_tokens > 0);
+      CHECK(turn.answer_tokens > 0);
+      pauses += turn.pause_s;
+      context += turn.input_tokens + kTraceMarkup;
+      read += static_cast<double>(context);
+      context += turn.answer_tokens;
+      written += static_cast<double>(turn.answer_tokens);
+    }
+    CHECK(context > shape.context * 95 / 100);
+    CHECK(context < shape.context + kTraceSlack / 2);
+    CHECK(pauses > 5);
+    CHECK(pauses < 60);
+  }
+  CHECK(read / written == doctest::Approx(142).epsilon(0.1));
+  const auto first = [](const TracePlan& p) { return p.agents[0][0].input_tokens; };
+  CHECK(first(plan) == first(PlanTrace(shape)));
+  CHECK(first(plan) != plan.agents[1][0].input_tokens);
+  shape.seed = 2;
+  CHECK(first(plan) != first(PlanTrace(shape)));
+}
+
+TEST_CASE("hits are counted of what was possible") {
+  TraceSide side;
+  CHECK(side.HitRate() == 0);
+  side.turns = {{.prompt = 120, .cached = 90, .possible = 100, .first_ms = 3},
+                {.prompt = 320, .cached = 300, .possible = 300, .first_ms = 5}};
+  CHECK(side.HitRate() == doctest::Approx(0.975));
+  CHECK(side.FirstMs() == std::vector<double>{3, 5});
+}
+
+TEST_CASE("forks, commits, snapshots and bytes written are measured on a keeper") {
+  testing::TempDir dir;
+  const EngineOptions engine = TinyEngine(dir);
+  const auto forks = MeasureFork(engine, 256, 1);
+  REQUIRE_MESSAGE(forks.ok(), forks.status().ToString());
+  CHECK(forks->tokens == 256);
+  CHECK(forks->points.size() == 4);
+  CHECK(forks->points[0].tokens == 32);
+  CHECK(forks->pages_taken == 1);  // the partial page's copy
+  CHECK(forks->durable_ms.size() == 200);
+  CHECK(forks->sync_ms.size() == 200);
+  const auto commits = MeasureCommit(engine, 12);
+  REQUIRE_MESSAGE(commits.ok(), commits.status().ToString());
+  CHECK(commits->ack_ms.size() == 12);
+  CHECK(*std::min_element(commits->ack_ms.begin(), commits->ack_ms.end()) > 0);
+  const auto saves = MeasureSave(engine, 64, 2);
+  REQUIRE_MESSAGE(saves.ok(), saves.status().ToString());
+  CHECK(saves->ms.size() == 2);
+  CHECK(saves->tokens > 64);
+  const auto written = MeasureWritten(engine, 2);
+  REQUIRE_MESSAGE(written.ok(), written.status().ToString());
+  CHECK(written->turns == 2);
+  CHECK(written->tokens >= 400);
+  CHECK(written->written_bytes > written->page_bytes);
+  CHECK(written->page_bytes >= 12 * 4096);
+}
+
+TEST_CASE("a turn that nobody computed is in the log as any other") {
+  testing::TempDir dir;
+  RuntimeOptions options;
+  options.engine = TinyEngine(dir);
+  options.data_dir = dir.File("data");
+  const auto runtime = Runtime::Open(options);
+  REQUIRE(runtime.ok());
+  UncomputedTurn turn{.session = "s", .messages = {}};
+  for (int i = 0; i < 2; ++i) {
+    turn.messages.push_back(BenchMessage("user", "Part " + std::to_string(i)));
+    turn.seed = static_cast<uint64_t>(i);
+    REQUIRE(CommitUncomputed(**runtime, &turn).ok());
+  }
+  const auto info = (*runtime)->keeper().Get(kBenchTenant, "s");
+  REQUIRE(info.ok());
+  CHECK(info->turns == 2);
+  CHECK(info->branches == 1);  // the second goes on from the first
+  CHECK(info->items == 4);
+  const auto report = (*runtime)->keeper().CheckLog();
+  REQUIRE(report.ok());
+  CHECK(report->damaged() == 0);
+}
+
+TEST_CASE("agents decode beside others that save or restore") {
+  testing::TempDir dir;
+  const auto engine = Engine::Open(TinyEngine(dir));
+  REQUIRE(engine.ok());
+  for (const Beside what : {Beside::kSave, Beside::kRestore}) {
+    const auto figures = MeasureBeside(**engine, {.what = what,
+                                                  .phase = std::chrono::milliseconds(20),
+                                                  .progress = {}});
+    REQUIRE_MESSAGE(figures.ok(), figures.status().ToString());
+    CHECK(figures->sessions >= 4);
+    CHECK(figures->bytes_per_s > 0);
+    CHECK(!figures->with_ms.empty());
+    CHECK(!figures->without_ms.empty());
+  }
 }
 
 TEST_CASE("peers are named") {
@@ -195,20 +386,33 @@ TEST_CASE("a chart draws every finite point and escapes its words") {
 TEST_CASE("unknown names are refused before anything runs") {
   for (const char* bad : {"nonsense@1", "decode@", "decode@x", "decode@-1", "prefill@0", "agents",
                           "agents0", "agents8@0", "soak0", "soakx", "soak@0", "soak16@", "switch0",
-                          "switch8@0", "roofline@1", "load@3", "scale-context@1", ""}) {
+                          "switch8@0", "roofline@1", "load@3", "scale-context@1", "fork@0", "save@0",
+                          "commit@0", "written@x", "beside-save@1", "beside-restore@1",
+                          "sessions@0", "agent-trace@0", ""}) {
     BenchOptions options;
     options.names = {"roofline", bad};
     CHECK_MESSAGE(RunBench(options).status().code() == Code::kInvalid, bad);
   }
 }
 
+TEST_CASE("all names that are listed are known, and some draw") {
+  for (const auto& names : {BenchNames(), BenchScaleNames(), BenchLongNames()}) {
+    for (const std::string& name : names) {
+      BenchOptions options;
+      options.names = {name, "nonsense"};
+      CHECK(RunBench(options).status().message().find("'nonsense'") != std::string::npos);
+    }
+  }
+  CHECK(BenchDraws("scale-context"));
+  CHECK(BenchDraws("fork@4096"));
+  CHECK(!BenchDraws("all"));
+  CHECK(!BenchDraws("decode@0"));
+}
+
 TEST_CASE("a soak counts turns and sees memory and speed") {
   testing::TempDir dir;
-  TinyModelSpec spec;
-  spec.head = TinyHead::kSeparate;
-  REQUIRE(WriteTinyModel(spec, dir.File("tiny.gguf")).ok());
   SoakOptions options;
-  options.engine.model_path = dir.File("tiny.gguf");
+  options.engine = TinyEngine(dir);
   options.engine.kv_bytes = 4u << 20;  // soon full
   options.agents = 5;
   options.seconds = 3;

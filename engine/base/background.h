@@ -1,0 +1,10 @@
+// Threads that stand back where others want the cores.
+#pragma once
+
+namespace holdfast {
+
+// From now on the calling thread gets about a tenth of a core that a thread of ordinary priority
+// wants too, and all of one that nobody wants. Where the system refuses nothing changes.
+void StandBack();
+
+}  // namespace holdfast
