@@ -80,8 +80,8 @@ Result<ModelCard> Measure(const CommonFlags& flags, const CalibrateFlags& calibr
                            " contexts of one kind were measured; no card was written");
 }
 
-Result<ModelCard> Run(const CommonFlags& flags, const CalibrateFlags& calibrate,
-                      std::string* path) {
+Result<ModelCard> MeasureOrFind(const CommonFlags& flags, const CalibrateFlags& calibrate,
+                                std::string* path) {
   HOLDFAST_ASSIGN_OR_RETURN(const auto backend, MakeCpuBackend({flags.threads, flags.cpu}));
   HOLDFAST_ASSIGN_OR_RETURN(const auto model, Load(flags, *backend));
   if (calibrate.only_shows) {
@@ -97,7 +97,7 @@ Result<ModelCard> Run(const CommonFlags& flags, const CalibrateFlags& calibrate,
 
 int Calibrate(const CommonFlags& flags, const CalibrateFlags& calibrate) {
   std::string path;
-  const auto card = Run(flags, calibrate, &path);
+  const auto card = MeasureOrFind(flags, calibrate, &path);
   if (!card.ok()) return Fail(flags, card.status());
   if (flags.json) {
     Json document = CardJson(*card);

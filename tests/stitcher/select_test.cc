@@ -116,7 +116,7 @@ TEST_CASE("the question's probe over a timeline scores its last rows, whatever t
   std::vector<std::vector<double>> found;
   for (int64_t chunk : {150, 23}) {
     ForwardPass pass(*f.model);
-    Timeline timeline(&pool, TenantScope("t" + std::to_string(chunk)), f.model->fingerprint());
+    Timeline timeline(&pool, TenantScope(std::to_string(chunk)), f.model->fingerprint());
     timeline.Extend(tokens);
     AttentionMass mass(*f.model, 150);
     PendingOptions options;

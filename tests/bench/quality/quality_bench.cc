@@ -2,7 +2,8 @@
 // models' cards from all that was measured so far:
 //
 //   quality_bench [--records DIR] [--out DIR] [--contexts N] [--tasks N] [--minutes M]
-//                 [--threads T] [--cpu LEVEL] [--noise 0|1] MODEL.gguf...
+//                 [--threads T] [--cpu LEVEL] [--edits A1,B512,...] [--methods rot,link32,...]
+//                 MODEL.gguf...
 //
 // For each model: N more contexts of each edit and N more instances of each task, as far as M
 // minutes go (0: none, only the report). A trial is a line in --records as soon as it is done.
@@ -24,10 +25,16 @@ namespace {
 struct Arguments {
   std::map<std::string, std::string> flags = {
       {"records", "build/quality"}, {"out", "stitcher"}, {"contexts", "0"}, {"tasks", "0"},
-      {"minutes", "1000000"},       {"threads", "0"},    {"cpu", ""},       {"noise", "1"}};
+      {"minutes", "1000000"},       {"threads", "0"},    {"cpu", ""},       {"edits", ""},
+      {"methods", ""}};
   std::vector<std::string> models;
 
   int Number(const char* name) const { return std::atoi(flags.at(name).c_str()); }
+  // Whether a list flag names it, or names nothing.
+  bool Wants(const char* flag, const std::string& name) const {
+    const std::string& list = flags.at(flag);
+    return list.empty() || ("," + list + ",").find("," + name + ",") != std::string::npos;
+  }
 };
 
 bool Parse(int argc, char** argv, Arguments* out) {
@@ -63,6 +70,12 @@ Status MeasureModel(const Arguments& arguments, const std::string& name, Model& 
   SweepOptions sweep = QualitySweep();
   sweep.first_seed = before.next_seed();
   sweep.contexts = arguments.Number("contexts");
+  std::erase_if(sweep.edits, [&](ContextEdit edit) {
+    return !arguments.Wants("edits", ContextEditName(edit));
+  });
+  std::erase_if(sweep.methods, [&](const ReuseMethod& m) {
+    return !arguments.Wants("methods", m.name);
+  });
   sweep.go_on = [&](double) { return in_time(); };
   sweep.on_trial = [&](const Trial& t) {
     AppendRecord(dir, name, t);
@@ -83,7 +96,7 @@ Status MeasureModel(const Arguments& arguments, const std::string& name, Model& 
   return RunTasks(model, tasks);
 }
 
-Status Run(const Arguments& arguments) {
+Status MeasureAndReport(const Arguments& arguments) {
   HOLDFAST_ASSIGN_OR_RETURN(
       const auto backend,
       MakeCpuBackend({arguments.Number("threads"), arguments.flags.at("cpu")}));
@@ -93,7 +106,7 @@ Status Run(const Arguments& arguments) {
     HOLDFAST_ASSIGN_OR_RETURN(auto model, Load(path, *backend, KvType::kF16));
     if (arguments.Number("contexts") > 0 || arguments.Number("tasks") > 0) {
       std::unique_ptr<Model> other;
-      if (arguments.Number("noise") != 0) {
+      if (arguments.Wants("methods", "f32 KV")) {
         HOLDFAST_ASSIGN_OR_RETURN(other, Load(path, *backend, KvType::kF32));
       }
       HOLDFAST_RETURN_IF_ERROR(MeasureModel(arguments, name, *model, other.get()));
@@ -111,11 +124,11 @@ int main(int argc, char** argv) {
   Arguments arguments;
   if (!Parse(argc, argv, &arguments)) {
     std::fprintf(stderr, "usage: quality_bench [--records DIR] [--out DIR] [--contexts N] "
-                         "[--tasks N] [--minutes M] [--threads T] [--cpu LEVEL] [--noise 0|1] "
-                         "MODEL.gguf...\n");
+                         "[--tasks N] [--minutes M] [--threads T] [--cpu LEVEL] [--edits A1,B512,...] "
+                         "[--methods rot,link32,...] MODEL.gguf...\n");
     return 2;
   }
-  const Status status = Run(arguments);
+  const Status status = MeasureAndReport(arguments);
   if (status.ok()) return 0;
   std::fprintf(stderr, "quality_bench: %s\n", status.message().c_str());
   return 1;

@@ -82,7 +82,8 @@ std::vector<Summary> Ordered(const std::vector<Trial>& trials) {
 }
 
 // All in-context edits, or chunks of 512, as one row per method.
-std::vector<Summary> Pooled(const std::vector<Trial>& trials, CardKind kind, const char* label) {
+std::vector<Summary> Pooled(const std::vector<Trial>& trials, CardKind kind,
+                            const std::string& label) {
   std::vector<Trial> some;
   for (const Trial& t : trials) {
     if (t.kind != kind || (kind == CardKind::kIsolated && t.edit != "B512")) continue;
@@ -242,9 +243,13 @@ ContractCheck CheckContract(const std::vector<Trial>& trials, double max_kl) {
     for (const auto& [context, some] : unseen) {
       ++check.contexts;
       const Trial& any = *some[0];
-      const auto setting = CheapestUnder(card, {.kind = any.kind, .tokens = any.min_tokens,
-                                                .runs = any.runs, .shift = any.max_shift,
-                                                .context = any.context}, max_kl);
+      CardChoice choice;
+      choice.kind = any.kind;
+      choice.tokens = any.min_tokens;
+      choice.runs = any.runs;
+      choice.shift = any.max_shift;
+      choice.context = any.context;
+      const auto setting = CheapestUnder(card, choice, max_kl);
       if (!setting) continue;
       for (const Trial* t : some) {
         if (t->setting != *setting) continue;

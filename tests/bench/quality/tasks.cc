@@ -85,7 +85,10 @@ Question DerivedEdit(SeededRandom* r) {
 
 Question Copy(SeededRandom* r) {
   std::string sum;
-  for (int i = 0; i < 4; ++i) sum += (i > 0 ? "-" : "") + std::to_string(r->In(1000, 9999));
+  for (int i = 0; i < 4; ++i) {
+    if (i > 0) sum += '-';
+    sum += std::to_string(r->In(1000, 9999));
+  }
   return {{"Checksum entry: " + sum}, {sum},
           "Repeat the line that begins with 'Checksum entry' exactly.", "", ""};
 }
