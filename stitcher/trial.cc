@@ -221,7 +221,9 @@ void TrialRunner::DescribeWork(const ReuseMethod& method, std::span<const TokenR
   const int64_t full = size - exact, fresh = full - reusable;
   const bool is_all = method.how == ReuseHow::kTranslated || method.how == ReuseHow::kOtherKv;
   const bool is_probed = method.how == ReuseHow::kReuse && method.setting.windows > 0;
-  const int64_t rows = is_all ? size : fresh + repaired + (is_probed ? fresh : 0);
+  // A probe's rows before the first run are exact and stay; those behind come again.
+  const int64_t behind = context_->runs.empty() ? 0 : size - context_->runs[0].at - reusable;
+  const int64_t rows = is_all ? size : fresh + repaired + (is_probed ? behind : 0);
   trial->recomputed =
       is_all || reusable == 0 ? 1 : static_cast<double>(repaired) / static_cast<double>(reusable);
   trial->rows = static_cast<double>(rows) / static_cast<double>(full);

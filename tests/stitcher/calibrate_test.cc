@@ -152,6 +152,13 @@ TEST_CASE("what is recomputed whole says what full prefill says, to the bit") {
     CHECK(rot.recomputed == 0);
     CHECK(link.recomputed > 0.4);
     CHECK(rot.rows < link.rows);
+    const auto full = static_cast<double>(context.tokens.size() - context.exact / 32 * 32);
+    int64_t reused = 0;
+    for (const TestRun& run : context.runs) reused += run.size();
+    const double behind =
+        static_cast<double>(context.tokens.size()) - context.runs[0].at - reused;
+    CHECK(rot.rows == doctest::Approx(1 - reused / full));
+    CHECK(link.rows == doctest::Approx(1 - (1 - link.recomputed) * reused / full + behind / full));
     CHECK(rot.runs == static_cast<int>(context.runs.size()));
     CHECK(rot.tokens == 12);
     // A method leaves nothing behind for the next.
