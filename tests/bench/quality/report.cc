@@ -22,6 +22,12 @@ std::string Print(const char* format, ...) {
   return text;
 }
 
+// " (low-high)"; one context has no interval.
+std::string Between(const Interval& i, double factor, const char* format, int contexts) {
+  if (contexts < 2) return " (-)";
+  return " (" + Print(format, factor * i.low) + "-" + Print(format, factor * i.high) + ")";
+}
+
 const Summary* Find(const std::vector<Summary>& all, const std::string& edit,
                     const std::string& method) {
   for (const Summary& s : all) {
@@ -61,11 +67,12 @@ void Table(const std::vector<Summary>& all, std::string* out) {
   *out += "| edit | method | n | KL mean (95 %) | median | largest token | top-1 (95 %) | same answer "
           "| recomputed | rows |\n|---|---|---|---|---|---|---|---|---|---|\n";
   for (const Summary& s : all) {
-    *out += Print("| %s | %s | %d | %.5f (%.5f-%.5f) | %.5f | %.3f | %.1f %% (%.1f-%.1f) | %.0f %% "
-                  "| %.1f %% | %.1f %% |\n",
-                  s.edit.c_str(), s.method.c_str(), s.contexts, s.kl.mean, s.kl.low, s.kl.high,
-                  s.median_kl, s.largest_kl, 100 * s.same_top.mean, 100 * s.same_top.low,
-                  100 * s.same_top.high, 100 * s.same_answer, 100 * s.recomputed, 100 * s.rows);
+    *out += Print("| %s | %s | %d | %.5f%s | %.5f | %.3f | %.1f %%%s | %.0f %% | %.1f %% | "
+                  "%.1f %% |\n",
+                  s.edit.c_str(), s.method.c_str(), s.contexts, s.kl.mean,
+                  Between(s.kl, 1, "%.5f", s.contexts).c_str(), s.median_kl, s.largest_kl,
+                  100 * s.same_top.mean, Between(s.same_top, 100, "%.1f", s.contexts).c_str(),
+                  100 * s.same_answer, 100 * s.recomputed, 100 * s.rows);
   }
 }
 
@@ -107,13 +114,13 @@ void Targets(const MeasuredModel& m, std::string* out) {
   const Summary* link = Find(in_context, "A", "link128");
   const auto kl = [](const Summary* s) {
     return s == nullptr ? std::string()
-                        : Print("median %.5f, mean %.5f (%.5f-%.5f), n = %d", s->median_kl,
-                                s->kl.mean, s->kl.low, s->kl.high, s->contexts);
+                        : Print("median %.5f, mean %.5f%s, n = %d", s->median_kl, s->kl.mean,
+                                Between(s->kl, 1, "%.5f", s->contexts).c_str(), s->contexts);
   };
   const auto top = [](const Summary* s) {
     return s == nullptr ? std::string()
-                        : Print("%.2f %% (%.2f-%.2f)", 100 * s->same_top.mean,
-                                100 * s->same_top.low, 100 * s->same_top.high);
+                        : Print("%.2f %%%s", 100 * s->same_top.mean,
+                                Between(s->same_top, 100, "%.2f", s->contexts).c_str());
   };
   Target("in-context edits, link128: median KL",
          !has_target ? "-" : is_large ? "<= 0.003" : "<= 0.006", link, kl(link), out);
@@ -131,11 +138,15 @@ void Targets(const MeasuredModel& m, std::string* out) {
   }
   for (const double max_kl : {0.002, 0.005, 0.01, 0.02, 0.05}) {
     const ContractCheck c = CheckContract(m.records.trials, max_kl);
-    if (c.contexts == 0) continue;
+    if (c.served == 0) {
+      *out += Print("| max_kl %.3f on contexts that the card has not seen | >= 95 %% stay under | "
+                    "none of %d served: too few contexts, or no setting is good enough |\n",
+                    max_kl, c.contexts);
+      continue;
+    }
     *out += Print("| max_kl %.3f on contexts that the card has not seen | >= 95 %% stay under | "
                   "%d of %d served (%.1f %%), of %d asked; rows %.0f %% |\n",
-                  max_kl, c.kept, c.served, c.served == 0 ? 100.0 : 100.0 * c.kept / c.served,
-                  c.contexts, 100 * c.rows);
+                  max_kl, c.kept, c.served, 100.0 * c.kept / c.served, c.contexts, 100 * c.rows);
   }
 }
 
