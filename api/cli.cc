@@ -133,6 +133,7 @@ int RunCli(int argc, char** argv) {
   Command chosen;
   AddServeCommands(app, &flags, &chosen);
   AddToolCommands(app, &flags, &chosen);
+  AddCalibrateCommand(app, &flags, &chosen);
   AddSessionCommands(app, &flags, &chosen);
   AddReplayCommand(app, &flags, &chosen);
   AddBenchCommand(app, &flags, &chosen);

@@ -92,6 +92,11 @@ struct GenerateRequest {
   std::function<void(int64_t index, std::span<const float> logits)> observe_logits;
   // With observe_logits: the rows that it is called for (any thread); null = every one.
   std::function<bool(int64_t index)> observes;
+  // Called on the model thread, layer by layer, with the queries of the pending rows in a pass (see
+  // ForwardBatch::observe_queries): row i of q is that of token `rows[i]` of `timeline`, which may
+  // be read. Selection probes a prompt so; null = no. Rows are computed as with observe_logits.
+  std::function<void(int layer, const Timeline& timeline, std::span<const int64_t> rows,
+                     std::span<const float> q)> observe_queries;
   // Verify only: at most this many rows of the request in one pass, none from the pool, no drafts;
   // 0 = the engine's choice.
   int chunk = 0;

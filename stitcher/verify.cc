@@ -19,6 +19,7 @@
 #include "engine/backend/half.h"
 #include "engine/model/softmax.h"
 #include "engine/store/file_page_store.h"
+#include "stitcher/pending.h"
 #include "stitcher/stitcher.h"
 
 namespace holdfast {
@@ -272,44 +273,14 @@ RowDigests Verifier::Chunked(ForwardPass& pass, RawSequence& s, int chunk) {
   return all;
 }
 
-// Computes a timeline's pending rows, `chunk` at a time, as the scheduler does.
+// The logits of a timeline's pending rows; nothing where the pool is full.
 std::vector<std::vector<float>> Verifier::PendingLogits(Timeline& timeline) {
   std::vector<std::vector<float>> out;
-  while (timeline.pending() > 0) {
-    auto rows = timeline.NextRows(64);
-    if (!rows.ok()) return {};
-    ForwardBatch batch;
-    auto& sequence = batch.sequences.emplace_back();
-    sequence.runs.resize(model_.groups().size());
-    const int64_t end = rows->back().index + 1;
-    for (size_t g = 0; g < sequence.runs.size(); ++g) {
-      timeline.Views(end, static_cast<int>(g), &sequence.runs[g]);
-    }
-    std::vector<std::vector<std::byte*>> payloads;
-    for (const Timeline::Row& r : *rows) {
-      auto& p = payloads.emplace_back();
-      for (size_t g = 0; g < sequence.runs.size(); ++g) {
-        p.push_back(r.page->payload(static_cast<int>(g)));
-      }
-    }
-    for (size_t i = 0; i < rows->size(); ++i) {
-      const Timeline::Row& r = (*rows)[i];
-      ForwardRow row;
-      row.token = r.token;
-      row.position = static_cast<int32_t>(r.index);
-      row.page = payloads[i].data();
-      row.slot = r.slot;
-      row.logits = true;
-      batch.rows.push_back(row);
-    }
-    pass_.Begin(std::move(batch));
-    pass_.Run();
-    for (size_t i = 0; i < rows->size(); ++i) {
-      const auto l = pass_.logits(static_cast<int64_t>(i));
-      out.emplace_back(l.begin(), l.end());
-    }
-    timeline.Filled(static_cast<int64_t>(rows->size()));
-  }
+  PendingOptions options;
+  options.on_logits = [&](int64_t, std::span<const float> logits) {
+    out.emplace_back(logits.begin(), logits.end());
+  };
+  if (!holdfast::ComputePending(model_, pass_, timeline, options).ok()) return {};
   return out;
 }
 

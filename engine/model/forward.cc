@@ -87,6 +87,9 @@ void ForwardPass::Impl::Layer(int layer) {
   Balance(w.q_factor, q);
   Balance(w.k_factor, k);
   StoreKv(layer);
+  if (batch.observe_queries) {
+    batch.observe_queries(layer, std::span(q).first(rows * size_t(c.heads) * c.head_dim));
+  }
   if (layer + 1 == c.layers) KeepLogitRows();
   if (rows == 0) return;
   Attend(layer);

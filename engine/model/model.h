@@ -106,6 +106,9 @@ struct ForwardBatch {
     std::vector<std::vector<KvRun>> runs;  // [groups]
   };
   std::vector<Sequence> sequences;
+  // Called by StepLayer with the queries of all rows, [rows][heads * head_dim], not yet turned,
+  // once the layer's K and V of these rows are stored; null = no.
+  std::function<void(int layer, std::span<const float> q)> observe_queries;
 };
 
 // One pass over a batch, a layer at a time, so that a long prefill chunk can pause while decode

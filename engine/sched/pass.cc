@@ -57,7 +57,23 @@ void Pass::Begin() {
   in_flight_ = true;
   layers_ = 0;
   ms_ = layer_ms_max_ = 0;
+  const bool is_observed = std::any_of(parts_.begin(), parts_.end(), [](const Part& part) {
+    return part.sequence->request().observe_queries != nullptr;
+  });
+  if (is_observed) {
+    batch_.observe_queries = [this](int layer, std::span<const float> q) { ShowQueries(layer, q); };
+  }
   forward_.Begin(std::move(batch_));
+}
+
+void Pass::ShowQueries(int layer, std::span<const float> q) const {
+  const size_t width = q.size() / static_cast<size_t>(rows_);
+  for (const Part& part : parts_) {
+    const auto& observe = part.sequence->request().observe_queries;
+    if (!observe) continue;
+    observe(layer, part.sequence->timeline(), part.index,
+            q.subspan(static_cast<size_t>(part.first_row) * width, part.index.size() * width));
+  }
 }
 
 bool Pass::StepLayer() {

@@ -48,6 +48,7 @@ class Pass {
     std::vector<int64_t> index;  // of each row in its timeline
     std::vector<std::byte*> pages;  // [rows][groups]
   };
+  void ShowQueries(int layer, std::span<const float> q) const;
   void CompletePart(const Part& part, uint64_t step);
   Status TakeRows(const Part& part, uint64_t step);
   void Clear();

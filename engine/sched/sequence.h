@@ -91,7 +91,10 @@ class Sequence {
     bool by_grammar;
   };
   // Each of its rows is to be computed, as it stands: none from the pool, none drafted.
-  bool computes_all() const { return request_.chunk != 0 || request_.observe_logits != nullptr; }
+  bool computes_all() const {
+    return request_.chunk != 0 || request_.observe_logits != nullptr ||
+           request_.observe_queries != nullptr;
+  }
   int64_t said() const { return timeline().size() - drafts_; }  // tokens that are no drafts
   void Append(TokenId token);
   void FillVerified();

@@ -1,6 +1,7 @@
 """The command line's contract on real models: verify on every instruction set, tokenize, eval, bench."""
 import json
 import os
+import subprocess
 import tempfile
 import unittest
 
@@ -115,6 +116,25 @@ class Cli(unittest.TestCase):
         status, _, error = run("pull", "no-such-model")
         self.assertEqual(status, 1)
         self.assertIn(SMOL, error)
+
+    def test_calibrate_writes_a_card_and_shows_it(self):
+        with tempfile.TemporaryDirectory() as data:
+            model = os.path.join(data, "tiny.gguf")
+            subprocess.run([os.environ["HOLDFAST_TINY"], "--out", model, "--ctx", "8192"], check=True)
+            args = ["calibrate", "--model", model, "--data", data]
+            status, _, error = run(*args, "--show")
+            self.assertEqual(status, 1)
+            self.assertIn("no card", error)
+            card = self.json_of(*args, "--quick", "--contexts", "8")
+            self.assertEqual(card["name"], "tiny")
+            self.assertGreater(len(card["cells"]), 3)
+            for cell in card["cells"]:
+                self.assertGreaterEqual(cell["kl"]["contexts"], 4)
+                self.assertGreaterEqual(cell["kl"]["bound"], cell["kl"]["median"])
+            self.assertTrue(card.pop("path").endswith(card["model"] + ".json"))
+            self.assertEqual(self.json_of(*args, "--show"), card)
+            self.assertEqual(run(*args, "--show", "--kv-type", "i8")[0], 1)  # another fingerprint
+            self.assertIn("SETTING", run(*args, "--show")[1])
 
     def test_an_unknown_level_is_refused(self):
         status, _, error = run("verify", "--model", SMOL, HOLDFAST_CPU="sse9")

@@ -63,6 +63,38 @@ TEST_CASE("a sequence gets the same bits alone, in company, in any chunks and on
   }
 }
 
+TEST_CASE("a probe sees the queries of its own rows, whatever runs beside it") {
+  const auto prompt = SomePrompt(70, 1);
+  std::map<std::pair<int, int64_t>, uint64_t> want;  // layer and row: digest of its queries
+  for (int chunk : {0, 7}) {
+    for (int company : {0, 4}) {
+      Rig rig;
+      std::vector<std::shared_ptr<Generation>> others;
+      for (int i = 0; i < company; ++i) {
+        others.push_back(rig.Submit(rig.Request(SomePrompt(40 + i, i + 2), 20)));
+      }
+      std::map<std::pair<int, int64_t>, uint64_t> seen;
+      GenerateRequest request = rig.Request(prompt, 0);
+      request.chunk = chunk;
+      request.observe_queries = [&](int layer, const Timeline& timeline,
+                                    std::span<const int64_t> rows, std::span<const float> q) {
+        CHECK(timeline.size() == 70);
+        const size_t width = q.size() / rows.size();
+        for (size_t i = 0; i < rows.size(); ++i) {
+          const Digest d = Sha256(q.data() + i * width, width * sizeof(float));
+          seen[{layer, rows[i]}] = DigestHash()(d);
+        }
+      };
+      const Answer answer = rig.Run(std::move(request));
+      CHECK(answer.finish.reason == FinishReason::kLength);
+      CHECK(seen.size() == 70u * rig.model().config().layers);
+      if (want.empty()) want = seen;
+      CHECK(seen == want);
+      for (auto& other : others) CHECK(Hear(*other).tokens.size() == 20);
+    }
+  }
+}
+
 TEST_CASE("small prefill passes change nothing") {
   const auto prompt = SomePrompt(200, 3);
   std::vector<uint64_t> want;
