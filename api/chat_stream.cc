@@ -243,6 +243,9 @@ void LiveStream::Finish(FinishEvent finish) {
   done.report.start = start_;
   done.report.start.stitch.from_pool += finish.reused;
   done.report.start.stitch.to_compute -= finish.reused;
+  const int64_t found = std::min(finish.reused, done.report.start.stitch.totals.fresh);
+  done.report.start.stitch.totals.exact += found;
+  done.report.start.stitch.totals.fresh -= found;
   done.report.generated = static_cast<int64_t>(kept);
   done.report.queue_ms = finish.queue_ms;
   done.report.restore_ms = start_.stitch.restore_ms;

@@ -26,6 +26,7 @@ constexpr uint64_t kWriterPoolPart = 8; // pages that wait to be written pin at 
 constexpr uint64_t kWriterMaxQueued = 1024;
 constexpr uint64_t kCompactBytes = uint64_t{8} << 20;  // in one idle step
 constexpr uint64_t kMinDiskBytes = uint64_t{64} << 20;
+constexpr int kChunkWithoutReuse = 256;  // rows of a prefill pass, as the engine's own
 
 // ChatML, for a model file that brings no template.
 constexpr char kPlainTemplate[] =
@@ -73,7 +74,27 @@ Digest ParamsDigest(const ChatRequest& r) {
   for (const Tool& tool : r.tools) h.Text(tool.name);
   h.U64(r.turn_seed.has_value()).U64(r.turn_seed.value_or(0));
   h.Values(std::span<const TokenId>(r.forced));
+  if (r.reuse.approximate()) {
+    const double limits[] = {r.reuse.max_kl, r.reuse.budget};
+    h.Text(ReusePolicyName(r.reuse.policy)).Values(std::span<const double>(limits));
+  }
   return h.Finish();
+}
+
+// All pending rows, without an answer.
+Result<Timeline> ComputeAll(Engine& engine, Timeline timeline) {
+  if (timeline.pending() == 0) return timeline;
+  GenerateRequest request;
+  request.output_begin = timeline.size();
+  request.timeline = std::move(timeline);
+  HOLDFAST_ASSIGN_OR_RETURN(const std::shared_ptr<Generation> generation,
+                            engine.Submit(std::move(request)));
+  while (auto event = generation->Next(-1)) {
+    if (!event->finish) continue;
+    HOLDFAST_RETURN_IF_ERROR(event->finish->status);
+    return std::move(*event->finish->timeline);
+  }
+  return Status::Cancelled("runtime: a background prefill ended early");
 }
 
 TurnRequest TurnRequestOf(const ChatRequest& r) {
@@ -94,6 +115,7 @@ TurnRequest TurnRequestOf(const ChatRequest& r) {
   t.turn_seed = r.turn_seed;
   t.max_tokens = r.max_tokens;
   t.hints = r.hints;
+  t.reuse = r.reuse;
   return t;
 }
 
@@ -234,6 +256,9 @@ Result<std::unique_ptr<Runtime>> Runtime::Open(const RuntimeOptions& options) {
   if (impl->store != nullptr) impl->StartWriter();
   impl->stitcher = std::make_unique<Stitcher>(&impl->engine->pool(), impl->store.get(),
                                               impl->engine->model().fingerprint());
+  impl->stitcher->SetCompute([engine = impl->engine.get()](Timeline timeline) {
+    return ComputeAll(*engine, std::move(timeline));
+  });
   HOLDFAST_RETURN_IF_ERROR(impl->OpenText());
   HOLDFAST_RETURN_IF_ERROR(impl->OpenKeeper());
   return std::unique_ptr<Runtime>(new Runtime(std::move(impl)));
@@ -311,6 +336,8 @@ Result<std::unique_ptr<ChatStream>> Runtime::Impl::Start(const ChatRequest& requ
   generate.speculate = request.speculate;
   generate.constraint = std::move(constraint.constraint);
   generate.forced = request.forced;
+  // Nothing from the pool either, whatever else puts the same tokens there meanwhile.
+  if (request.reuse.policy == ReusePolicy::kOff) generate.chunk = kChunkWithoutReuse;
   auto generation = engine->Submit(std::move(generate));
   if (!generation.ok()) {
     TurnOutcome outcome;

@@ -184,10 +184,8 @@ struct Stitcher::Impl {
     parts.card = stitcher->card();
     parts.choose = choose;
     if (compute) {
-      parts.compute = [this, stitcher](const TenantScope& scope, std::span<const TokenId> chain)
-          -> Result<Timeline> {
-        HOLDFAST_ASSIGN_OR_RETURN(Stitched exact, stitcher->Stitch({scope, chain, nullptr, {}}));
-        return compute(std::move(exact.timeline));
+      parts.compute = [stitcher](const TenantScope& scope, std::span<const TokenId> chain) {
+        return stitcher->ComputeExact(scope, chain, nullptr);
       };
     }
     return parts;
@@ -430,6 +428,13 @@ void Stitcher::Impl::PutBeginning(const StitchRequest& request, const Beginning&
     AddSpan(&out->provenance, span);
   }
   out->recipe = std::make_shared<const Recipe>(*request.base_recipe);
+}
+
+Result<Timeline> Stitcher::ComputeExact(const TenantScope& scope, std::span<const TokenId> tokens,
+                                        const Timeline* base) {
+  if (!impl_->compute) return Status::Unavailable("stitcher: nobody is there to compute");
+  HOLDFAST_ASSIGN_OR_RETURN(Stitched exact, Stitch({scope, tokens, base, {}}));
+  return impl_->compute(std::move(exact.timeline));
 }
 
 Result<Stitched> Stitcher::Stitch(const StitchRequest& request) {

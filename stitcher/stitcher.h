@@ -130,6 +130,10 @@ class Stitcher {
   std::shared_ptr<const ModelCard> card() const;
 
   Result<Stitched> Stitch(const StitchRequest& request);
+  // Everything exact and computed, from `base` (may be null), pages and SetCompute's function.
+  // Blocks for a prefill.
+  Result<Timeline> ComputeExact(const TenantScope& scope, std::span<const TokenId> tokens,
+                                const Timeline* base);
   // Reads nothing.
   Survey Look(const TenantScope& scope, std::span<const TokenId> tokens) const;
   // Loads from the store into the pool what Stitch would load, as far as `max_pages` go; the pages
