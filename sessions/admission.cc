@@ -565,7 +565,8 @@ Result<std::unique_ptr<Turn>> Admission::Start(const Place& place, Target target
   const int64_t room = k_.options.max_context - start.prompt_tokens;
   impl->max_tokens = r_.max_tokens > 0 ? std::min(r_.max_tokens, room) : room;
   auto turn = std::make_unique<Turn>(std::move(impl));
-  HOLDFAST_RETURN_IF_ERROR(Stitch(place, &turn->impl()));  // a failure drops, and so aborts, the turn
+  // A failure drops, and so aborts, the turn.
+  HOLDFAST_RETURN_IF_ERROR(Stitch(place, &turn->impl()));
   return turn;
 }
 

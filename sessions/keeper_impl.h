@@ -122,8 +122,9 @@ Status WithTree(Keeper::Impl& k, std::string_view tenant, std::string_view id, c
   });
 }
 
-// provenance.cc: fills in the left chains of the recipe's sources, as far as a branch of the session
-// holds them. So their KV can be computed again when their pages are gone.
+// provenance.cc
+// Fills in the left chains of the recipe's sources, as far as a branch of the session holds them.
+// So their KV can be computed again when their pages are gone.
 void FillLeft(Keeper::Impl& k, const SessionTree& tree, const TenantScope& scope, Recipe* recipe);
 
 // admission.cc

@@ -8,7 +8,8 @@
 namespace holdfast {
 namespace {
 
-constexpr int kMaxBranchesLookedAt = 32;  // of a session, the newest ones, for a source's left chain
+// Of a session, the newest ones, for a source's left chain.
+constexpr int kMaxBranchesLookedAt = 32;
 
 // What a whole branch is where no approximation was made: exact, wherever its pages are.
 Provenance ExactSpans(const Survey& survey, int64_t tokens) {

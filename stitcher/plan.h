@@ -1,6 +1,6 @@
-// Planning the exact prefix: what of a prompt's KV is used again, loaded or computed, decided before
-// anything moves. A pure function of its input, with a table test. What is done with approximate
-// runs behind the prefix is planned by run_plan.h.
+// Planning the exact prefix: what of a prompt's KV is used again, loaded or computed, decided
+// before anything moves. A pure function of its input, with a table test. What is done with
+// approximate runs behind the prefix is planned by run_plan.h.
 #pragma once
 
 #include <cstdint>

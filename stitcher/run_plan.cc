@@ -267,7 +267,8 @@ class RunPlanner {
     AddStep(steps, {at, in_.tokens});
     const double rate = in_.compute_ms_per_token > 0 ? in_.compute_ms_per_token : 1;
     const int64_t total = in_.tokens - in_.begin;
-    const auto rows = static_cast<double>(total - plan->TokensOf(KvOrigin::kShifted) + plan->select);
+    const int64_t kept = plan->TokensOf(KvOrigin::kShifted) - plan->select;
+    const auto rows = static_cast<double>(total - kept);
     plan->cost_ms = rate * rows + (in_.compute_ms_per_token > 0 ? load_ms : 0);
     plan->full_ms = rate * static_cast<double>(total);
   }

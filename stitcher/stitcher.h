@@ -3,9 +3,9 @@
 //
 // Stitch is a transaction: private slots, read, verify, publish. On any fault it keeps the longest
 // verified prefix and leaves the rest to be computed; the answer is the same bits either way, and
-// the report says what happened. Behind the exact prefix, runs that were computed elsewhere are used
-// as far as the request's policy and the model card allow (run_plan.h); that is an approximation,
-// and labelled so, token by token (recipe.h).
+// the report says what happened. Behind the exact prefix, runs that were computed elsewhere are
+// used as far as the request's policy and the model card allow (run_plan.h); that is an
+// approximation, and labelled so, token by token (recipe.h).
 //
 // Thread-safe; blocks on page I/O, so never called by the model thread. Owns two I/O threads.
 #pragma once
@@ -38,7 +38,7 @@ struct StitchRequest {
   TenantScope scope;
   std::span<const TokenId> tokens;
   const Timeline* base = nullptr;    // a warm timeline (a head): its common prefix is forked
-  std::span<const Piece> pieces;     // ascending by `at`, disjoint; used as they are, without `runs`
+  std::span<const Piece> pieces;     // ascending by `at`, disjoint; used as they are
   ReuseOptions reuse = {};
   std::span<const FoundRun> runs = {};        // ascending, disjoint
   std::span<const int64_t> boundaries = {};   // as RunPlanInput's
