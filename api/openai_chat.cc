@@ -279,6 +279,59 @@ void ReadRetention(const Json& json, Fields& body, ChatRequest* out) {
   ReadForesight(body, &out->hints.pin, &out->hints.wake_at_ms);
 }
 
+// `reuse`: a policy by name, or an object with the contract that it must keep.
+void ReadReuse(Fields& body, ChatRequest* out) {
+  const Json* reuse = body.Find("reuse");
+  if (reuse == nullptr) return;
+  ReuseOptions& r = out->reuse;
+  const auto policy = [&](Fields& fields, std::string_view name, std::string fallback) {
+    const std::string text = fields.Text(name, std::move(fallback), 32);
+    const std::optional<ReusePolicy> parsed = ParseReusePolicy(text);
+    if (!parsed) fields.Fail(name, "must be off, exact, fast, balanced, quality or verify");
+    r.policy = parsed.value_or(ReusePolicy::kExact);
+  };
+  if (!reuse->is_object()) return policy(body, "reuse", "exact");
+  Fields fields(*reuse, "reuse", body.error());
+  r.max_kl = fields.Number("max_kl", 0, 100, 0);
+  r.budget = fields.Number("budget", 0, 1, 1);
+  policy(fields, "policy", r.max_kl > 0 ? "balanced" : "exact");
+}
+
+// How the KV of the prompt was made: every token counts once.
+Json StitchJson(const StitchReport& s) {
+  const ProvenanceTotals& t = s.totals;
+  Json stitch = {{"policy", ReusePolicyName(s.policy)},
+                 {"approximate", t.approximate > 0},
+                 {"tokens",
+                  {{"exact", t.exact},
+                   {"restored", t.restored},
+                   {"shifted", t.shifted},
+                   {"link", t.link},
+                   {"selected", t.selected},
+                   {"fresh", t.fresh}}},
+                 {"tainted_tokens", t.approximate}};
+  if (s.policy <= ReusePolicy::kExact) return stitch;
+  stitch["expected_kl"] = s.expected_kl;
+  stitch["kl_bound"] = s.kl_bound;
+  stitch["remade"] = s.remade;
+  stitch["hardened"] = s.hardened;
+  if (!s.fallback.empty()) stitch["fallback"] = s.fallback;
+  if (!s.run_faults.empty()) stitch["faults"] = s.run_faults;
+  stitch["runs"] = Json::array();
+  for (const RunReport& run : s.runs) {
+    stitch["runs"].push_back({{"from", run.begin},
+                              {"to", run.end},
+                              {"segment", run.segment.Text()},
+                              {"variant", run.variant},
+                              {"kind", VariantKindName(run.kind)},
+                              {"shift", run.shift},
+                              {"used", run.used},
+                              {"link", run.link},
+                              {"reason", run.reason}});
+  }
+  return stitch;
+}
+
 Json LogprobJson(const ChatTokenLogprob& t) {
   auto entry = [](const std::string& text, float logprob) {
     Json bytes = Json::array();
@@ -357,6 +410,7 @@ std::optional<ApiError> ReadChatCall(std::string_view body, const SegmentReader&
   ReadLimits(fields, out);
   ReadSession(fields, &out->request);
   ReadRetention(*json, fields, &out->request);
+  ReadReuse(fields, &out->request);
   return error;
 }
 
@@ -372,7 +426,8 @@ Json UsageJson(const ChatDone& done) {
           {"completion_tokens_details",
            {{"reasoning_tokens", 0},
             {"accepted_prediction_tokens", done.drafts.accepted},
-            {"rejected_prediction_tokens", done.drafts.drafted - done.drafts.accepted}}}};
+            {"rejected_prediction_tokens", done.drafts.drafted - done.drafts.accepted}}},
+          {"stitch", StitchJson(s)}};
 }
 
 Json MissJson(const std::optional<Miss>& m) {

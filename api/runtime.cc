@@ -9,6 +9,7 @@
 #include <filesystem>
 #include <utility>
 
+#include "api/card_json.h"
 #include "api/chat_stream.h"
 #include "api/free_replay.h"
 #include "api/recorded_request.h"
@@ -27,6 +28,7 @@ constexpr uint64_t kWriterPoolPart = 8; // pages that wait to be written pin at 
 constexpr uint64_t kWriterMaxQueued = 1024;
 constexpr uint64_t kCompactBytes = uint64_t{8} << 20;  // in one idle step
 constexpr uint64_t kMinDiskBytes = uint64_t{64} << 20;
+constexpr int kChunkWithoutReuse = 256;  // rows of a prefill pass, as the engine's own
 
 // ChatML, for a model file that brings no template.
 constexpr char kPlainTemplate[] =
@@ -74,7 +76,38 @@ Digest ParamsDigest(const ChatRequest& r) {
   for (const Tool& tool : r.tools) h.Text(tool.name);
   h.U64(r.turn_seed.has_value()).U64(r.turn_seed.value_or(0));
   h.Values(std::span<const TokenId>(r.forced));
+  if (r.reuse.approximate()) {
+    const double limits[] = {r.reuse.max_kl, r.reuse.budget};
+    h.Text(ReusePolicyName(r.reuse.policy)).Values(std::span<const double>(limits));
+  }
   return h.Finish();
+}
+
+// All pending rows, without an answer.
+Result<Timeline> ComputeAll(Engine& engine, GenerateRequest request, Timeline timeline) {
+  if (timeline.pending() == 0) return timeline;
+  request.output_begin = timeline.size();
+  request.timeline = std::move(timeline);
+  HOLDFAST_ASSIGN_OR_RETURN(const std::shared_ptr<Generation> generation,
+                            engine.Submit(std::move(request)));
+  while (auto event = generation->Next(-1)) {
+    if (!event->finish) continue;
+    HOLDFAST_RETURN_IF_ERROR(event->finish->status);
+    return std::move(*event->finish->timeline);
+  }
+  return Status::Cancelled("runtime: a background prefill ended early");
+}
+
+// The windows at which the question, which is what follows the last run, looks at most.
+Result<std::vector<TokenRange>> ChooseByQuestion(Engine& engine, ProbeRequest probe) {
+  const int64_t tokens = probe.timeline->size();
+  AttentionMass mass(engine.model(), tokens);
+  GenerateRequest request;
+  request.observe_queries = QuestionProbe(
+      &mass, engine.model(), probe.runs.empty() ? 0 : probe.runs.back().end, tokens);
+  HOLDFAST_RETURN_IF_ERROR(
+      ComputeAll(engine, std::move(request), std::move(*probe.timeline)).status());
+  return ChooseWindows(mass.mass(), probe.runs, probe.heads, probe.budget);
 }
 
 TurnRequest TurnRequestOf(const ChatRequest& r) {
@@ -95,6 +128,7 @@ TurnRequest TurnRequestOf(const ChatRequest& r) {
   t.turn_seed = r.turn_seed;
   t.max_tokens = r.max_tokens;
   t.hints = r.hints;
+  t.reuse = r.reuse;
   return t;
 }
 
@@ -230,6 +264,9 @@ Status Runtime::Impl::OpenKeeper() {
   k.stitcher = stitcher.get();
   k.store = store.get();
   k.segments = segments.get();
+  k.find_runs = [s = segments.get()](const TenantScope& scope, std::span<const TokenId> tokens) {
+    return s->Find(scope, tokens, 0, static_cast<int64_t>(tokens.size()));
+  };
   k.fp = engine->model().fingerprint();
   k.model_digest = engine->model().weights_digest();
   k.basis = BasisOf(*engine, *chat_template);
@@ -253,6 +290,17 @@ Result<std::unique_ptr<Runtime>> Runtime::Open(const RuntimeOptions& options) {
   if (impl->store != nullptr) impl->StartWriter();
   impl->stitcher = std::make_unique<Stitcher>(&impl->engine->pool(), impl->store.get(),
                                               impl->engine->model().fingerprint());
+  impl->stitcher->SetCompute([engine = impl->engine.get()](Timeline timeline) {
+    return ComputeAll(*engine, {}, std::move(timeline));
+  });
+  impl->stitcher->SetChooser([engine = impl->engine.get()](ProbeRequest probe) {
+    return ChooseByQuestion(*engine, std::move(probe));
+  });
+  // Without one, or with one that can't be read, only exact reuse is offered.
+  auto card = FindCard(impl->folder->path(), impl->engine->model().fingerprint());
+  if (card.ok() && *card) {
+    impl->stitcher->SetCard(std::make_shared<const ModelCard>(std::move(**card)));
+  }
   HOLDFAST_RETURN_IF_ERROR(impl->OpenText());
   HOLDFAST_RETURN_IF_ERROR(impl->OpenSegments());
   HOLDFAST_RETURN_IF_ERROR(impl->OpenKeeper());
@@ -331,6 +379,8 @@ Result<std::unique_ptr<ChatStream>> Runtime::Impl::Start(const ChatRequest& requ
   generate.speculate = request.speculate;
   generate.constraint = std::move(constraint.constraint);
   generate.forced = request.forced;
+  // Nothing from the pool either, whatever else puts the same tokens there meanwhile.
+  if (request.reuse.policy == ReusePolicy::kOff) generate.chunk = kChunkWithoutReuse;
   auto generation = engine->Submit(std::move(generate));
   if (!generation.ok()) {
     TurnOutcome outcome;

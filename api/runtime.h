@@ -83,6 +83,7 @@ struct ChatRequest {
   bool speculate = true;              // as far as the engine does; changes nothing but the time
 
   RetentionHints hints;               // advice to retention; decides nothing of the answer
+  ReuseOptions reuse;                 // how much of the KV may be approximate: by default nothing
 
   // Of a free replay: the turn's own seed, and tokens that the answer begins with, not drawn.
   std::optional<uint64_t> turn_seed;

@@ -276,6 +276,8 @@ void Server::Impl::AddRoutes() {
   Add("GET", "/v1/sessions/{}/events", &HandleEvents);
   Add("GET", "/v1/sessions/{}/residency", &HandleResidency);
   Add("POST", "/v1/sessions/{}/prefetch", &HandlePrefetch);
+  Add("GET", "/v1/sessions/{}/provenance", &HandleProvenance);
+  Add("POST", "/v1/sessions/{}/harden", &HandleHarden);
   Add("POST", "/v1/admin/fsck", &HandleFsck);
   Add("POST", "/v1/admin/gc", &HandleGc);
   Add("POST", "/v1/admin/backup", &HandleBackup);

@@ -92,6 +92,8 @@ void HandleSnapshots(Call& call);
 void HandleEvents(Call& call);
 void HandleResidency(Call& call);
 void HandlePrefetch(Call& call);
+void HandleProvenance(Call& call);
+void HandleHarden(Call& call);
 void HandleFsck(Call& call);
 void HandleGc(Call& call);
 void HandleBackup(Call& call);

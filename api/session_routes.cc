@@ -60,6 +60,43 @@ Json ResidencyJson(const ResidencyInfo& r) {
           {"est_prefill_ms", NumberOrNull(r.prefill_ms)}};
 }
 
+Json ProvenanceJson(const ProvenanceInfo& p) {
+  const ProvenanceTotals t = TotalsOf(p.spans);
+  Json spans = Json::array();
+  for (const ProvenanceSpan& s : p.spans) {
+    Json span = {{"from", s.begin},
+                 {"to", s.end},
+                 {"origin", OriginName(s)},
+                 {"tier", KvTierName(s.tier)},
+                 {"generation", s.generation}};
+    if (s.source >= 0) {
+      const RecipeSource& source = p.sources[static_cast<size_t>(s.source)];
+      span["segment"] = source.segment.Text();
+      span["variant"] = source.variant;
+      span["kind"] = VariantKindName(source.kind);
+    }
+    if (s.origin == KvOrigin::kShifted) span["shift"] = s.shift;
+    spans.push_back(std::move(span));
+  }
+  return {{"object", "provenance"},
+          {"session_id", p.session_id},
+          {"branch", p.branch},
+          {"tokens", p.tokens},
+          {"policy", ReusePolicyName(p.policy)},
+          {"approximate", t.approximate > 0},
+          {"hardened", p.hardened},
+          {"expected_kl", p.expected_kl},
+          {"kl_bound", p.kl_bound},
+          {"totals",
+           {{"exact", t.exact},
+            {"restored", t.restored},
+            {"shifted", t.shifted},
+            {"link", t.link},
+            {"selected", t.selected},
+            {"fresh", t.fresh}}},
+          {"spans", std::move(spans)}};
+}
+
 Json PrefetchJson(const PrefetchInfo& p) {
   return {{"object", "prefetch"},
           {"started", {{"pages", p.pages}, {"tokens", p.tokens}, {"bytes", p.bytes}}},
@@ -325,6 +362,24 @@ void HandleResidency(Call& call) {
            call.runtime.keeper().Residency(call.tenant, call.request.segments[0],
                                            QueryText(call, "branch")),
            ResidencyJson);
+}
+
+void HandleProvenance(Call& call) {
+  ReplyOne(call, 200,
+           call.runtime.keeper().Provenance(call.tenant, call.request.segments[0],
+                                            QueryText(call, "branch")),
+           ProvenanceJson);
+}
+
+void HandleHarden(Call& call) {
+  const std::optional<Json> body = ReadBody(call);
+  if (!body.has_value()) return;
+  std::optional<ApiError> error;
+  Fields fields(*body, "", &error);
+  const std::string branch = fields.Text("branch", "", 256);
+  if (error.has_value()) return call.Refuse(*error);
+  ReplyOne(call, 202, call.runtime.keeper().Harden(call.tenant, call.request.segments[0], branch),
+           [](bool begun) { return Json{{"object", "harden"}, {"begun", begun}}; });
 }
 
 void HandlePrefetch(Call& call) {

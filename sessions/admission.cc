@@ -96,7 +96,9 @@ class Admission {
   Status RecordRows(Txn& txn, const Place& place, const Target& target, Turn::Impl* turn);
   Result<std::unique_ptr<Turn>> Start(const Place& place, Target target);
   void NoteHead(const Place& place, const Target& target, Turn::Impl* turn);
-  Status Stitch(Turn::Impl* turn);
+  Status Stitch(const Place& place, Turn::Impl* turn);
+  std::optional<Recipe> RecipeAt(const Place& place) const;
+  void NoteUsed(const TenantScope& scope, const StitchReport& report, std::vector<FoundRun> runs);
 
   Keeper::Impl& k_;
   const TurnRequest& r_;
@@ -553,7 +555,8 @@ Result<std::unique_ptr<Turn>> Admission::Start(const Place& place, Target target
   const int64_t room = k_.options.max_context - start.prompt_tokens;
   impl->max_tokens = r_.max_tokens > 0 ? std::min(r_.max_tokens, room) : room;
   auto turn = std::make_unique<Turn>(std::move(impl));
-  HOLDFAST_RETURN_IF_ERROR(Stitch(&turn->impl()));  // a failure drops, and so aborts, the turn
+  // A failure drops, and so aborts, the turn.
+  HOLDFAST_RETURN_IF_ERROR(Stitch(place, &turn->impl()));
   return turn;
 }
 
@@ -570,12 +573,61 @@ void Admission::NoteHead(const Place& place, const Target& target, Turn::Impl* t
   if (IsSuperseded(UseOf(left), by)) k_.heads.Supersede(left.id);
 }
 
-Status Admission::Stitch(Turn::Impl* turn) {
+// How the KV of the place's head was made, where that is not exact.
+std::optional<Recipe> Admission::RecipeAt(const Place& place) const {
+  if (!r_.reuse.approximate() || place.branch == nullptr || place.draft.base_tokens == 0) return {};
+  std::optional<Recipe> recipe;
+  // One that can't be read is none: the prompt is then planned anew.
+  k_.options.db
+      ->Read([&](Reader& reader) -> Status {
+        auto found = GetRecipe(reader, place.branch->head.node);
+        if (found.ok()) recipe = std::move(found).value();
+        return found.status();
+      })
+      .IgnoreError();
+  return recipe;
+}
+
+// Where the messages of a prompt begin.
+std::vector<int64_t> BoundariesOf(const Place& place) {
+  std::vector<int64_t> out;
+  for (int64_t i = 0; i < place.draft.base_items; ++i) out.push_back(place.lineage.items[i].end);
+  for (const NewItem& item : place.draft.items) {
+    out.push_back(place.draft.base_tokens + item.first + item.count);
+  }
+  return out;
+}
+
+// Tells the segments which of the found runs the turn uses.
+void Admission::NoteUsed(const TenantScope& scope, const StitchReport& report,
+                         std::vector<FoundRun> runs) {
+  if (k_.options.segments == nullptr || runs.empty()) return;
+  std::erase_if(runs, [&](const FoundRun& run) {
+    return std::none_of(report.runs.begin(), report.runs.end(), [&](const RunReport& r) {
+      return r.used && r.begin == run.begin;
+    });
+  });
+  if (!runs.empty()) k_.options.segments->Used(scope, runs);
+}
+
+Status Admission::Stitch(const Place& place, Turn::Impl* turn) {
   turn->reserved_pages = PagesOf(static_cast<int64_t>(turn->prompt.size()), turn->max_tokens);
   k_.warm.MakeRoom(k_.reserved_pages += turn->reserved_pages);
   std::optional<WarmHeads::Head> base = k_.warm.Take(turn->sid, turn->branch, turn->prompt);
   StitchRequest request{TenantScope(r_.tenant), turn->prompt,
                         base ? &base->timeline : nullptr, {}};
+  const std::vector<int64_t> boundaries = BoundariesOf(place);
+  const std::optional<Recipe> recipe = RecipeAt(place);
+  std::vector<FoundRun> runs;
+  if (r_.reuse.approximate() && k_.options.find_runs) {
+    runs = k_.options.find_runs(request.scope, turn->prompt);
+  }
+  request.reuse = r_.reuse;
+  request.runs = runs;
+  request.boundaries = boundaries;
+  request.base_recipe = base ? base->recipe.get() : nullptr;
+  request.recipe = recipe ? &*recipe : nullptr;
+  request.recipe_tokens = place.draft.base_tokens;
   auto stitched = k_.options.stitcher->Stitch(request);
   if (base && base->branch == turn->branch) {
     turn->base = std::move(base);
@@ -586,6 +638,12 @@ Status Admission::Stitch(Turn::Impl* turn) {
   turn->start.stitch = stitched->report;
   turn->timeline = std::move(stitched->timeline);
   turn->loading = std::move(stitched->loading);
+  NoteUsed(request.scope, stitched->report, std::move(runs));
+  if (stitched->recipe != nullptr) {
+    auto made = std::make_shared<Recipe>(*stitched->recipe);
+    FillLeft(k_, tree_, request.scope, made.get());
+    turn->recipe = std::move(made);
+  }
   k_.warm.RestoreTail(&*turn->timeline, &turn->start.stitch);
   // What is there already needs no room any more.
   const int64_t there = turn->timeline->filled() / kPageTokens;

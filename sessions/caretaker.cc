@@ -74,6 +74,7 @@ void Caretaker::Tend() {
   LineUpStore();
   TakeDue();
   RunJobs();
+  HardenNext();
 }
 
 Status Caretaker::Enqueue(PrefetchJob job) {
@@ -83,6 +84,19 @@ Status Caretaker::Enqueue(PrefetchJob job) {
       return Status::Exhausted(std::to_string(kMaxJobs) + " prefetches wait already");
     }
     jobs_.push_back(std::move(job));
+    poked_ = true;
+  }
+  changed_.notify_all();
+  return Status();
+}
+
+Status Caretaker::Enqueue(HardenJob job) {
+  {
+    std::lock_guard lock(mu_);
+    if (to_harden_.size() >= kMaxJobs) {
+      return Status::Exhausted(std::to_string(kMaxJobs) + " branches wait to be hardened already");
+    }
+    to_harden_.push_back(std::move(job));
     poked_ = true;
   }
   changed_.notify_all();
@@ -239,6 +253,20 @@ void Caretaker::RunJobs() {
     const auto total = (static_cast<int64_t>(job.tokens.size()) - 1) / kPageTokens;
     k_.heads.Prefetched(job.id.branch, std::move(keys), {there, total});
   }
+}
+
+// Turns go first: while one runs nothing is hardened, and one that comes while a branch is
+// computed waits for that branch alone.
+void Caretaker::HardenNext() {
+  HardenJob job;
+  {
+    std::lock_guard lock(mu_);
+    if (to_harden_.empty() || stopping_ || k_.leases.held() > 0) return;
+    job = std::move(to_harden_.front());
+    to_harden_.pop_front();
+  }
+  // One that can't be hardened stays as it is: its next turn may ask again.
+  if (k_.HardenBranch(job.id).ok()) ++hardened_;
 }
 
 }  // namespace holdfast

@@ -5,6 +5,7 @@
 //   2 line up     cached pages in the pool, and pages on disk once that is nearly full, in order
 //                 of their heads' worth: what belongs to no head goes first, superseded heads next
 //   3 prefetch    heads whose next turn is expected (a tool's end, `wake_at`), and those asked for
+//   4 harden      while no turn runs: branches that are to be exact again, one in a round
 // In between, after each turn and with each prefetch that is asked for, it is poked to do 1 and 3
 // at once: lining up costs more the more heads are known, so that it waits for its round.
 //
@@ -32,6 +33,9 @@ struct PrefetchJob {
   HeadId id;
   std::vector<TokenId> tokens;
 };
+struct HardenJob {
+  HeadId id;
+};
 
 class Caretaker {
  public:
@@ -46,8 +50,10 @@ class Caretaker {
   void Tend();
   // kExhausted when kMaxJobs wait.
   Status Enqueue(PrefetchJob job);
+  Status Enqueue(HardenJob job);
   uint64_t prefetches() const { return prefetches_; }
   uint64_t pages_prefetched() const { return pages_prefetched_; }
+  uint64_t hardened() const { return hardened_; }
 
  private:
   // A head on disk: a branch, or a snapshot.
@@ -67,6 +73,7 @@ class Caretaker {
   Result<std::vector<Stored>> AllStored();
   void TakeDue();
   void RunJobs();
+  void HardenNext();
 
   Keeper::Impl& k_;
   std::mutex tend_mu_;               // one round at a time
@@ -77,8 +84,9 @@ class Caretaker {
   std::condition_variable changed_;
   bool poked_ = false, stopping_ = false;
   std::deque<PrefetchJob> jobs_;
+  std::deque<HardenJob> to_harden_;
   std::thread thread_;
-  std::atomic<uint64_t> prefetches_{0}, pages_prefetched_{0};
+  std::atomic<uint64_t> prefetches_{0}, pages_prefetched_{0}, hardened_{0};
 };
 
 }  // namespace holdfast

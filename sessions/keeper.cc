@@ -275,6 +275,12 @@ CommitResult Keeper::Impl::CommitTurn(Turn::Impl* turn, TurnOutcome outcome) {
   const Output output = MakeOutput(*this, *turn, outcome);
   const int64_t now = NowMs();
   const HeadMemory memory = MemoryAfter(*turn, now);
+  const int64_t keep = static_cast<int64_t>(turn->prompt.size()) + output.kept - output.header;
+  std::shared_ptr<Recipe> recipe;
+  if (turn->recipe != nullptr) {
+    recipe = std::make_shared<Recipe>(*turn->recipe);
+    AddSpan(&recipe->spans, {.begin = recipe->size(), .end = keep, .generation = 1});
+  }
   if (turn->recorded) {
     const Digest hash = LineageNext(turn->draft.hash, IdentityOf(outcome.message));
     result.status = options.db->Write(
@@ -283,6 +289,7 @@ CommitResult Keeper::Impl::CommitTurn(Turn::Impl* turn, TurnOutcome outcome) {
           HOLDFAST_RETURN_IF_ERROR(
               InsertNodes(txn, *this, *turn, output, outcome, hash, &node));
           HOLDFAST_RETURN_IF_ERROR(MoveHead(txn, *turn, output, node, hash, memory, now));
+          if (recipe != nullptr) HOLDFAST_RETURN_IF_ERROR(PutRecipe(txn, node, *recipe));
           std::string_view response;
           if (turn->keep_response) response = outcome.response;
           HOLDFAST_RETURN_IF_ERROR(txn.Run(
@@ -305,13 +312,12 @@ CommitResult Keeper::Impl::CommitTurn(Turn::Impl* turn, TurnOutcome outcome) {
     const auto tokens = static_cast<int64_t>(output.tokens.size());
     quotas.Added(turn->tenant, turn->draft.input_count + tokens);
     heads.TurnCommitted(turn->branch, {outcome.message.tool_calls, memory, now});
-    const int64_t keep = static_cast<int64_t>(turn->prompt.size()) + output.kept - output.header;
     std::optional<Timeline> timeline = std::move(outcome.timeline);
     if (timeline && options.segments != nullptr) {
       options.segments->Learn(*timeline, turn->draft.bodies, turn->sid);
     }
     if (timeline && (timeline->size() <= keep || timeline->Truncate(keep).ok())) {
-      warm.Put({turn->sid, turn->branch, std::move(*timeline)});
+      warm.Put({turn->sid, turn->branch, std::move(*timeline), std::move(recipe)});
     } else {
       heads.LetGo(turn->branch, {});
     }
@@ -373,6 +379,7 @@ Keeper::~Keeper() { Shutdown(); }
 std::vector<Migration> Keeper::Migrations() {
   std::vector<Migration> all = SessionMigrations();
   for (Migration& m : SegmentStore::Migrations()) all.push_back(std::move(m));
+  for (Migration& m : RecipeMigrations()) all.push_back(std::move(m));
   return all;
 }
 
@@ -429,6 +436,7 @@ KeeperStats Keeper::stats() const {
   s.pages_prefetched = impl_->caretaker.pages_prefetched();
   const DatabaseStats db = impl_->options.db->stats();
   s.unsynced = db.unsynced;
+  s.hardened = impl_->caretaker.hardened();
   s.degraded = impl_->options.db->degraded();
   return s;
 }

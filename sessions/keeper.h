@@ -45,6 +45,7 @@ struct KeeperStats {
   HeadTable::Counts heads;           // that are known, by state
   uint64_t prefetches = 0, pages_prefetched = 0;
   uint64_t unsynced = 0;             // commits (admissions too) that a power cut would take
+  uint64_t hardened = 0;             // branches computed in full after approximate turns
   bool degraded = false;             // the last commit failed; nothing durable is taken on
 };
 
@@ -76,6 +77,9 @@ struct KeeperOptions {
   Basis basis;                       // recorded with each turn
   std::string model_name;
   int64_t max_context = 0;           // tokens of one timeline
+  // Runs of a prompt that were computed elsewhere, ascending and disjoint, for requests that let
+  // KV be approximate; null = none are found.
+  std::function<std::vector<FoundRun>(const TenantScope&, std::span<const TokenId>)> find_runs;
 
   std::map<std::string, TenantQuota> quotas;  // by tenant; "*" = of each that is not named
   int max_resident = 64;             // warm heads
@@ -156,6 +160,14 @@ class Keeper {
   // Which pages of this model (`fp`) some branch, snapshot, partial page or segment needs,
   // as of now.
   Result<std::function<bool(const PageKey&)>> PagesInUse();
+
+  // How the KV of each token of a branch was made, as its last turn left it.
+  Result<ProvenanceInfo> Provenance(std::string_view tenant, std::string_view id,
+                                    std::string_view branch);
+  // Begins to compute a branch in full, in the background, once no turn runs: then its KV is exact
+  // and its taint is gone. What was sampled stays as it was. False: it is exact already.
+  // kExhausted: too many are waiting.
+  Result<bool> Harden(std::string_view tenant, std::string_view id, std::string_view branch);
 
   // Where the tokens of a branch are and what a turn on it would cost.
   Result<ResidencyInfo> Residency(std::string_view tenant, std::string_view id,

@@ -43,6 +43,7 @@ struct Turn::Impl {
   int64_t max_tokens = 0;
   std::optional<Timeline> timeline;
   std::shared_ptr<PageLoad> loading;  // pages of the timeline that are still on their way, or null
+  std::shared_ptr<const Recipe> recipe;  // how the prompt's KV is made, where it is not exact
   std::optional<std::string> replay;
   std::vector<TokenId> replayed;
 
@@ -97,6 +98,7 @@ struct Keeper::Impl {
   Status MakeRoomOf(const TenantScope& scope, int64_t branch, int64_t pages);
   // The tokens of a session up to `head`, or else to that of the branch.
   Result<std::vector<TokenId>> TokensAt(const HeadId& id, std::optional<Point> head);
+  Status HardenBranch(const HeadId& id);
   void SweepExpired();
   // Those that have expired at `now`: sid and id, ascending, of sids above `after`.
   Result<std::vector<SessionRow>> Expired(int64_t now, int64_t after, int most);
@@ -136,6 +138,11 @@ Status WithTree(Keeper::Impl& k, std::string_view tenant, std::string_view id, c
     return body(reader, tree);
   });
 }
+
+// provenance.cc
+// Fills in the left chains of the recipe's sources, as far as a branch of the session holds them.
+// So their KV can be computed again when their pages are gone.
+void FillLeft(Keeper::Impl& k, const SessionTree& tree, const TenantScope& scope, Recipe* recipe);
 
 // admission.cc
 Result<std::unique_ptr<Turn>> AdmitTurn(Keeper::Impl& keeper, const TurnRequest& request);

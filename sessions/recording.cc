@@ -75,11 +75,15 @@ class Loader {
     if (!rows.IsNull(5)) {
       HOLDFAST_ASSIGN_OR_RETURN(basis, FindBasis(rows.Int(5)));
     }
+    // An answer over approximate KV can't be drawn again over what full prefill gives: its tokens
+    // are taken as given, and what follows them is compared.
+    const bool approximate = GetRecipe(reader_, step.node).ok();
     out_.tokens.insert(out_.tokens.end(), tokens.begin(), tokens.begin() + step.count);
     size_t next = 0;
     for (int64_t i = 0; i < step.count; ++i) {
-      out_.origins.push_back(origins[i]);
-      const bool has = origins[i] == TokenOrigin::kSampled;
+      const bool has = origins[i] == TokenOrigin::kSampled && !approximate;
+      const bool given = origins[i] == TokenOrigin::kSampled && approximate;
+      out_.origins.push_back(given ? TokenOrigin::kForced : origins[i]);
       out_.digests.push_back(has && basis ? digests[next] : 0);
       next += has;
     }

@@ -13,6 +13,7 @@
 #include "engine/base/status.h"
 #include "engine/base/types.h"
 #include "sessions/edits.h"
+#include "stitcher/recipe.h"
 
 namespace holdfast {
 
@@ -53,6 +54,16 @@ struct ResidencyInfo {
   // Estimates, once rates are measured in this process: until all is there by loading what is
   // quicker loaded and computing the rest; and by computing everything.
   std::optional<double> restore_ms, prefill_ms;
+};
+
+struct ProvenanceInfo {
+  std::string session_id, branch;
+  int64_t tokens = 0;
+  Provenance spans;             // of all tokens
+  std::vector<RecipeSource> sources;
+  double expected_kl = 0, kl_bound = 0;
+  ReusePolicy policy = ReusePolicy::kExact;  // of the turn that spliced
+  bool hardened = false;        // was approximate once, and was computed in full since
 };
 
 struct PrefetchRequest {

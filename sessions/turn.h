@@ -121,6 +121,7 @@ struct TurnRequest {
   std::optional<uint64_t> turn_seed;  // of a replay: the turn's own, instead of one made of `seed`
   int64_t max_tokens = 0;          // 0 = as many as fit
   RetentionHints hints;
+  ReuseOptions reuse;              // how much of the KV may be approximate
 };
 
 // How long the parts of a turn took.

@@ -315,6 +315,7 @@ int64_t WarmHeads::StoredTail(const PageKey& parent, std::span<const TokenId> to
 void WarmHeads::RestoreTail(Timeline* timeline, StitchReport* report) {
   const int64_t filled = timeline->filled();
   if (options_.store == nullptr || filled % kPageTokens != 0 || !timeline->taint().IsZero()) return;
+  if (timeline->pending() != timeline->size() - filled) return;  // something is there behind it
   const auto start = std::chrono::steady_clock::now();
   PageHeader header;
   header.kind = PageKind::kTail;
@@ -335,6 +336,8 @@ void WarmHeads::RestoreTail(Timeline* timeline, StitchReport* report) {
   if (!adopted) return;
   report->from_store += rows;
   report->to_compute -= rows;
+  report->totals.restored += rows;
+  report->totals.fresh -= rows;
   report->bytes_loaded += options_.pool->page_bytes();
   report->restore_ms +=
       std::chrono::duration<double, std::milli>(std::chrono::steady_clock::now() - start).count();

@@ -11,6 +11,7 @@
 #include <cstdint>
 #include <functional>
 #include <list>
+#include <memory>
 #include <mutex>
 #include <optional>
 #include <span>
@@ -38,6 +39,7 @@ class WarmHeads {
   struct Head {
     int64_t sid = 0, branch = 0;
     Timeline timeline;
+    std::shared_ptr<const Recipe> recipe = nullptr;  // of a tainted timeline
   };
   struct Stats {
     uint64_t heads = 0, tails_written = 0, tails_restored = 0;

@@ -6,15 +6,13 @@ namespace holdfast {
 namespace {
 
 // Appends [begin, end) with `action`, joining it to the step before where that is alike.
-void AddStep(std::vector<PlanStep>* steps, PlanAction action, int64_t begin, int64_t end,
-             int piece = -1) {
+void AddStep(std::vector<PlanStep>* steps, PlanAction action, int64_t begin, int64_t end) {
   if (begin >= end) return;
-  if (!steps->empty() && steps->back().action == action && steps->back().piece == piece &&
-      steps->back().end == begin) {
+  if (!steps->empty() && steps->back().action == action && steps->back().end == begin) {
     steps->back().end = end;
     return;
   }
-  steps->push_back({action, begin, end, piece});
+  steps->push_back({action, begin, end});
 }
 
 // The exact prefix over whole pages below `limit`; returns where it ends.
@@ -63,7 +61,6 @@ const char* PlanActionName(PlanAction action) {
   switch (action) {
     case PlanAction::kExact: return "exact";
     case PlanAction::kLoad: return "load";
-    case PlanAction::kShifted: return "shifted";
     case PlanAction::kCompute: return "compute";
     case PlanAction::kRace: return "race";
   }
@@ -102,15 +99,7 @@ Plan MakePlan(const PlanInput& input) {
   Plan plan;
   const int64_t limit = input.tokens - 1;  // the last token is always computed
   if (input.tokens <= 0) return plan;
-  int64_t at = PlanExactPrefix(input, limit, &plan);
-  for (size_t i = 0; i < input.pieces.size(); ++i) {
-    const int64_t begin = std::max(input.pieces[i].begin, at);
-    const int64_t end = std::min(input.pieces[i].end, limit);
-    if (begin >= end) continue;
-    AddStep(&plan.steps, PlanAction::kCompute, at, begin);
-    AddStep(&plan.steps, PlanAction::kShifted, begin, end, static_cast<int>(i));
-    at = end;
-  }
+  const int64_t at = PlanExactPrefix(input, limit, &plan);
   AddStep(&plan.steps, PlanAction::kCompute, at, input.tokens);
   return plan;
 }

@@ -1,5 +1,6 @@
-// Planning: what of a prompt's KV is used again, loaded, shifted or computed, decided before
-// anything moves. A pure function of its input, with a table test.
+// Planning the exact prefix: what of a prompt's KV is used again, loaded or computed, decided
+// before anything moves. A pure function of its input, with a table test. What is done with
+// approximate runs behind the prefix is planned by run_plan.h.
 #pragma once
 
 #include <cstdint>
@@ -10,30 +11,23 @@
 namespace holdfast {
 
 // kRace: computed from the front while its pages are loaded from the back, until the two meet.
-enum class PlanAction : uint8_t { kExact, kLoad, kShifted, kCompute, kRace };
+enum class PlanAction : uint8_t { kExact, kLoad, kCompute, kRace };
 const char* PlanActionName(PlanAction action);
 
 struct PlanStep {
   PlanAction action = PlanAction::kCompute;
   int64_t begin = 0, end = 0;  // token indices [begin, end)
-  int piece = -1;              // kShifted: index into PlanInput::pieces
   bool operator==(const PlanStep&) const = default;
 };
 
 // Where the page of a block of the exact chain is.
 enum class PageTier : uint8_t { kNone, kPool, kStore };
 
-// KV from elsewhere that the caller offers for the indices [begin, end).
-struct PieceRange {
-  int64_t begin = 0, end = 0;
-};
-
 struct PlanInput {
   int64_t tokens = 0;                    // of the prompt
   int page_tokens = 32;
   std::span<const PageTier> pages;       // of the exact chain, from block 0 on; the rest is kNone
   int64_t base_filled = 0;               // indices that a warm timeline of the same tokens covers
-  std::span<const PieceRange> pieces;    // ascending, disjoint, inside the prompt
   double load_ms_per_page = 0;           // measured, of several at once; 0 = unknown, taken as free
   double load_ms_fixed = 0;              // once per restore
   double compute_ms_per_token = 0;       // measured; 0 = unknown, taken as dear
@@ -47,9 +41,8 @@ struct Plan {
 };
 
 // Rules: the exact prefix goes on while its pages are in the pool or in the store; a warm timeline
-// counts as exact as far as it reaches; pages are loaded by the rule of SplitLoading; pieces are
-// used where the exact prefix does not reach; the last token is always computed, since its logits
-// are wanted.
+// counts as exact as far as it reaches; pages are loaded by the rule of SplitLoading; the last token
+// is always computed, since its logits are wanted.
 Plan MakePlan(const PlanInput& input);
 
 // How to get pages that are in the store, by what loading and computing them costs:

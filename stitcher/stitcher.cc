@@ -11,6 +11,7 @@
 #include "engine/base/background.h"
 #include "engine/base/moving_median.h"
 #include "engine/base/queue.h"
+#include "stitcher/splice.h"
 
 namespace holdfast {
 namespace {
@@ -45,6 +46,10 @@ struct Stitcher::Impl {
   std::vector<std::thread> io_threads;
   mutable std::mutex rates_mu;
   MovingMedian load_ms_per_page, compute_ms_per_token;
+  ComputeFn compute;                 // constant once anything is stitched
+  ChooseWindowsFn choose;
+  mutable std::mutex card_mu;
+  std::shared_ptr<const ModelCard> card;
 
   PageKey Root(const TenantScope& scope) const { return RootKey(fp, scope, Digest{}); }
 
@@ -124,11 +129,10 @@ struct Stitcher::Impl {
   }
 
   // Splices the whole pages [0, end) of the exact chain, those of `loads` as they have come; stops
-  // at the first that can't be had. Returns how many blocks are there, with the reason where that
-  // is fewer.
-  int64_t SplicePrefix(const StitchRequest& request, const Chain& chain, const Plan& plan,
-                       std::span<const int64_t> loads, std::vector<Result<PageLease>> loaded,
-                       Stitched* out) {
+  // at the first that can't be had, and the report says why.
+  void SplicePrefix(const StitchRequest& request, const Chain& chain, const Plan& plan,
+                    std::span<const int64_t> loads, std::vector<Result<PageLease>> loaded,
+                    Stitched* out) {
     int64_t end = 0;
     for (const PlanStep& step : plan.steps) {
       if (step.action != PlanAction::kExact && step.action != PlanAction::kLoad) break;
@@ -142,16 +146,18 @@ struct Stitcher::Impl {
       next_load += load;
       if (!page) {
         out->report.miss = MissOf(fault);
-        return b;
+        return;
       }
       if (Status s = out->timeline.Splice(std::move(page), 0, kPageTokens, 0); !s.ok()) {
         out->report.miss = "corrupt";
-        return b;
+        return;
       }
       (load ? out->report.from_store : out->report.from_pool) += kPageTokens;
       out->report.bytes_loaded += load ? pool->page_bytes() : 0;
+      AddSpan(&out->provenance, {.begin = b * kPageTokens, .end = (b + 1) * kPageTokens,
+                                 .origin = KvOrigin::kExact,
+                                 .tier = load ? KvTier::kStore : KvTier::kPool});
     }
-    return end;
   }
 
   static const char* MissOf(const Status& fault) {
@@ -175,26 +181,41 @@ struct Stitcher::Impl {
     return {};
   }
 
-  // Uses pieces[i] at the indices [begin, end), run by run of its source.
-  Status SplicePiece(const Piece& piece, int64_t begin, int64_t end, Timeline* timeline) {
-    const int64_t move = piece.at - piece.begin;  // index here minus index there
-    int64_t index = 0;
-    for (const Run& run : piece.source->runs()) {
-      const int64_t from = std::max(index, begin - move);
-      const int64_t to = std::min(index + run.count, end - move);
-      if (from < to) {
-        if (!run.page || !run.page.sealed()) {
-          return Status::Invalid("stitcher: piece at token " + std::to_string(begin) +
-                                 ": its source is not sealed at token " + std::to_string(from));
-        }
-        HOLDFAST_RETURN_IF_ERROR(timeline->Splice(
-            run.page.Share(), run.first + static_cast<int32_t>(from - index),
-            static_cast<int32_t>(to - from), run.shift + static_cast<int32_t>(move)));
-      }
-      index += run.count;
+  Splicer::Parts PartsOfSplicer(Stitcher* stitcher) {
+    Splicer::Parts parts;
+    parts.pool = pool;
+    parts.store = store;
+    parts.fp = fp;
+    parts.post = [this](std::function<void()> task) {
+      if (!io.Push(task)) task();  // closing: do it here
+    };
+    parts.rates = stitcher->rates();
+    parts.card = stitcher->card();
+    parts.choose = choose;
+    if (compute) {
+      parts.compute = [stitcher](const TenantScope& scope, std::span<const TokenId> chain) {
+        return stitcher->ComputeExact(scope, chain, nullptr);
+      };
     }
-    return Status();
+    return parts;
   }
+
+  // Where a prompt's KV begins: the longest of what is exact, what a warm timeline has, and what a
+  // recipe makes.
+  struct Beginning {
+    Chain chain;
+    Plan plan;                       // of the exact prefix
+    int64_t fork = 0;                // > 0: the base's first tokens instead
+    const Recipe* remake = nullptr;  // the exact prefix, then this one's first `remake_to` tokens
+    int64_t remake_to = 0;
+    int64_t exact_end() const {
+      return plan.TokensOf(PlanAction::kExact) + plan.TokensOf(PlanAction::kLoad);
+    }
+    int64_t reach() const { return exact_end() + plan.TokensOf(PlanAction::kRace); }
+  };
+  Beginning Begin(const StitchRequest& request, const StitchRates& rates) const;
+  void PutBeginning(const StitchRequest& request, const Beginning& begin, Stitched* out);
+  void PutPages(const StitchRequest& request, const Beginning& begin, Stitched* out);
 };
 
 Stitcher::Stitcher(PagePool* pool, PageStore* store, Digest fp) : impl_(new Impl) {
@@ -214,6 +235,19 @@ Stitcher::~Stitcher() {
   for (std::thread& t : impl_->io_threads) t.join();
 }
 
+void Stitcher::SetCompute(ComputeFn compute) { impl_->compute = std::move(compute); }
+void Stitcher::SetChooser(ChooseWindowsFn choose) { impl_->choose = std::move(choose); }
+
+void Stitcher::SetCard(std::shared_ptr<const ModelCard> card) {
+  std::lock_guard lock(impl_->card_mu);
+  impl_->card = std::move(card);
+}
+
+std::shared_ptr<const ModelCard> Stitcher::card() const {
+  std::lock_guard lock(impl_->card_mu);
+  return impl_->card;
+}
+
 void Stitcher::ObserveCompute(int64_t tokens, double ms) {
   if (tokens < kMinObservedRows) return;
   std::lock_guard lock(impl_->rates_mu);
@@ -226,6 +260,9 @@ StitchReport Settled(StitchReport report, int64_t reused, const PageLoad* loadin
                      size_t page_bytes) {
   const int64_t late = loading == nullptr ? 0 : loading->late();
   const int64_t raced = std::min(reused, late * kPageTokens);
+  const int64_t found = std::min(reused, report.totals.fresh);
+  report.totals.exact += found;
+  report.totals.fresh -= found;
   report.to_compute -= reused;
   report.from_store += raced;
   report.from_pool += reused - raced;
@@ -254,18 +291,43 @@ Status CheckPieces(const StitchRequest& request) {
   return Status();
 }
 
-PlanInput MakeInput(const StitchRequest& request, int64_t warm, std::span<const PageTier> tiers,
-                    std::span<const PieceRange> pieces, const StitchRates& rates) {
+// Runs that were found must lie in their variants, one behind the other, token by token.
+Status CheckRuns(const StitchRequest& request) {
+  int64_t at = 0;
+  for (const FoundRun& run : request.runs) {
+    const int64_t n = run.end - run.begin;
+    const bool in_place = run.variant != nullptr && n > 0 && run.begin >= at &&
+                          run.end <= static_cast<int64_t>(request.tokens.size()) &&
+                          run.offset >= 0 && run.offset + n <= run.variant->count;
+    if (!in_place || CommonPrefix(run.variant->body().subspan(run.offset, n),
+                                  request.tokens.subspan(run.begin, n)) != n) {
+      return Status::Invalid("stitcher: run at token " + std::to_string(run.begin) +
+                             " overlaps, is empty, or is not what its variant holds");
+    }
+    at = run.end;
+  }
+  return Status();
+}
+
+PlanInput MakeInput(std::span<const TokenId> tokens, int64_t warm, std::span<const PageTier> tiers,
+                    const StitchRates& rates) {
   PlanInput in;
-  in.tokens = static_cast<int64_t>(request.tokens.size());
+  in.tokens = static_cast<int64_t>(tokens.size());
   in.page_tokens = kPageTokens;
   in.pages = tiers;
   in.base_filled = warm;
-  in.pieces = pieces;
   in.load_ms_per_page = rates.load_ms_per_page;
   in.load_ms_fixed = rates.load_ms_fixed;
   in.compute_ms_per_token = rates.compute_ms_per_token;
   return in;
+}
+
+// How many of its first tokens have KV that rests on no approximation.
+int64_t ExactLength(const Timeline& timeline) {
+  for (const Run& run : timeline.runs()) {
+    if (run.origin == KvOrigin::kShifted) return run.begin;
+  }
+  return timeline.size();
 }
 
 }  // namespace
@@ -274,7 +336,7 @@ Stitcher::Impl::Reading Stitcher::Impl::Read(const StitchRequest& request) const
   Reading out;
   if (request.tokens.empty()) return out;
   out.chain = FindChain(request, 0);
-  out.plan = MakePlan(MakeInput(request, 0, out.chain.tiers, {}, rates()));
+  out.plan = MakePlan(MakeInput(request.tokens, 0, out.chain.tiers, rates()));
   out.loads = BlocksToLoad(out.chain, out.plan);
   return out;
 }
@@ -322,60 +384,117 @@ int64_t Stitcher::Prefetch(const TenantScope& scope, std::span<const TokenId> to
   return pages;
 }
 
+Stitcher::Impl::Beginning Stitcher::Impl::Begin(const StitchRequest& request,
+                                                const StitchRates& rates) const {
+  Beginning out;
+  if (request.reuse.policy == ReusePolicy::kOff) {
+    out.plan.miss = "reuse_off";
+    return out;
+  }
+  const int64_t limit = static_cast<int64_t>(request.tokens.size()) - 1;
+  int64_t warm = 0, exact_warm = 0;
+  if (request.base != nullptr) {
+    warm = std::min({CommonPrefix(request.base->tokens(), request.tokens), request.base->filled(),
+                     limit});
+    exact_warm = std::min(warm, ExactLength(*request.base));
+  }
+  out.chain = FindChain(request, exact_warm);
+  out.plan = MakePlan(MakeInput(request.tokens, exact_warm, out.chain.tiers, rates));
+  if (exact_warm > 0 && out.exact_end() == exact_warm) out.fork = exact_warm;
+  const int64_t reach = out.reach();
+  if (warm > reach && request.base_recipe != nullptr &&
+      Serves(*request.base_recipe, request.reuse)) {
+    out.fork = warm;
+    return out;
+  }
+  if (request.recipe == nullptr || !Serves(*request.recipe, request.reuse)) return out;
+  const Recipe& recipe = *request.recipe;
+  const int64_t to = std::min({recipe.size(), request.recipe_tokens, limit});
+  if (reach >= std::min(recipe.approximate_end(), to) || recipe.exact_length() >= to) {
+    return out;
+  }
+  // What the recipe makes follows from the rows that were exact then, and no more of them.
+  out.remake = &recipe;
+  out.remake_to = to;
+  exact_warm = std::min(exact_warm, recipe.exact_length());
+  const auto blocks = static_cast<size_t>(recipe.exact_length() / kPageTokens);
+  if (out.chain.tiers.size() > blocks) out.chain.tiers.resize(blocks);
+  out.plan = MakePlan(MakeInput(request.tokens, exact_warm, out.chain.tiers, rates));
+  out.fork = exact_warm > 0 && out.exact_end() == exact_warm ? exact_warm : 0;
+  return out;
+}
+
+// The pages of the exact prefix. Behind them are pending the rows of those that are on their way.
+void Stitcher::Impl::PutPages(const StitchRequest& request, const Beginning& begin,
+                              Stitched* out) {
+  const std::vector<int64_t> loads = BlocksToLoad(begin.chain, begin.plan);
+  const auto order = begin.plan.TokensOf(PlanAction::kRace) > 0 ? PageLoad::Order::kBack
+                                                                : PageLoad::Order::kFront;
+  std::shared_ptr<PageLoad> load = StartLoad(request, begin.chain, loads, order);
+  std::vector<Result<PageLease>> loaded;
+  if (load != nullptr && order == PageLoad::Order::kFront) {
+    loaded = load->Take(begin.plan.wait_ms_max);
+  }
+  if (load != nullptr && !load->over()) out->loading = std::move(load);
+  SplicePrefix(request, begin.chain, begin.plan, loads, std::move(loaded), out);
+  const int64_t at = out->timeline.size(), raced = begin.reach() - at;
+  if (out->loading == nullptr || raced <= 0) return;
+  out->timeline.Extend(request.tokens.subspan(at, raced));
+  out->report.to_compute += raced;
+  AddSpan(&out->provenance, {.begin = at, .end = begin.reach()});
+}
+
+// The exact prefix, or the base's part, into the empty timeline of `out`.
+void Stitcher::Impl::PutBeginning(const StitchRequest& request, const Beginning& begin,
+                                  Stitched* out) {
+  out->report.miss = begin.plan.miss;
+  if (begin.fork == 0) {
+    PutPages(request, begin, out);
+    return;
+  }
+  auto fork = request.base->Fork(begin.fork);
+  if (!fork.ok()) {
+    out->report.miss = "pool_full";
+    return;
+  }
+  out->timeline = std::move(fork).value();
+  out->report.from_warm = begin.fork;
+  if (out->timeline.taint().IsZero()) {
+    out->provenance = {{.begin = 0, .end = begin.fork, .origin = KvOrigin::kExact,
+                        .tier = KvTier::kWarm}};
+    return;
+  }
+  for (ProvenanceSpan span : FirstOf(request.base_recipe->spans, begin.fork)) {
+    span.tier = KvTier::kWarm;
+    AddSpan(&out->provenance, span);
+  }
+  out->recipe = std::make_shared<const Recipe>(*request.base_recipe);
+}
+
+Result<Timeline> Stitcher::ComputeExact(const TenantScope& scope, std::span<const TokenId> tokens,
+                                        const Timeline* base) {
+  if (!impl_->compute) return Status::Unavailable("stitcher: nobody is there to compute");
+  HOLDFAST_ASSIGN_OR_RETURN(Stitched exact, Stitch({scope, tokens, base, {}}));
+  return impl_->compute(std::move(exact.timeline));
+}
+
 Result<Stitched> Stitcher::Stitch(const StitchRequest& request) {
   const auto start = std::chrono::steady_clock::now();
   if (request.tokens.empty()) return Status::Invalid("stitcher: the prompt has no tokens");
   HOLDFAST_RETURN_IF_ERROR(CheckPieces(request));
-  const int64_t limit = static_cast<int64_t>(request.tokens.size()) - 1;
-
-  int64_t warm = 0;
-  bool exact = true;
-  if (request.base != nullptr) {
-    warm = std::min({CommonPrefix(request.base->tokens(), request.tokens), request.base->filled(),
-                     limit});
-    exact = request.base->taint().IsZero();
+  HOLDFAST_RETURN_IF_ERROR(CheckRuns(request));
+  const StitchRates now = rates();
+  Stitched out{Timeline(impl_->pool, request.scope, impl_->fp), {}};
+  out.report.policy = request.reuse.policy;
+  const Impl::Beginning begin = impl_->Begin(request, now);
+  impl_->PutBeginning(request, begin, &out);
+  Splicer splicer(impl_->PartsOfSplicer(this), request);
+  auto use = Splicer::Runs::kAsPlanned;
+  if (begin.remake != nullptr && !splicer.Remake(*begin.remake, begin.remake_to, &out)) {
+    out.report.hardened = true;
+    use = Splicer::Runs::kNone;
   }
-  // An approximate base has its own chain; exact pages can't continue it.
-  Impl::Chain chain = exact ? impl_->FindChain(request, warm) : Impl::Chain{};
-  std::vector<PieceRange> pieces;
-  for (const Piece& p : request.pieces) pieces.push_back({p.at, p.at + p.end - p.begin});
-
-  Stitched out{Timeline(impl_->pool, request.scope, impl_->fp), {}, nullptr};
-  Plan plan = MakePlan(MakeInput(request, warm, chain.tiers, pieces, rates()));
-  out.report.miss = plan.miss;
-  const int64_t exact_end = plan.TokensOf(PlanAction::kExact) + plan.TokensOf(PlanAction::kLoad);
-  if (warm > 0 && exact_end == warm) {  // nothing reaches further than the warm timeline
-    if (auto fork = request.base->Fork(warm); fork.ok()) {
-      out.timeline = std::move(fork).value();
-      out.report.from_warm = warm;
-    } else {
-      out.report.miss = "pool_full";
-      plan = MakePlan(MakeInput(request, 0, {}, pieces, rates()));
-    }
-  } else {
-    const std::vector<int64_t> loads = Impl::BlocksToLoad(chain, plan);
-    const auto order = plan.TokensOf(PlanAction::kRace) > 0 ? PageLoad::Order::kBack
-                                                            : PageLoad::Order::kFront;
-    std::shared_ptr<PageLoad> load = impl_->StartLoad(request, chain, loads, order);
-    std::vector<Result<PageLease>> loaded;
-    if (load != nullptr && order == PageLoad::Order::kFront) loaded = load->Take(plan.wait_ms_max);
-    if (load != nullptr && !load->over()) out.loading = std::move(load);
-    const int64_t blocks =
-        impl_->SplicePrefix(request, chain, plan, loads, std::move(loaded), &out);
-    if (blocks * kPageTokens < exact_end) {  // a fault: keep what is verified, plan the rest anew
-      plan = MakePlan(MakeInput(request, blocks * kPageTokens, {}, pieces, rates()));
-    }
-  }
-  for (const PlanStep& step : plan.steps) {
-    if (step.action == PlanAction::kShifted) {
-      HOLDFAST_RETURN_IF_ERROR(impl_->SplicePiece(request.pieces[step.piece], step.begin, step.end,
-                                                  &out.timeline));
-      out.report.shifted += step.end - step.begin;
-    } else if (step.action == PlanAction::kCompute || step.action == PlanAction::kRace) {
-      out.timeline.Extend(request.tokens.subspan(step.begin, step.end - step.begin));
-      out.report.to_compute += step.end - step.begin;
-    }
-  }
+  HOLDFAST_RETURN_IF_ERROR(splicer.Finish(use, &out));
   out.report.restore_ms = MsSince(start);
   return out;
 }

@@ -217,6 +217,7 @@ class Verifier {
   Status E1(RungResult* r);
   Status E1FromStore(RungResult* r, const std::vector<TokenId>& prompt, const RowDigests& want);
   Status E2(RungResult* r);
+  Status E2Planned(RungResult* r, const Timeline& source, const RowDigests& want);
   Status E3(RungResult* r);
   Status E4(RungResult* r);
   Status E5(RungResult* r);
@@ -424,6 +425,41 @@ Status Verifier::E2(RungResult* r) {
     if (tail.size() >= behind) tail.erase(tail.begin(), tail.end() - behind);
     Expect(r, want, tail, "spliced at home in " + std::to_string(cut.size()) + " pieces");
     Step(r, static_cast<int>(cuts.size()));
+  }
+  return E2Planned(r, source.timeline, want);
+}
+
+// A run at home through the plan of every policy, on a model whose card knows everything.
+Status Verifier::E2Planned(RungResult* r, const Timeline& source, const RowDigests& want) {
+  auto card = std::make_shared<ModelCard>();
+  card->max_context = n_;
+  card->max_runs = 1;
+  card->cells.push_back({CardKind::kInContext, 0, 0, 0, {}, {.contexts = kCardMinContexts}});
+  Stitcher stitcher(&pool_, nullptr, model_.fingerprint());
+  stitcher.SetCard(card);
+  auto variant = std::make_shared<Variant>();
+  variant->position = variant->first = 3;
+  variant->parent = source.chain_key(0);
+  const int64_t whole = source.size() / kPageTokens * kPageTokens;
+  variant->tokens.assign(source.tokens().begin(), source.tokens().begin() + whole);
+  variant->count = static_cast<int32_t>(whole - 3);
+  const std::vector<FoundRun> runs = {{3, whole, variant, 0}};
+  for (ReusePolicy policy : {ReusePolicy::kFast, ReusePolicy::kBalanced, ReusePolicy::kQuality}) {
+    StitchRequest request{TenantScope("verify-e2-plan"), source.tokens(), nullptr, {}};
+    request.reuse.policy = policy;
+    request.runs = runs;
+    HOLDFAST_ASSIGN_OR_RETURN(Stitched s, stitcher.Stitch(request));
+    RowDigests rows;  // of those that are computed
+    for (const ProvenanceSpan& span : s.provenance) {
+      if (span.origin == KvOrigin::kShifted) continue;
+      rows.insert(rows.end(), want.begin() + span.begin, want.begin() + span.end);
+    }
+    const std::string name = ReusePolicyName(policy);
+    Expect(r, rows, ComputePending(s.timeline), "a run at home, planned as " + name);
+    if (policy == ReusePolicy::kFast && s.report.shifted == 0) {
+      r->pass = false;
+      r->detail = "the plan used no run";
+    }
   }
   return Status();
 }

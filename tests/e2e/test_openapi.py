@@ -26,7 +26,7 @@ GENERAL = {"401", "403", "405", "408", "413", "415", "429", "431", "500", "503",
 READERS = {
     "openai_chat.cc": ["ChatRequest"],
     "session_routes.cc": ["CreateSessionRequest", "BranchRequest", "MakeBranchRequest",
-                          "SnapshotRequest", "PrefetchRequest"],
+                          "SnapshotRequest", "PrefetchRequest", "HardenRequest"],
     "replay_json.cc": ["ReplayRequest"],
     "segment_routes.cc": ["SegmentRequest", "PinRequest"],
     "admin_routes.cc": ["FsckRequest", "GcRequest", "BackupRequest"],
@@ -354,7 +354,8 @@ class OpenApi(TinyServerTest):
             "max_tokens": 8, "n": 1, "logprobs": True, "top_logprobs": 2, "return_token_ids": True,
             "speculate": False, "branch": "main", "on_busy": "queue", "history": "as_sampled",
             "durability": "turn", "chat_template_kwargs": {"x": 1}, "parallel_tool_calls": False,
-            "cache_control": KEEP, "pin": True, "wake_at": 2e9}
+            "cache_control": KEEP, "pin": True, "wake_at": 2e9,
+            "reuse": {"policy": "fast", "max_kl": 0.01, "budget": 0.5}}
         self.check("POST", CHAT, {"messages": HELLO, "session_id": "s", "max_tokens": 2}, status=200)
         self.check("POST", CHAT, {**every, "messages": MESSAGES, "session_id": "s",
                                   "tools": [tool]}, status=200)
@@ -393,6 +394,8 @@ class OpenApi(TinyServerTest):
         snapshot = self.check("POST", "/v1/sessions/s/snapshot", {"branch": "main", "label": "l"},
                               status=201)
         self.check("GET", "/v1/sessions/s/residency?branch=main", status=200)
+        self.check("GET", "/v1/sessions/s/provenance?branch=main", status=200)
+        self.check("POST", "/v1/sessions/s/harden", {"branch": "main"}, status=202)
         self.check("POST", "/v1/sessions/s/prefetch", {"branch": "main", "pin": False,
                                                        "wake_at": 2e9}, status=202)
         for verb in ("fork", "rewind"):

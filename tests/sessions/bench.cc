@@ -82,7 +82,9 @@ void SessionBench::Open() {
   db_ = std::move(database).value();
   stitcher_ = std::make_unique<Stitcher>(&engine_->pool(), store_.get(),
                                          engine_->model().fingerprint());
+  stitcher_->SetCompute([this](Timeline t) { return Compute(std::move(t), nullptr); });
   KeeperOptions k;
+  k.find_runs = options_.find_runs;
   k.db = db_.get();
   k.tokenizer = &tokenizer;
   k.chat_template = template_.get();
@@ -99,6 +101,26 @@ void SessionBench::Open() {
   auto keeper = Keeper::Open(k);
   REQUIRE_MESSAGE(keeper.ok(), keeper.status().ToString());
   keeper_ = std::move(keeper).value();
+}
+
+Result<Timeline> SessionBench::Compute(Timeline timeline, std::map<int64_t, uint64_t>* digests) {
+  if (timeline.pending() == 0) return timeline;
+  GenerateRequest request;
+  request.output_begin = timeline.size();
+  request.timeline = std::move(timeline);
+  if (digests != nullptr) {
+    request.observe_logits = [digests](int64_t index, std::span<const float> logits) {
+      (*digests)[index] = LogitsDigest(logits);
+    };
+  }
+  auto generation = engine_->Submit(std::move(request));
+  if (!generation.ok()) return generation.status();
+  while (auto event = (*generation)->Next(-1)) {
+    if (!event->finish) continue;
+    if (!event->finish->status.ok()) return event->finish->status;
+    return std::move(*event->finish->timeline);
+  }
+  return Status::Cancelled("no end");
 }
 
 std::vector<TokenId> SessionBench::Encode(std::string_view text) const {

@@ -20,6 +20,7 @@ struct SessionBenchOptions {
   size_t kv_bytes = 32u << 20;
   std::string vfs = {};  // of the database; "" = the default one
   std::map<std::string, TenantQuota> quotas = {};
+  decltype(KeeperOptions::find_runs) find_runs = {};
 };
 
 class SessionBench {
@@ -31,6 +32,9 @@ class SessionBench {
   Keeper& keeper() { return *keeper_; }
   Engine& engine() { return *engine_; }
   PageStore& store() { return *store_; }
+  Stitcher& stitcher() { return *stitcher_; }
+  // Computes what is pending, on the engine. `digests`: of the rows' logits, by index; may be null.
+  Result<Timeline> Compute(Timeline timeline, std::map<int64_t, uint64_t>* digests);
   int64_t now_ms = 1'000'000;  // the keeper's clock
 
   // A turn that is answered with `answer` and the template's end token. Empty on error.

@@ -15,9 +15,7 @@ namespace {
 std::string Show(const Plan& plan) {
   std::ostringstream s;
   for (const PlanStep& step : plan.steps) {
-    s << PlanActionName(step.action) << "[" << step.begin << "," << step.end << ")";
-    if (step.piece >= 0) s << "#" << step.piece;
-    s << " ";
+    s << PlanActionName(step.action) << "[" << step.begin << "," << step.end << ") ";
   }
   s << plan.miss;
   return s.str();
@@ -26,13 +24,11 @@ std::string Show(const Plan& plan) {
 constexpr PageTier kP = PageTier::kPool, kS = PageTier::kStore, kN = PageTier::kNone;
 
 std::string PlanOf(int64_t tokens, std::vector<PageTier> pages, int64_t base = 0,
-                   std::vector<PieceRange> pieces = {}, double load_page = 0, double load_fixed = 0,
-                   double compute = 0) {
+                   double load_page = 0, double load_fixed = 0, double compute = 0) {
   PlanInput in;
   in.tokens = tokens;
   in.pages = pages;
   in.base_filled = base;
-  in.pieces = pieces;
   in.load_ms_per_page = load_page;
   in.load_ms_fixed = load_fixed;
   in.compute_ms_per_token = compute;
@@ -66,20 +62,18 @@ TEST_CASE("a warm timeline reaches into a partial page") {
 }
 
 TEST_CASE("a load that is dearer than computing is not made") {
-  CHECK(PlanOf(100, {kS, kS, kS}, 0, {}, 1.0, 5.0, 1.0) == "load[0,96) compute[96,100) ");
-  CHECK(PlanOf(100, {kS, kS, kS}, 0, {}, 40.0, 70.0, 1.0) ==
+  CHECK(PlanOf(100, {kS, kS, kS}, 0, 1.0, 5.0, 1.0) == "load[0,96) compute[96,100) ");
+  CHECK(PlanOf(100, {kS, kS, kS}, 0, 40.0, 70.0, 1.0) ==
         "compute[0,100) cheaper_to_compute");
-  CHECK(PlanOf(100, {kP, kS, kP}, 0, {}, 1.0, 500.0, 1.0) ==
+  CHECK(PlanOf(100, {kP, kS, kP}, 0, 1.0, 500.0, 1.0) ==
         "exact[0,32) compute[32,100) cheaper_to_compute");
 }
 
 TEST_CASE("loads and the prefill race where neither is quick") {
-  CHECK(PlanOf(100, {kS, kS, kS}, 0, {}, 40.0, 0.0, 1.0) == "race[0,96) compute[96,100) ");
+  CHECK(PlanOf(100, {kS, kS, kS}, 0, 40.0, 0.0, 1.0) == "race[0,96) compute[96,100) ");
   // From the first page that is on disk to the last that is anywhere.
-  CHECK(PlanOf(200, {kP, kS, kP, kS, kS, kN}, 0, {}, 20.0, 0.0, 1.0) ==
+  CHECK(PlanOf(200, {kP, kS, kP, kS, kS, kN}, 0, 20.0, 0.0, 1.0) ==
         "exact[0,32) race[32,160) compute[160,200) absent");
-  CHECK(PlanOf(200, {kP, kS, kS, kS}, 50, {{100, 150}}, 20.0, 0.0, 1.0) ==
-        "exact[0,32) race[32,128) shifted[128,150)#0 compute[150,200) absent");
 }
 
 TEST_CASE("how pages come from the store, by what that costs") {
@@ -123,12 +117,4 @@ TEST_CASE("how pages come from the store, by what that costs") {
     const double all = c.compute_token * 32 * static_cast<double>(c.pages);
     if (all > 0) CHECK(got.ms <= std::max(1.1 * all, all + kUnnoticedMs));
   }
-}
-
-TEST_CASE("pieces fill what the exact prefix does not reach") {
-  CHECK(PlanOf(100, {kP}, 0, {{40, 80}}) ==
-        "exact[0,32) compute[32,40) shifted[40,80)#0 compute[80,100) absent");
-  CHECK(PlanOf(100, {kP, kP}, 0, {{40, 80}, {90, 100}}) ==
-        "exact[0,64) shifted[64,80)#0 compute[80,90) shifted[90,99)#1 compute[99,100) absent");
-  CHECK(PlanOf(100, {kP, kP, kP}, 0, {{0, 32}}) == "exact[0,96) compute[96,100) ");
 }
