@@ -216,6 +216,7 @@ struct Server::Impl {
   static bool IsAdmin(const HttpRequest& request) {
     return request.path.starts_with("/v1/admin/");
   }
+  void AddPages();
   void AddRoutes();
 
   ServerOptions options;
@@ -225,19 +226,7 @@ struct Server::Impl {
   std::thread acceptor;
 };
 
-void Server::Impl::AddRoutes() {
-  http.SetErrorBody([](int status, const std::string& m) { return ErrorJson(ErrorOf(status, m)); });
-  http.SetGate([this](const HttpRequest& q, HttpExchange& e) { return Gate(q, e); });
-  http.Route("GET", "/health", [this](const HttpRequest&, HttpExchange& e) {
-    const bool ready = runtime.load() != nullptr;
-    e.Send(ready ? 200 : 503, kJsonType, ready ? R"({"status":"ok"})" : R"({"status":"loading"})");
-  });
-  http.Route("GET", "/metrics", [this](const HttpRequest&, HttpExchange& e) {
-    Runtime* r = runtime.load();
-    e.Send(200, "text/plain; version=0.0.4",
-           MetricsText(r != nullptr ? r->stats() : Runtime::Stats{}, options.model_name,
-                       http.active_connections()));
-  });
+void Server::Impl::AddPages() {
   const auto page = [](HttpExchange& e, const char* type, std::string_view text) {
     e.AddHeader("content-security-policy", kPagePolicy);
     e.AddHeader("cache-control", "no-cache");
@@ -254,6 +243,22 @@ void Server::Impl::AddRoutes() {
   http.Route("GET", "/openapi.json", [page](const HttpRequest&, HttpExchange& e) {
     page(e, kJsonType.data(), kOpenApi);
   });
+}
+
+void Server::Impl::AddRoutes() {
+  http.SetErrorBody([](int status, const std::string& m) { return ErrorJson(ErrorOf(status, m)); });
+  http.SetGate([this](const HttpRequest& q, HttpExchange& e) { return Gate(q, e); });
+  http.Route("GET", "/health", [this](const HttpRequest&, HttpExchange& e) {
+    const bool ready = runtime.load() != nullptr;
+    e.Send(ready ? 200 : 503, kJsonType, ready ? R"({"status":"ok"})" : R"({"status":"loading"})");
+  });
+  http.Route("GET", "/metrics", [this](const HttpRequest&, HttpExchange& e) {
+    Runtime* r = runtime.load();
+    e.Send(200, "text/plain; version=0.0.4",
+           MetricsText(r != nullptr ? r->stats() : Runtime::Stats{}, options.model_name,
+                       http.active_connections()));
+  });
+  AddPages();
   Add("GET", "/v1/models", &HandleModels);
   Add("GET", "/v1/models/{}", &HandleModel);
   Add("POST", "/tokenize", &HandleTokenize);

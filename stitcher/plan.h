@@ -41,8 +41,8 @@ struct Plan {
 };
 
 // Rules: the exact prefix goes on while its pages are in the pool or in the store; a warm timeline
-// counts as exact as far as it reaches; pages are loaded by the rule of SplitLoading; the last token
-// is always computed, since its logits are wanted.
+// counts as exact as far as it reaches; pages are loaded by the rule of SplitLoading; the last
+// token is always computed, since its logits are wanted.
 Plan MakePlan(const PlanInput& input);
 
 // How to get pages that are in the store, by what loading and computing them costs:

@@ -5,9 +5,9 @@
 // verified prefix and leaves the rest to be computed; the answer is the same bits either way, and
 // the report says what happened. Where loading takes about as long as computing, and where a store
 // does not answer in time, both go on at once, from the two ends of what is missing (plan.h).
-// Behind the exact prefix, runs that were computed elsewhere are used as far as the request's policy
-// and the model card allow (run_plan.h); that is an approximation, and labelled so, token by token
-// (recipe.h).
+// Behind the exact prefix, runs that were computed elsewhere are used as far as the request's
+// policy and the model card allow (run_plan.h); that is an approximation, and labelled so, token by
+// token (recipe.h).
 //
 // Thread-safe; blocks on page I/O, so never called by the model thread. Owns two I/O threads.
 #pragma once

@@ -213,7 +213,8 @@ Result<TraceFigures> MeasureTrace(const TraceOptions& options) {
     HOLDFAST_ASSIGN_OR_RETURN(figures.ours, TraceRun(trace, server).Run(progress));
   }
   const std::vector<std::string> flags = {
-      "-np", std::to_string(kSlots), "-c", std::to_string(kSlots * (options.shape.context + kTraceSlack)),
+      "-np", std::to_string(kSlots),
+      "-c", std::to_string(kSlots * (options.shape.context + kTraceSlack)),
       "--cache-ram", "8192"};
   for (const Peer& peer : options.peers) {
     ++done;
