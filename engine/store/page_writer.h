@@ -2,7 +2,7 @@
 //
 //   pool.SetSealObserver(&PageWriter::Observe, &writer);
 //
-// The model thread hands over a lease and goes on: of the bounded queue a page that finds it full is
+// The model thread hands over a lease and goes on: a page that finds the bounded queue full is
 // dropped and counted (that costs a prefill after a restart). Two threads, which stand back where
 // others want the cores, write what is queued and sync at least once per `sync_interval` while that
 // is needed. A failed write is counted and the page given up: nothing here ever degrades a turn.
