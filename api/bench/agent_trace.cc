@@ -213,13 +213,15 @@ Result<TraceFigures> MeasureTrace(const TraceOptions& options) {
     HOLDFAST_ASSIGN_OR_RETURN(figures.ours, TraceRun(trace, server).Run(progress));
   }
   const std::vector<std::string> flags = {
-      "-np", std::to_string(kSlots), "-c", std::to_string(kSlots * (options.shape.context + kTraceSlack)),
+      "-np", std::to_string(kSlots),
+      "-c", std::to_string(kSlots * (options.shape.context + kTraceSlack)),
       "--cache-ram", "8192"};
   for (const Peer& peer : options.peers) {
     ++done;
     auto server = ServerProcess::StartPeer(peer, options.engine.model_path,
                                            options.engine.cpu.threads, flags);
-    Result<TraceSide> side = server.ok() ? TraceRun(trace, *server).Run(progress) : server.status();
+    Result<TraceSide> side =
+        server.ok() ? TraceRun(trace, *server).Run(progress) : server.status();
     if (side.ok()) figures.peers[peer.name] = std::move(*side);
     else figures.notes[peer.name] = side.status().message();
   }

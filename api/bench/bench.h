@@ -13,9 +13,9 @@
 //   commit@T      ms     of T turns (200): from the last token to the end, after the commit; beside
 //                        syncs of 12 KiB, with checkpoints among them
 //   written@T     x      bytes that T turns (8) of 200 tokens and more write, in their new pages
-//   restore@N     ms     time to first token after a restart, N tokens on disk (page cache warm); how
-//                        long pages take from page cache and disk, beside raw reads and prefill.
-//                        Peers: a slot file and a restart
+//   restore@N     ms     time to first token after a restart, N tokens on disk (page cache warm);
+//                        how long pages take from page cache and disk, beside raw reads and
+//                        prefill. Peers: a slot file and a restart
 //   load          s      from the start of a server process until it listens, file in memory
 //   rewrite       tok/s  a chat turn that writes a 120-line file again with one edit, greedily, its
 //                        first token not timed; beside it without speculation, same tokens or not
@@ -43,8 +43,9 @@
 //
 // `limit` is what the machine allows (limits.h) at the rates of roofline, reads measured over as
 // many bytes as the model file has, so that the share of it that a large cache holds counts alike;
-// `share` is the part of it that is reached. fork: its table's bytes. save, commit: a sync. written:
-// the pages. restore: the pages' bytes and a pass over what is computed. load: the file's bytes.
+// `share` is the part of it that is reached. fork: its table's bytes. save, commit: a sync.
+// written: the pages. restore: the pages' bytes and a pass over what is computed. load: the file's
+// bytes.
 // `figures` are what else was measured; where one should be at most or at least so much it says
 // whether it is.
 #pragma once
