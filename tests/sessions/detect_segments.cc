@@ -1,11 +1,11 @@
 // detect_segments CORPUS MODEL.gguf...: how much of a pasted segment is found, and how fast, with
 // real tokenizers and chat templates.
 //
-// A segment of about 2,000 tokens (a random part of the files of the folder CORPUS, cut anywhere) stands
-// in one conversation as a tool's output, and comes back in another one: pasted into a message with text
-// before and behind it in the same line, as a tool's output again, or in the middle of another
-// document. Found is what runs cover, of the segment's own tokens. Exit 1 below 99 %, or above 1 ms
-// for 1,000 tokens of a prompt with 400 other segments in the index.
+// A segment of about 2,000 tokens (a random part of the files of the folder CORPUS, cut anywhere)
+// stands in one conversation as a tool's output, and comes back in another one: pasted into a
+// message with text before and behind it in the same line, as a tool's output again, or in the
+// middle of another document. Found is what runs cover, of the segment's own tokens. Exit 1 below
+// 99 %. The time is that of a prompt with 400 other segments in the index; it decides nothing.
 #include <algorithm>
 #include <chrono>
 #include <cstdio>
@@ -27,7 +27,7 @@
 namespace holdfast {
 namespace {
 
-constexpr double kWantedShare = 0.99, kWantedMs = 1.0;
+constexpr double kWantedShare = 0.99;
 constexpr size_t kSegmentBytes = 7600;  // some 2,000 tokens
 constexpr int kTrials = 60, kOthers = 400;
 
@@ -182,7 +182,7 @@ Result<bool> Judge(const std::string& corpus, const std::string& model) {
   }
   HOLDFAST_ASSIGN_OR_RETURN(const double ms, Time(b));
   std::printf("  %.4f ms for 1,000 tokens of a prompt\n", ms);
-  return good && ms <= kWantedMs;
+  return good;
 }
 
 }  // namespace
