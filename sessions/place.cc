@@ -181,7 +181,9 @@ Result<Place> FindPlace(Database& db, const PromptRenderer& renderer, const Sess
   }
   HOLDFAST_ASSIGN_OR_RETURN(Continued now,
                             RenderNew(renderer, request, best ? &*best : nullptr, stored));
-  const int kept = best ? KeptItems(*best, now, stored) : 0;
+  // What another model has said can't be verified by this one, though its tokens be the same.
+  const bool kin = best && best->lineage.model_digest == request.model_digest;
+  const int kept = kin ? KeptItems(*best, now, stored) : 0;
   TurnDraft& draft = place.draft;
   draft.context = request.context;
   draft.base_items = kept;

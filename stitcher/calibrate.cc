@@ -138,13 +138,6 @@ double PredictionBound(std::span<const double> values) {
   return std::exp(std::max(bound, logs[std::min(rank, logs.size()) - 1]));
 }
 
-double Median(std::vector<double> values) {
-  if (values.empty()) return 0;
-  std::sort(values.begin(), values.end());
-  const size_t half = values.size() / 2;
-  return values.size() % 2 == 1 ? values[half] : (values[half - 1] + values[half]) / 2;
-}
-
 namespace {
 
 // Figures of the trials of one group.

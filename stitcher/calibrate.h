@@ -12,6 +12,7 @@
 #include <string>
 #include <vector>
 
+#include "engine/base/moving_median.h"
 #include "stitcher/trial.h"
 
 namespace holdfast {
@@ -54,7 +55,6 @@ Interval BootstrapMean(std::span<const double> values);
 // distribution, and never below the largest value but one in twenty. Values below 1e-6 count as
 // that. At least two values.
 double PredictionBound(std::span<const double> values);
-double Median(std::vector<double> values);
 
 struct Summary {
   std::string edit, method;

@@ -220,7 +220,8 @@ Result<TraceFigures> MeasureTrace(const TraceOptions& options) {
     ++done;
     auto server = ServerProcess::StartPeer(peer, options.engine.model_path,
                                            options.engine.cpu.threads, flags);
-    Result<TraceSide> side = server.ok() ? TraceRun(trace, *server).Run(progress) : server.status();
+    Result<TraceSide> side =
+        server.ok() ? TraceRun(trace, *server).Run(progress) : server.status();
     if (side.ok()) figures.peers[peer.name] = std::move(*side);
     else figures.notes[peer.name] = side.status().message();
   }

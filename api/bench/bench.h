@@ -15,8 +15,7 @@
 //   written@T     x      bytes that T turns (8) of 200 tokens and more write, in their new pages
 //   restore@N     ms     time to first token after a restart, N tokens on disk (page cache warm);
 //                        how long pages take from page cache and disk, beside raw reads and
-//                        prefill.
-//                        Peers: a slot file and a restart
+//                        prefill. Peers: a slot file and a restart
 //   load          s      from the start of a server process until it listens, file in memory
 //   rewrite       tok/s  a chat turn that writes a 120-line file again with one edit, greedily, its
 //                        first token not timed; beside it without speculation, same tokens or not

@@ -117,8 +117,7 @@ Result<WrittenBytes> ParseProcessIo(std::string_view text) {
         at == std::string_view::npos ? std::string_view() : text.substr(at + field.name.size());
     const char* end = number.data() + number.size();
     if (number.empty() || std::from_chars(number.data(), end, *field.value).ec != std::errc()) {
-      return Status::Io("bench: /proc/self/io: no number after " +
-                        std::string(field.name.substr(1)));
+      return Status::Io("bench: /proc/self/io: no number in " + std::string(field.name.substr(1)));
     }
   }
   return written;

@@ -31,7 +31,7 @@ class EngineBench {
   Result<double> Agents(int64_t sequences, int64_t n);  // of all together, each as Decode
   // p99 in ms of forking a context of n tokens at `length` or up to 31 tokens before.
   Result<double> ForkP99(int64_t n, int64_t length);
-  // Pages of the pool that a fork at `length`, inside a page, takes until it has a token.
+  // Pages of the pool that a fork at `length`, inside a page, takes until it has a row of its own.
   Result<int64_t> PagesOfFork(int64_t length);
 
   // The first n tokens of context number `base`, computed where it is shorter, and `pending` new

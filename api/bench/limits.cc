@@ -54,8 +54,6 @@ double Percentile(std::vector<double> v, size_t percent) {
   return v.empty() ? 0 : v[v.size() * percent / 100];
 }
 
-double Median(std::vector<double> v) { return Percentile(std::move(v), 50); }
-
 double FittedSlope(const std::vector<double>& x, const std::vector<double>& y) {
   const auto n = static_cast<double>(std::min(x.size(), y.size()));
   if (n < 2) return 0;

@@ -16,6 +16,8 @@
 #include <cstdint>
 #include <vector>
 
+#include "engine/base/moving_median.h"
+
 namespace holdfast {
 
 struct MachineRates {
@@ -55,7 +57,6 @@ Limit LimitOf(const ModelCost& model, const MachineRates& rates, const PassWork&
 // Bytes of KV of `tokens` tokens, all layers; windows not applied (what a store keeps).
 double KvBytes(const ModelCost& model, int64_t tokens);
 
-double Median(std::vector<double> v);                      // 0 of nothing
 double Percentile(std::vector<double> v, size_t percent);  // 0..99; 0 of nothing
 
 // The slope of the straight line through points by least squares; 0 for fewer than two.

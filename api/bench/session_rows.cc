@@ -218,8 +218,7 @@ Result<Json> BenchWritten(BenchRun& run, const BenchName& name) {
   const auto turns = static_cast<double>(figures.turns);
   const double ratio = figures.written_bytes / figures.page_bytes;
   Json result = ResultJson(run.options(), name, OursAlone({ratio}), 1);
-  AddFigure({.what = figures.on_disk ? "written to disk, in new pages"
-                                     : "write calls, in new pages",
+  AddFigure({.what = figures.on_disk ? "written to disk, in new pages" : "write calls, in pages",
              .value = ratio,
              .unit = "x",
              .most = 1.2},

@@ -1,4 +1,4 @@
-// MovingMedian: the median of the last kSamples values. One thread at a time.
+// Medians: of given values, and (MovingMedian) of the last kSamples. One thread at a time.
 #pragma once
 
 #include <algorithm>
@@ -6,6 +6,14 @@
 #include <vector>
 
 namespace holdfast {
+
+// 0 of nothing; of an even number, the mean of the two in the middle.
+inline double Median(std::vector<double> values) {
+  if (values.empty()) return 0;
+  std::sort(values.begin(), values.end());
+  const size_t half = values.size() / 2;
+  return values.size() % 2 == 1 ? values[half] : (values[half - 1] + values[half]) / 2;
+}
 
 class MovingMedian {
  public:

@@ -37,6 +37,7 @@ Timeline& Timeline::operator=(Timeline&& other) noexcept {
   filled_ = other.filled_;
   pending_ = other.pending_;
   taint_ = other.taint_;
+  is_private_ = other.is_private_;
   return *this;
 }
 

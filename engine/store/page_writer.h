@@ -2,10 +2,11 @@
 //
 //   pool.SetSealObserver(&PageWriter::Observe, &writer);
 //
-// The model thread hands over a lease and goes on: a page that finds the bounded queue full is
-// dropped and counted (that costs a prefill after a restart). Two threads, which stand back where
-// others want the cores, write what is queued and sync at least once per `sync_interval` while that
-// is needed. A failed write is counted and the page given up: nothing here ever degrades a turn.
+// The model thread hands over a lease and goes on: the queue is bounded, and a page that finds it
+// full is dropped and counted (it costs a prefill after a restart, nothing else). Two threads,
+// which stand back where others want the cores, write what is queued and sync at least once per
+// `sync_interval` while there is something to sync. A failed write is counted and the page given
+// up: nothing here ever degrades a turn.
 //
 // Thread-safe. Destroying the writer writes and syncs what is queued; nothing may be offered to it
 // from then on, and pool and store must outlive it.

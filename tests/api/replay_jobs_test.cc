@@ -13,7 +13,9 @@ using State = ReplayJobState;
 // Two answers, the first to a prompt of some 1,500 tokens: several segments of a replay.
 void Converse(RuntimeBench& b) {
   std::string text;
-  for (int i = 0; i < 300; ++i) text += "w" + std::to_string(i * 7919 % 1000) + " ";
+  for (int i = 0; i < 300; ++i) {
+    text.append("w").append(std::to_string(i * 7919 % 1000)).append(" ");
+  }
   Talk talk("chat");
   talk.User(text);
   talk.Keep(b.Say(talk.Request()));
@@ -158,7 +160,7 @@ TEST_CASE("jobs are bounded in number, bytes and time") {
   const auto left = [&](const ReplayJobs::Limits& limits) {
     ReplayJobs jobs(&b.runtime(), limits);
     for (int i = 0; i < 4; ++i) {
-      const std::string id = "rep_" + std::to_string(i);
+      const std::string id = std::string("rep_").append(std::to_string(i));
       REQUIRE(jobs.Create(Ask(ReplayMode::kForced, 2), id).ok());
     }
     for (uint64_t seen = 0;;) {

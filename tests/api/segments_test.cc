@@ -100,7 +100,7 @@ TEST_CASE("a body whose last page was not whole is learnt to its end by the next
   // An answer of one token leaves the document's last page open, wherever it ends.
   int grown = 0;
   for (int i = 0; i < 6; ++i) {
-    const std::string name = "s" + std::to_string(i);
+    const std::string name = std::string("s").append(std::to_string(i));  // gcc 12 warns of +
     const std::string doc = Document(name) + std::string(static_cast<size_t>(i * 7), '.');
     Talk talk(name);
     ChatRequest first = talk.User(doc).Request();

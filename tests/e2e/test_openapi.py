@@ -439,7 +439,12 @@ class OpenApi(TinyServerTest):
         self.check("GET", path, status=200)
         part = {"type": "segment", "segment_id": made["id"]}
         self.check("POST", CHAT, {"messages": [{"role": "user", "content": [
-            {"type": "text", "text": "Read: "}, part]}], "max_tokens": 1}, status=200)
+            {"type": "text", "text": "Read: "}, part]}], "max_tokens": 1,
+                                  "session_id": "reader"}, status=200)
+        edits = [{"op": "insert", "item": 0, "message": {"role": "user", "content": [part]}}]
+        self.check("POST", "/v1/sessions/reader/branches", {"from": {"branch": "main"},
+                                                            "edits": edits}, status=201)
+        self.check("POST", "/v1/sessions/reader/fork", {"edits": edits}, status=201)
         self.check("DELETE", path, status=200)
         self.check("POST", CHAT, {"messages": [{"role": "user", "content": [part]}]}, status=404)
 

@@ -1,11 +1,11 @@
 // detect_segments CORPUS MODEL.gguf...: how much of a pasted segment is found, and how fast, with
 // real tokenizers and chat templates.
 //
-// A segment of about 2,000 tokens (a random part of the files of the folder CORPUS, cut anywhere) stands
-// in one conversation as a tool's output, and comes back in another one: pasted into a message with text
-// before and behind it in the same line, as a tool's output again, or in the middle of another
-// document. Found is what runs cover, of the segment's own tokens. Exit 1 below 99 %, or above 1 ms
-// for 1,000 tokens of a prompt with 400 other segments in the index.
+// A segment of about 2,000 tokens (a random part of the files of the folder CORPUS, cut anywhere)
+// stands in one conversation as a tool's output, and comes back in another one: pasted into a
+// message with text before and behind it in the same line, as a tool's output again, or in the
+// middle of another document. Found is what runs cover, of the segment's own tokens. Exit 1 below
+// 99 %. The time is that of a prompt with 400 other segments in the index; it decides nothing.
 #include <algorithm>
 #include <chrono>
 #include <cstdio>
@@ -27,7 +27,7 @@
 namespace holdfast {
 namespace {
 
-constexpr double kWantedShare = 0.99, kWantedMs = 1.0;
+constexpr double kWantedShare = 0.99;
 constexpr size_t kSegmentBytes = 7600;  // some 2,000 tokens
 constexpr int kTrials = 60, kOthers = 400;
 
@@ -95,8 +95,8 @@ Result<Variant> Learn(Bench& b, const std::vector<ChatMessage>& messages) {
 }
 
 struct Sums {
-  int64_t tokens = 0, found = 0, prompt = 0;
-  double least = 1, ms = 0;
+  int64_t tokens = 0, found = 0;
+  double least = 1;
 };
 
 Status Trial(Bench& b, int kind, Sums* sums) {
@@ -122,8 +122,10 @@ Status Trial(Bench& b, int kind, Sums* sums) {
   return Status();
 }
 
-// Prompts of 8,000 tokens and more, half of which stand in some segment, among many.
-Status Time(Bench& b, Sums* sums) {
+// Milliseconds for 1,000 tokens of prompts of 8,000 and more, half of which stand in some segment,
+// among many: the median, as the machine may do something else meanwhile.
+Result<double> Time(Bench& b) {
+  std::vector<double> ms;
   AnchorIndex index;
   std::vector<std::string> texts;
   for (int i = 0; i < kOthers; ++i) {
@@ -144,12 +146,12 @@ Status Time(Bench& b, Sums* sums) {
     const std::chrono::duration<double, std::milli> took =
         std::chrono::steady_clock::now() - start;
     if (runs.empty()) return Status::Corrupt("nothing found in a prompt of segments");
-    sums->ms += took.count();
-    sums->prompt += static_cast<int64_t>(p.tokens.size());
+    ms.push_back(took.count() / static_cast<double>(p.tokens.size()) * 1000);
   }
   std::printf("  index of %d segments: %.1f MB\n", kOthers,
               static_cast<double>(index.bytes()) / 1e6);
-  return Status();
+  std::nth_element(ms.begin(), ms.begin() + ms.size() / 2, ms.end());
+  return ms[ms.size() / 2];
 }
 
 Result<bool> Judge(const std::string& corpus, const std::string& model) {
@@ -178,11 +180,9 @@ Result<bool> Judge(const std::string& corpus, const std::string& model) {
                 100 * share, 100 * sums.least, static_cast<long long>(sums.tokens / kTrials));
     good = good && sums.least >= kWantedShare;
   }
-  Sums sums;
-  HOLDFAST_RETURN_IF_ERROR(Time(b, &sums));
-  const double ms = sums.ms / static_cast<double>(sums.prompt) * 1000;
+  HOLDFAST_ASSIGN_OR_RETURN(const double ms, Time(b));
   std::printf("  %.4f ms for 1,000 tokens of a prompt\n", ms);
-  return good && ms <= kWantedMs;
+  return good;
 }
 
 }  // namespace
