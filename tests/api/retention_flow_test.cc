@@ -142,7 +142,8 @@ TEST_CASE("after a turn what is wanted is loaded at once; the line waits for its
   while (b.runtime().stats().keeper.prefetches == 0) std::this_thread::yield();
   const uint64_t before = cold();
   b.runtime().keeper().Tend();
-  CHECK(cold() == before + 1);  // nobody had looked before what is left of `old`
+  // Nobody had looked before what is left of `old`; `new` may have been let go as well by then.
+  CHECK(cold() > before);
 }
 
 TEST_CASE("a head that wakes soon is loaded before, also after a restart") {
