@@ -217,10 +217,14 @@ void TurnRows(const AttendBlock& block, int shift, int from, int to, float* out)
   }
 }
 
+// The block's queries for a shift. They stay when one other shift is asked for next: a tile has two
+// halves, each with its own.
 template <class V>
 const float* Turned(AttendBlock& block, int shift) {
   for (int i = 0; i < block.turned_used; ++i) {
-    if (block.turned_shift[i] == shift) return block.turned[i];
+    if (block.turned_shift[i] != shift) continue;
+    if (i == block.turned_next) block.turned_next = (i + 1) % kTurnedSlots;
+    return block.turned[i];
   }
   const int slot = block.turned_next;
   block.turned_next = (slot + 1) % kTurnedSlots;

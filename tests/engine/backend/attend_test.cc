@@ -38,8 +38,9 @@ struct Shape {
 };
 
 enum class Cut {
-  kWhole,      // full pages and a partial last one, at home
-  kMisaligned  // runs of any count, first slot and shift
+  kWhole,       // full pages and a partial last one, at home
+  kMoved,       // the same, some of them from elsewhere: more shifts than a block keeps queries for
+  kMisaligned   // runs of any count, first slot and shift
 };
 
 // Some sequences, their pages and the rows that look at them.
@@ -72,6 +73,8 @@ class Scene {
         if (kind == 1) run.shift = -Below(200);
         // Often the shift of the run before, as spans of several pages have.
         if (kind == 2 && index > 0) run.shift = part.runs.back().shift;
+      } else if (cut == Cut::kMoved) {
+        run.shift = -kPageTokens * Below(8);
       }
       run.page = NewPage(run);
       part.runs.push_back(run);
@@ -258,6 +261,18 @@ TEST_CASE("attend: runs cut and shifted anyhow") {
     Scene scene(shape, seed);
     const int length = 1 + scene.Below(600), rows = 1 + scene.Below(std::min(length, 9));
     scene.Sequence(length, Cut::kMisaligned, Range(length - rows, length)).Check();
+  }
+}
+
+TEST_CASE("attend: whole pages of many shifts") {
+  for (uint32_t seed = 0; seed < 30; ++seed) {
+    CAPTURE(seed);
+    Shape shape;
+    shape.k_type = std::array{KvType::kF32, KvType::kF16, KvType::kI8}[seed % 3];
+    shape.per_kv_head = std::array{1, 3, 7}[seed % 3];
+    Scene scene(shape, seed);
+    const int length = 300 + scene.Below(600), rows = std::array{1, 3, 40}[scene.Below(3)];
+    scene.Sequence(length, Cut::kMoved, Range(length - rows, length)).Check();
   }
 }
 
