@@ -236,7 +236,7 @@ Status Runtime::Impl::OpenText() {
   spec.eos_text = tokenizer.TokenText(tokenizer.eos());
   spec.special_texts = tokenizer.SpecialTexts();
   HOLDFAST_ASSIGN_OR_RETURN(chat_template, ChatTemplate::Create(spec));
-  HOLDFAST_ASSIGN_OR_RETURN(constraints, ConstraintFactory::Create(tokenizer));
+  constraints = ConstraintFactory::Create(tokenizer);
   return Status();
 }
 

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <bit>
+#include <future>
 #include <string_view>
 
 #include "engine/model/config.h"
@@ -105,8 +106,10 @@ Result<std::unique_ptr<Model>> Model::Load(const std::string& path, Backend& bac
   impl->config = std::move(metadata.config);
   impl->freq_scale = std::move(metadata.freq_scale);
   impl->chat_template = std::move(metadata.chat_template);
-  HOLDFAST_ASSIGN_OR_RETURN(impl->tokenizer, Tokenizer::Create(metadata.tokenizer));
-  metadata.tokenizer = {};
+  // Takes one core as long as the weights take all of them: beside each other.
+  auto tokenizer = std::async(std::launch::async, [spec = std::move(metadata.tokenizer)] {
+    return Tokenizer::Create(spec);
+  });
 
   const ModelConfig& c = impl->config;
   if (options.kv_type == KvType::kI8 && c.head_dim % 4 != 0) {
@@ -116,6 +119,7 @@ Result<std::unique_ptr<Model>> Model::Load(const std::string& path, Backend& bac
   impl->PlaceLayers(options.kv_type);
   HOLDFAST_ASSIGN_OR_RETURN(
       impl->weights, LoadWeights(*map, gguf, c, backend, options.threads, options.progress));
+  HOLDFAST_ASSIGN_OR_RETURN(impl->tokenizer, tokenizer.get());
   if (options.kv_type == KvType::kI8) BalanceKeys(c, backend, &impl->weights);
   const NumericsDigest numerics =
       options.numerics != nullptr ? *options.numerics : ComputeNumericsDigest(backend);

@@ -1,5 +1,6 @@
 // ChatTemplate, Constraint and ConstraintFactory over ffi.h.
 #include <cstring>
+#include <future>
 
 #include "engine/text/bridge.h"
 
@@ -95,12 +96,32 @@ Result<std::unique_ptr<Constraint>> Constraint::Clone() const {
 }
 
 struct ConstraintFactory::Impl {
-  FactoryHandle handle;
+  std::shared_future<Result<FactoryHandle>> made;
+
+  static Result<FactoryHandle> Make(const Tokenizer::Impl& vocabulary) {
+    std::vector<std::string> words = vocabulary.texts;
+    for (size_t i = 0; i < words.size(); ++i) {
+      TokenType type = vocabulary.types[i];
+      bool byte = type == TokenType::kByte && words[i].size() == 1;
+      bool text = type == TokenType::kNormal || type == TokenType::kUserDefined || byte;
+      if (!text) words[i].insert(0, 1, '\xff');
+    }
+    std::vector<uint32_t> ends(vocabulary.ends.begin(), vocabulary.ends.end());
+    std::vector<HfSlice> slices = AsSlices(words);
+    HfFactory* handle = nullptr;
+    ForeignBytes err;
+    int32_t code = hf_factory_new(vocabulary.handle.get(), slices.data(), slices.size(),
+                                  ends.data(), ends.size(), &handle, err.out());
+    HOLDFAST_RETURN_IF_ERROR(AsStatus(code, err));
+    return FactoryHandle(handle);
+  }
 
   Result<CompiledConstraint> Compile(const HfGrammar& grammar) const {
+    const Result<FactoryHandle>& handle = made.get();
+    HOLDFAST_RETURN_IF_ERROR(handle.status());
     HfConstraint* raw = nullptr;
     ForeignBytes warning, err;
-    int32_t code = hf_factory_compile(handle.get(), &grammar, &raw, warning.out(), err.out());
+    int32_t code = hf_factory_compile(handle->get(), &grammar, &raw, warning.out(), err.out());
     HOLDFAST_RETURN_IF_ERROR(AsStatus(code, err));
     auto impl = std::make_unique<Constraint::Impl>();
     impl->handle.reset(raw);
@@ -113,24 +134,10 @@ struct ConstraintFactory::Impl {
 ConstraintFactory::ConstraintFactory(std::unique_ptr<Impl> impl) : impl_(std::move(impl)) {}
 ConstraintFactory::~ConstraintFactory() = default;
 
-Result<std::unique_ptr<ConstraintFactory>> ConstraintFactory::Create(const Tokenizer& tokenizer) {
-  const Tokenizer::Impl& vocabulary = *tokenizer.impl_;
-  std::vector<std::string> words = vocabulary.texts;
-  for (size_t i = 0; i < words.size(); ++i) {
-    TokenType type = vocabulary.types[i];
-    bool byte = type == TokenType::kByte && words[i].size() == 1;
-    bool text = type == TokenType::kNormal || type == TokenType::kUserDefined || byte;
-    if (!text) words[i].insert(0, 1, '\xff');
-  }
-  std::vector<uint32_t> ends(vocabulary.ends.begin(), vocabulary.ends.end());
-  std::vector<HfSlice> slices = AsSlices(words);
-  HfFactory* handle = nullptr;
-  ForeignBytes err;
-  int32_t code = hf_factory_new(vocabulary.handle.get(), slices.data(), slices.size(), ends.data(),
-                                ends.size(), &handle, err.out());
-  HOLDFAST_RETURN_IF_ERROR(AsStatus(code, err));
+std::unique_ptr<ConstraintFactory> ConstraintFactory::Create(const Tokenizer& tokenizer) {
   auto impl = std::make_unique<Impl>();
-  impl->handle.reset(handle);
+  const Tokenizer::Impl& vocabulary = *tokenizer.impl_;
+  impl->made = std::async(std::launch::async, [&vocabulary] { return Impl::Make(vocabulary); });
   return std::unique_ptr<ConstraintFactory>(new ConstraintFactory(std::move(impl)));
 }
 

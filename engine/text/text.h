@@ -184,10 +184,12 @@ struct CompiledConstraint {
 };
 
 // Compiles constraints for one tokenizer. JSON comes out as json.dumps spaces it (", " and ": " and
-// no other blanks). Immutable; any thread.
+// no other blanks). Immutable; any thread. `tokenizer` must outlive it. A trie over the vocabulary
+// is made in the background (0.2 s for 150,000 tokens): the first Compile waits for that, and has
+// its error if there is one.
 class ConstraintFactory {
  public:
-  static Result<std::unique_ptr<ConstraintFactory>> Create(const Tokenizer& tokenizer);
+  static std::unique_ptr<ConstraintFactory> Create(const Tokenizer& tokenizer);
   ~ConstraintFactory();
   Result<CompiledConstraint> CompileJsonSchema(std::string_view schema_json, SchemaMode mode) const;
   Result<CompiledConstraint> CompileJsonObject() const;  // any one JSON object

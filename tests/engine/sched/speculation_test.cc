@@ -117,14 +117,13 @@ Outcome RunAll(const std::vector<Plan>& plans, const RigOptions& options) {
   constexpr size_t kTogether = 5;
   Rig rig(options);
   auto factory = ConstraintFactory::Create(rig.tokenizer());
-  REQUIRE(factory.ok());
   Outcome out;
   for (size_t begin = 0; begin < plans.size(); begin += kTogether) {
     std::vector<std::shared_ptr<Generation>> running, forks;
     for (size_t i = begin; i < begin + kTogether; ++i) {
       Timeline timeline = rig.NewTimeline();
       timeline.Extend(plans[i].prompt);
-      running.push_back(rig.Submit(RequestOf(plans[i], std::move(timeline), **factory)));
+      running.push_back(rig.Submit(RequestOf(plans[i], std::move(timeline), *factory)));
       if (plans[i].cancel) running.back()->Cancel();
     }
     for (size_t i = 0; i < kTogether; ++i) {
@@ -136,7 +135,7 @@ Outcome RunAll(const std::vector<Plan>& plans, const RigOptions& options) {
         auto fork = all.Fork(length);
         REQUIRE(fork.ok());
         if (fork->pending() == 0) fork->Extend(SomePrompt(1, 3));
-        forks.push_back(rig.Submit(RequestOf(plan, std::move(*fork), **factory)));
+        forks.push_back(rig.Submit(RequestOf(plan, std::move(*fork), *factory)));
       }
       if (plan.cancel) {
         out.answers.push_back(std::move(answer));

@@ -11,7 +11,7 @@ namespace {
 
 struct Fixture {
   std::unique_ptr<Tokenizer> tokenizer = Tokenizer::Create(ByteSpec()).value();
-  std::unique_ptr<ConstraintFactory> factory = ConstraintFactory::Create(*tokenizer).value();
+  std::unique_ptr<ConstraintFactory> factory = ConstraintFactory::Create(*tokenizer);
 
   std::unique_ptr<Constraint> Schema(std::string_view schema) const {
     auto made = factory->CompileJsonSchema(schema, SchemaMode::kStrict);
