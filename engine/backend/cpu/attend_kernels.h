@@ -217,20 +217,17 @@ void TurnRows(const AttendBlock& block, int shift, int from, int to, float* out)
   }
 }
 
-// The block's queries for a shift. They stay when one other shift is asked for next: a tile has two
-// halves, each with its own.
 template <class V>
 const float* Turned(AttendBlock& block, int shift) {
-  for (int i = 0; i < block.turned_used; ++i) {
-    if (block.turned_shift[i] != shift) continue;
-    if (i == block.turned_next) block.turned_next = (i + 1) % kTurnedSlots;
-    return block.turned[i];
+  int slot = 0;
+  while (slot < block.turned_used && block.turned_shift[slot] != shift) ++slot;
+  if (slot == block.turned_used) {
+    slot = block.turned_next;
+    if (block.turned_used < kTurnedSlots) ++block.turned_used;
+    block.turned_shift[slot] = shift;
+    TurnRows<V>(block, shift, 0, block.rows(), block.turned[slot]);
   }
-  const int slot = block.turned_next;
-  block.turned_next = (slot + 1) % kTurnedSlots;
-  if (block.turned_used < kTurnedSlots) ++block.turned_used;
-  block.turned_shift[slot] = shift;
-  TurnRows<V>(block, shift, 0, block.rows(), block.turned[slot]);
+  if (slot == block.turned_next) block.turned_next = (slot + 1) % kTurnedSlots;
   return block.turned[slot];
 }
 
@@ -498,8 +495,7 @@ void ScoreColumns(const AttendBlock& block, const ScoreArgs& args, int rows, flo
   }
 }
 
-// A half that was gathered from runs of several shifts is scored once for each, and each run's
-// lanes are taken from its own.
+// A half gathered from runs of several shifts is scored once for each; a run's lanes are its own.
 template <class V>
 void ScoreSeam(const AttendBlock& block, const TileView& view, int h, const RowSpan& span,
                float* s) {

@@ -65,7 +65,8 @@ struct AttendBlock {
 
   // Scratch of the thread. `turned` are queries turned for a shift, times scale: [chunk of 64 dims]
   // [rows][64]; beside INT8 K codes, see RowFloats. Slots below `turned_used` are filled;
-  // `turned_next` is the one to give up next.
+  // `turned_next` is the one to give up next: never the last one asked for, since a tile's halves
+  // may have a shift each.
   float* turned[kTurnedSlots] = {};
   int turned_shift[kTurnedSlots] = {};
   int turned_used = 0, turned_next = 0;
