@@ -220,7 +220,10 @@ Status Timeline::MakeWritable(size_t r) {
     ++shares;
   }
   if (own == nullptr) {
-    Run* prefix = r == begin + 1 && IsOwnPrefix(runs_[begin]) ? &runs_[begin] : nullptr;
+    // What is merged counts as filled, so that nothing before it may be pending.
+    const bool merges =
+        r == begin + 1 && runs_[begin].end() <= filled_ && IsOwnPrefix(runs_[begin]);
+    Run* prefix = merges ? &runs_[begin] : nullptr;
     if (prefix == nullptr) {
       HOLDFAST_ASSIGN_OR_RETURN(run.page, pool_->Allocate(scope_));
       return {};

@@ -2,6 +2,7 @@
 
 #include <doctest/doctest.h>
 
+#include <algorithm>
 #include <vector>
 
 #include "tests/engine/kv/toy_kv.h"
@@ -117,6 +118,25 @@ TEST_CASE_FIXTURE(Fixture, "part of a page at home is exact and is copied to go 
   CHECK(IsExact(t));
   CHECK(t.ExactKeys().size() == 1);
   CHECK(IsExact(source));
+}
+
+TEST_CASE_FIXTURE(Fixture, "part of a page at home, before which rows are still to be computed") {
+  const auto tokens = ToyTokens(100);
+  const Timeline source = Computed(tokens);
+  for (int chunk : {1, 7, 70, 100}) {
+    Timeline t = Empty();
+    t.Extend(std::span(tokens).first(64));
+    REQUIRE(t.Splice(source.runs()[2].page.Share(), 0, 12, 0).ok());
+    t.Extend(std::span(tokens).subspan(76));
+    CHECK(t.pending() == 64 + 24);
+    while (t.pending() > 0) {
+      const int64_t before = t.pending();
+      REQUIRE(ToyCompute(t, chunk));
+      CHECK(t.pending() == std::max<int64_t>(0, before - chunk));
+    }
+    CHECK(t.taint().IsZero());
+    CHECK(IsExact(t));
+  }
 }
 
 TEST_CASE_FIXTURE(Fixture, "the end of a page at home is exact after its own beginning only") {
