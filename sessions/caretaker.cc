@@ -16,6 +16,8 @@ constexpr int64_t kLowPart = 16, kHighPart = 8;
 constexpr double kPoolFull = 0.75, kDiskFull = 0.875;
 constexpr int64_t kPassEveryMs = 60'000;  // between passes over the disk
 constexpr size_t kHeadsPerStep = 64;      // of a pass, in one round
+// Pinned segments go last, but may hold one part in so many of the pool, and of the disk.
+constexpr uint64_t kPinnedPart = 2;
 
 }  // namespace
 
@@ -130,6 +132,9 @@ void Caretaker::LineUpPool() {
     const int64_t there = pool.Renew(lines[i].keys);
     k_.heads.PagesSeen(lines[i].branch, {there, lines[i].total});
   }
+  if (k_.options.segments != nullptr) {
+    pool.Renew(k_.options.segments->PinnedPages(stats.slots_max / kPinnedPart));
+  }
 }
 
 // All that is on disk for this model: heads and snapshots with what is known of them.
@@ -201,11 +206,12 @@ void Caretaker::BeginLineUpStore() {
   }
   for (const size_t i : DropOrder(candidates, now)) to_line_up_.push_back(std::move((*all)[i]));
   std::reverse(to_line_up_.begin(), to_line_up_.end());
+  is_lining_up_ = true;
 }
 
 void Caretaker::LineUpStore() {
   if (k_.options.store == nullptr) return;
-  if (to_line_up_.empty()) BeginLineUpStore();
+  if (!is_lining_up_) BeginLineUpStore();
   for (size_t n = 0; n < kHeadsPerStep && !to_line_up_.empty(); ++n) {
     const Stored stored = std::move(to_line_up_.back());
     to_line_up_.pop_back();
@@ -219,6 +225,11 @@ void Caretaker::LineUpStore() {
     std::reverse(keys.begin(), keys.end());
     k_.options.store->Renew(keys);
   }
+  if (!is_lining_up_ || !to_line_up_.empty()) return;
+  is_lining_up_ = false;
+  if (k_.options.segments == nullptr) return;
+  const uint64_t pages = k_.options.store->stats().bytes_max / k_.options.pool->page_bytes();
+  k_.options.store->Renew(k_.options.segments->PinnedPages(pages / kPinnedPart));
 }
 
 void Caretaker::TakeDue() {

@@ -3,7 +3,8 @@
 //   1 demote      lets go of the least worthy warm heads while the pool still has room, so that a
 //                 turn that comes finds pages and does not wait for files
 //   2 line up     cached pages in the pool, and pages on disk once that is nearly full, in order
-//                 of their heads' worth: what belongs to no head goes first, superseded heads next
+//                 of their heads' worth: what belongs to no head goes first, superseded heads next,
+//                 pinned segments last (as far as they fill half of either)
 //   3 prefetch    heads whose next turn is expected (a tool's end, `wake_at`), and those asked for
 //   4 harden      while no turn runs: branches that are to be exact again, one in a round
 // In between, after each turn and with each prefetch that is asked for, it is poked to do 1 and 3
@@ -78,6 +79,7 @@ class Caretaker {
   Keeper::Impl& k_;
   std::mutex tend_mu_;               // one round at a time
   std::vector<Stored> to_line_up_;   // under tend_mu_: of the pass over the disk; the next last
+  bool is_lining_up_ = false;        // such a pass is under way
   int64_t next_pass_ms_ = 0;
 
   std::mutex mu_;

@@ -466,6 +466,30 @@ void SegmentStore::AddPages(std::unordered_set<PageKey, DigestHash>* keys) const
   }
 }
 
+std::vector<PageKey> SegmentStore::PinnedPages(size_t max) const {
+  std::vector<std::pair<int64_t, std::shared_ptr<const Variant>>> line;  // by when it was used
+  {
+    std::shared_lock lock(mu_);
+    for (const auto& [name, tenant] : tenants_) {
+      for (const auto& [id, segment] : tenant.segments) {
+        if (!segment.row.pinned) continue;
+        for (const VariantRow& v : segment.variants) line.emplace_back(v.used_ms, v.variant);
+      }
+    }
+  }
+  std::sort(line.begin(), line.end(), [](const auto& a, const auto& b) {
+    return std::pair(a.first, a.second->row) > std::pair(b.first, b.second->row);
+  });
+  std::vector<PageKey> keys;  // the other way round
+  for (const auto& [used_ms, variant] : line) {
+    const std::vector<PageKey> own = variant->PageKeys();
+    if (keys.size() + own.size() > max) break;
+    keys.insert(keys.end(), own.begin(), own.end());
+  }
+  std::reverse(keys.begin(), keys.end());
+  return keys;
+}
+
 SegmentStats SegmentStore::stats() const {
   SegmentStats s;
   s.hits = hits_;

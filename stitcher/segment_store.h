@@ -142,6 +142,10 @@ class SegmentStore {
 
   // Adds the keys of all pages that variants name, of all tenants.
   void AddPages(std::unordered_set<PageKey, DigestHash>* keys) const;
+  // Those of pinned segments' variants, of all tenants, at most `max`: the pages of what was used
+  // last at the end, each variant's last page first, as Renew wants them. What was used longest ago
+  // is left out.
+  std::vector<PageKey> PinnedPages(size_t max) const;
   SegmentStats stats() const;
 
  private:

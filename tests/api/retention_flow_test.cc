@@ -1,8 +1,10 @@
 // Retention, the states of heads, residency and prefetch, over a tiny model that really decodes.
 #include <doctest/doctest.h>
 
+#include <algorithm>
 #include <thread>
 
+#include "api/segments.h"
 #include "engine/base/env.h"
 #include "engine/store/file_page_store.h"
 #include "tests/api/runtime_bench.h"
@@ -272,6 +274,87 @@ TEST_CASE("what leaves the disk first, when that is full") {
     REQUIRE(Where(b, "pinned").disk.tokens == all);
   }
   CHECK(order == "on");
+}
+
+// The pages of a segment that is computed alone.
+std::vector<PageKey> AddWarm(RuntimeBench& b, const std::string& about, bool pin) {
+  NewSegment add;
+  add.tenant = "ann";
+  add.text = LongQuestion(about);
+  add.warm = true;
+  add.pin = pin;
+  const auto made = b.runtime().AddSegment(add);
+  REQUIRE_MESSAGE(made.ok(), made.status().ToString());
+  const auto tokens = b.runtime().engine().tokenizer().EncodePlain(add.text);
+  const auto runs = b.runtime().segments().Find(TenantScope("ann"), *tokens, 0,
+                                                static_cast<int64_t>(tokens->size()));
+  REQUIRE(runs.size() == 1);
+  return runs[0].variant->PageKeys();
+}
+
+TEST_CASE("pinned segments leave the pool last, unpinned ones first") {
+  RuntimeBench b({.kv_bytes = 1200u << 10, .tend_every_ms = 0});
+  PagePool& pool = b.runtime().engine().pool();
+  struct {
+    char name;
+    std::vector<PageKey> keys;
+  } segments[] = {{'p', AddWarm(b, "pins", true)}, {'u', AddWarm(b, "needles", false)}};
+  Converse(b, "head", Pin());
+  b.runtime().keeper().MakeRoom(kAll);
+  b.runtime().SyncPages();
+  std::string order;
+  bool head = true;
+  std::vector<PageLease> taken;
+  while (order.size() < 3) {
+    b.runtime().keeper().Tend();
+    auto page = pool.Allocate(TenantScope("bob"));
+    REQUIRE(page.ok());
+    taken.push_back(std::move(*page));
+    for (auto& s : segments) {
+      std::erase_if(s.keys, [&](const PageKey& key) { return !pool.Contains(key); });
+      if (s.keys.empty() && order.find(s.name) == std::string::npos) order += s.name;
+    }
+    if (head && Where(b, "head").pool.tokens == 0) order += 'h', head = false;
+  }
+  CHECK(order == "uhp");
+}
+
+TEST_CASE("pinned segments stay on a full disk, also after a restart") {
+  uint64_t one = 0;  // bytes of a session on disk
+  {
+    RuntimeBench probe;
+    Converse(probe, "old");
+    Cool(probe);
+    one = probe.runtime().stats().store.bytes;
+  }
+  RuntimeBench b({.disk_bytes = 6 * one, .tend_every_ms = 0});
+  const std::vector<PageKey> pinned = AddWarm(b, "pins", true);
+  const std::vector<PageKey> other = AddWarm(b, "needles", false);
+  b.Restart();
+  const auto there = [&](const std::vector<PageKey>& keys) {
+    return std::count_if(keys.begin(), keys.end(), [&](const PageKey& key) {
+      return b.runtime().page_store()->Contains(key);
+    });
+  };
+  REQUIRE(there(pinned) == static_cast<int64_t>(pinned.size()));
+  for (int i = 0; there(other) > 0 && i < 12; ++i) {
+    Converse(b, Named("more", i));
+    Cool(b);
+    b.runtime().keeper().Tend();
+    CHECK(there(pinned) == static_cast<int64_t>(pinned.size()));
+  }
+  CHECK(there(other) == 0);
+}
+
+TEST_CASE("pinned segments hold no more than half of the pool") {
+  RuntimeBench b({.kv_bytes = 1200u << 10, .tend_every_ms = 0});
+  const std::vector<PageKey> first = AddWarm(b, "pins", true);
+  const std::vector<PageKey> last = AddWarm(b, "tacks", true);
+  SegmentStore& segments = b.runtime().segments();
+  CHECK(segments.PinnedPages(1000).size() == first.size() + last.size());
+  std::vector<PageKey> want(last.rbegin(), last.rend());
+  CHECK(segments.PinnedPages(last.size() + first.size() - 1) == want);
+  CHECK(segments.PinnedPages(last.size() - 1).empty());
 }
 
 TEST_CASE("heads are let go before the pool is full") {
