@@ -23,7 +23,7 @@ struct ServeFlags {
   int port = 8420;
   std::vector<std::string> api_keys;  // TENANT=KEY
   std::vector<std::string> origins;
-  std::string disk;
+  std::string disk, segments;
   std::vector<std::string> quotas;    // TENANT=sessions:N,host:BYTES,disk:BYTES
   bool strict_model = false;
   bool no_page_store = false;
@@ -150,6 +150,9 @@ int Serve(const CommonFlags& flags, const ServeFlags& serve) {
   auto disk = ParseBytes(serve.disk);
   if (!disk.ok()) return Fail(flags, disk.status());
   runtime_options->disk_bytes = *disk;
+  auto segments = ParseBytes(serve.segments);
+  if (!segments.ok()) return Fail(flags, segments.status());
+  runtime_options->segment_bytes = *segments;
   auto quotas = ReadQuotas(serve.quotas);
   if (!quotas.ok()) return Fail(flags, quotas.status());
   runtime_options->quotas = std::move(*quotas);
@@ -277,6 +280,10 @@ void AddServeCommands(CLI::App& app, CommonFlags* flags, Command* chosen) {
   s->add_option("--origin", serve->origins, "A web origin that may call; may be given again");
   s->add_option("--disk", serve->disk, "Disk space for pages, like 20GiB")
       ->envname("HOLDFAST_DISK");
+  s->add_option("--segments", serve->segments,
+                "KV that the segments of each tenant may name, like 2GiB; default: as much as "
+                "pages may have")
+      ->envname("HOLDFAST_SEGMENTS");
   s->add_option("--quota", serve->quotas,
                 "TENANT=sessions:N,host:BYTES,disk:BYTES; \"*\" = every other tenant; may be given "
                 "again")
