@@ -80,6 +80,7 @@ class RunPlanner {
                                    [](const RunOffer& run) { return run.as_is; });
     Budget(plan);
     Lay(plan);
+    NoteFallback(plan);
     if (used_ == 0 || as_is || plan->cost_ms < kWorthwhile * plan->full_ms) return;
     const std::string why =
         "not worth it: " + Number(100 * plan->cost_ms / plan->full_ms) + " % of full prefill";
@@ -139,6 +140,17 @@ class RunPlanner {
       }
     }
     used_ = CountUsed(*plan);
+  }
+
+  // Where no run is used: what speaks against the longest.
+  void NoteFallback(RunPlan* plan) const {
+    if (used_ > 0 || !plan->fallback.empty() || !in_.reuse.approximate()) return;
+    int64_t longest = 0;  // one that the exact prefix covers is no loss
+    for (size_t i = 0; i < in_.runs.size(); ++i) {
+      if (clipped_[i].size() <= longest) continue;
+      longest = clipped_[i].size();
+      plan->fallback = plan->choices[i].reason;
+    }
   }
 
   static int CountUsed(const RunPlan& plan) {

@@ -223,6 +223,14 @@ TEST_CASE("what can't serve is refused") {
   Case c{1000, {At(100, 900)}};
   c.runs[0].tier = PageTier::kNone;
   CHECK(c.Make().choices[0].reason == "its pages are gone");
+  CHECK(c.Make().fallback == "its pages are gone");
+  Case two{1000, {At(100, 200), At(200, 900)}};  // what speaks against the longest is told
+  two.runs[0].tier = PageTier::kNone;
+  two.runs[1].generation = 1;
+  CHECK(two.Make().fallback == "it rests on approximate KV itself");
+  two.runs[1].generation = 0;
+  CHECK(two.Make().fallback == "");
+  CHECK(Case{1000, {At(0, 30)}}.Make().fallback == "");  // the exact prefix has it
   c.runs[0].tier = PageTier::kPool;
   c.runs[0].generation = 1;
   CHECK(c.Make().choices[0].reason == "it rests on approximate KV itself");
