@@ -86,6 +86,9 @@ void PrintDetails(const Json& result, const std::set<std::string>& peers) {
                 static_cast<long long>(result["tokens"].get<int64_t>()),
                 result["same_tokens"].get<bool>() ? "the same" : "NOT THE SAME");
   }
+  if (result.contains("card")) {
+    std::printf("  %s\n", result["card"].get<std::string>().c_str());
+  }
   if (result.contains("context")) {
     std::printf("  measured at %lld tokens: more do not fit\n",
                 static_cast<long long>(result["context"].get<int64_t>()));

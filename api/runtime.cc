@@ -509,6 +509,7 @@ Result<SegmentInfo> Runtime::AddSegment(const NewSegment& request) {
 
 Keeper& Runtime::keeper() { return *impl_->keeper; }
 SegmentStore& Runtime::segments() { return *impl_->segments; }
+Stitcher& Runtime::stitcher() { return *impl_->stitcher; }
 Engine& Runtime::engine() { return *impl_->engine; }
 Database& Runtime::database() { return *impl_->db; }
 void Runtime::SyncPages() {

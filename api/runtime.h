@@ -178,6 +178,7 @@ class Runtime {
 
   Keeper& keeper();   // sessions, branches, items, snapshots
   SegmentStore& segments();
+  Stitcher& stitcher();  // its card, its rates
   Engine& engine();
   Database& database();
   void SyncPages();              // waits until the pages that are computed are in the store

@@ -20,7 +20,8 @@ namespace {
 
 constexpr int64_t kSequencesMost = 256;
 constexpr int64_t kContextMost = 1 << 24;
-constexpr const char* kDrawn[] = {"scale-", "fork", "restore", "agent-trace"};
+constexpr const char* kDrawn[] = {"scale-",      "fork",        "restore",       "agent-trace",
+                                  "stitch-insert", "stitch-swap", "stitch-replace"};
 
 std::string CpuModel() {
   std::ifstream in("/proc/cpuinfo");
@@ -207,6 +208,11 @@ constexpr BenchKind kKinds[] = {
     {"beside-restore", "ms", false, 0, 1, &BenchBesideRestore},
     {"sessions", "s", false, 10000, 1, &BenchManySessions},
     {"agent-trace", "ms", false, 40, 1, &BenchAgentTrace},
+    {"stitch-insert", "ms", false, 8000, 1, &BenchStitchInsert},
+    {"stitch-swap", "ms", false, 8000, 1, &BenchStitchSwap},
+    {"stitch-replace", "ms", false, 8000, 1, &BenchStitchReplace},
+    {"stitch-plan", "ms", false, 100, 1, &BenchStitchPlan},
+    {"stitch-decode", "tok/s", true, 8000, 1, &BenchStitchDecode},
     {"scale-context", "", false, 0, 1, &BenchScale},
     {"scale-sequences", "", false, 0, 1, &BenchScale},
     {"scale-threads", "", false, 0, 1, &BenchScale},
@@ -263,7 +269,7 @@ Json MachineJson(BenchRun& run, bool with_model) {
 std::vector<std::string> BenchNames() {
   return {"roofline",    "prefill@512",  "decode@0", "decode@4096",  "decode@8192",
           "append16@4096", "agents8",    "fork@4096", "save@4000",    "commit",
-          "written",     "restore@4000", "load",     "rewrite"};
+          "written",     "restore@4000", "load",     "rewrite",      "stitch-plan@100"};
 }
 
 std::vector<std::string> BenchScaleNames() {
@@ -272,7 +278,8 @@ std::vector<std::string> BenchScaleNames() {
 
 std::vector<std::string> BenchLongNames() {
   return {"soak",           "switch8",     "beside-save", "beside-restore",
-          "sessions@10000", "agent-trace"};
+          "sessions@10000", "agent-trace", "stitch-insert@8000", "stitch-swap@8000",
+          "stitch-replace@8000", "stitch-decode@8000"};
 }
 
 bool BenchDraws(const std::string& name) {

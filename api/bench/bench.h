@@ -32,6 +32,16 @@
 //   agent-trace@T ms     three agents of T turns (40) with tools' pauses, 142 tokens read for one
 //                        written, memory for two: time to first token, hits. Peers: llama-server
 //                        with two slots and its cache in host memory (agent_trace.h)
+//   stitch-insert@N, stitch-swap@N, stitch-replace@N
+//                 ms     time to first token of an agent's history of N tokens (8000) edited near
+//                        its beginning (an output inserted, two swapped, one replaced), policy
+//                        fast; beside full prefill. Every model may, whatever its card says, which
+//                        measures no quality. Peers: llama-server with --cache-reuse 64
+//                        (stitch_bench.h)
+//   stitch-plan@S ms     of stitching a prompt of S segments (100) that lie in the pool: the plan
+//                        and the timeline's table
+//   stitch-decode@N
+//                 tok/s  as decode@N, after ten moved runs; and after an exact context
 //   scale-context, scale-sequences, scale-threads
 //                        time per new token against context, sequences and threads: points, fitted
 //                        slope, the limit's slope; drawn by `plot`

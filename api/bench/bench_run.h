@@ -69,6 +69,12 @@ Result<Json> BenchBesideSave(BenchRun& run, const BenchName& name);
 Result<Json> BenchBesideRestore(BenchRun& run, const BenchName& name);
 Result<Json> BenchManySessions(BenchRun& run, const BenchName& name);
 Result<Json> BenchAgentTrace(BenchRun& run, const BenchName& name);
+// What reuse behind an edit costs (stitch_rows.cc).
+Result<Json> BenchStitchInsert(BenchRun& run, const BenchName& name);
+Result<Json> BenchStitchSwap(BenchRun& run, const BenchName& name);
+Result<Json> BenchStitchReplace(BenchRun& run, const BenchName& name);
+Result<Json> BenchStitchPlan(BenchRun& run, const BenchName& name);
+Result<Json> BenchStitchDecode(BenchRun& run, const BenchName& name);
 
 class BenchRun {
  public:

@@ -51,9 +51,20 @@ Result<double> EngineBench::Append(int64_t n) {
 }
 
 Result<double> EngineBench::Decode(int64_t n) {
-  HOLDFAST_ASSIGN_OR_RETURN(Timeline timeline, Context(0, n, 1));
+  HOLDFAST_ASSIGN_OR_RETURN(Timeline timeline, Context(0, n, 0));
+  return DecodeOn(std::move(timeline));
+}
+
+Result<double> EngineBench::DecodeOn(Timeline timeline) {
+  timeline.Extend(Tokens(1));
   HOLDFAST_ASSIGN_OR_RETURN(const Timed run, Compute(std::move(timeline), kDecodeTokens + 1));
   return kDecodeTokens / run.decode_ms * 1000;
+}
+
+Result<Timeline> EngineBench::Fill(Timeline timeline) {
+  HOLDFAST_ASSIGN_OR_RETURN(Timed run, Compute(std::move(timeline), 0));
+  if (!run.timeline) return Status::Cancelled("bench: the engine is gone");
+  return std::move(*run.timeline);
 }
 
 Result<double> EngineBench::Agents(int64_t sequences, int64_t n) {

@@ -37,6 +37,9 @@ class EngineBench {
   // The first n tokens of context number `base`, computed where it is shorter, and `pending` new
   // ones that are not.
   Result<Timeline> Context(size_t base, int64_t n, int64_t pending);
+  // All that is pending, computed.
+  Result<Timeline> Fill(Timeline timeline);
+  Result<double> DecodeOn(Timeline timeline);           // kDecodeTokens after it
   // Greedy, past end tokens, without drafts.
   Result<std::shared_ptr<Generation>> Start(Timeline timeline, int64_t max_tokens);
   void Forget() { bases_.clear(); }                     // gives the contexts' pages back

@@ -17,6 +17,7 @@
 #include "api/bench/plot.h"
 #include "api/bench/process.h"
 #include "api/bench/soak.h"
+#include "api/bench/stitch_bench.h"
 #include "api/bench/turn.h"
 #include "tests/engine/base/temp_dir.h"
 #include "tests/fixtures/tiny_model.h"
@@ -388,7 +389,7 @@ TEST_CASE("unknown names are refused before anything runs") {
                           "agents0", "agents8@0", "soak0", "soakx", "soak@0", "soak16@", "switch0",
                           "switch8@0", "roofline@1", "load@3", "scale-context@1", "fork@0", "save@0",
                           "commit@0", "written@x", "beside-save@1", "beside-restore@1",
-                          "sessions@0", "agent-trace@0", ""}) {
+                          "sessions@0", "agent-trace@0", "stitch-plan@0", "stitch-insert2", ""}) {
     BenchOptions options;
     options.names = {"roofline", bad};
     CHECK_MESSAGE(RunBench(options).status().code() == Code::kInvalid, bad);
@@ -405,8 +406,53 @@ TEST_CASE("all names that are listed are known, and some draw") {
   }
   CHECK(BenchDraws("scale-context"));
   CHECK(BenchDraws("fork@4096"));
+  CHECK(BenchDraws("stitch-swap@8000"));
+  CHECK(!BenchDraws("stitch-plan@100"));
   CHECK(!BenchDraws("all"));
   CHECK(!BenchDraws("decode@0"));
+}
+
+TEST_CASE("behind an edit runs are used, and take no pages of their own") {
+  testing::TempDir dir;
+  for (const HistoryEdit edit :
+       {HistoryEdit::kInsert, HistoryEdit::kSwap, HistoryEdit::kReplace}) {
+    StitchOptions options;
+    options.engine = TinyEngine(dir);
+    options.edit = edit;
+    options.tokens = 1400;
+    options.reps = 3;
+    const auto figures = MeasureStitch(options);
+    REQUIRE_MESSAGE(figures.ok(), figures.status().ToString());
+    CHECK(figures->fast_ms.size() == 3);
+    CHECK(figures->full_ms.size() == 3);
+    CHECK(figures->tokens > 1100);
+    CHECK(figures->tokens < 1700);
+    CHECK(figures->runs >= 2);
+    CHECK(figures->behind > 700);
+    // Each time: nothing is left of the run before, which used it too.
+    CHECK(figures->computed >= figures->fresh + 32 * figures->runs);
+    CHECK(figures->computed < figures->behind);
+    CHECK(figures->extra_pages == 0);
+    CHECK(figures->peers.empty());
+  }
+}
+
+TEST_CASE("a prompt of many segments is planned, found and stitched") {
+  testing::TempDir dir;
+  const auto engine = Engine::Open(TinyEngine(dir));
+  REQUIRE(engine.ok());
+  const auto plan = MeasureStitchPlan(**engine, 20, 3);
+  REQUIRE_MESSAGE(plan.ok(), plan.status().ToString());
+  CHECK(plan->plan_ms.size() == 3);
+  CHECK(plan->tokens == 20 * 80 + 2);
+  CHECK(plan->find_ms > 0);
+  EngineBench bench(engine->get());
+  const auto decode = MeasureStitchDecode(**engine, bench, 1000, 2);
+  REQUIRE_MESSAGE(decode.ok(), decode.status().ToString());
+  CHECK(decode->exact.size() == 2);
+  CHECK(decode->stitched.size() == 2);
+  CHECK(decode->tokens > 800);
+  CHECK(MeasureStitchDecode(**engine, bench, 300, 1).status().code() == Code::kExhausted);
 }
 
 TEST_CASE("a soak counts turns and sees memory and speed") {
