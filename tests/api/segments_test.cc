@@ -6,6 +6,7 @@
 
 #include <algorithm>
 
+#include "api/bench/stitch_bench.h"
 #include "api/openai_chat.h"
 #include "api/upkeep.h"
 #include "stitcher/isolated.h"
@@ -250,6 +251,43 @@ TEST_CASE("what is wrong with a segment in a message is said, with its place") {
   Read(b, Part(info), &error);
   REQUIRE(error);
   CHECK(error->status == 404);
+}
+
+TEST_CASE("a segment that is deleted while turns use it is theirs to the end, and after") {
+  std::vector<Answer> kept;
+  for (const bool deletes : {false, true}) {
+    RuntimeBench b;
+    const auto set_card = [&] {
+      b.runtime().stitcher().SetCard(std::make_shared<const ModelCard>(
+          OpenCard(b.runtime().engine().model().fingerprint())));
+    };
+    set_card();
+    const std::string doc = Document("lakes", 6);
+    const SegmentInfo info = Add(b, Text(doc, true));
+    std::vector<Answer> answers;
+    Talk talk("one");
+    const auto say = [&](const std::string& text) {
+      ChatRequest request = talk.User(text).Request();
+      request.reuse.policy = ReusePolicy::kBalanced;
+      std::unique_ptr<ChatStream> stream;
+      REQUIRE(b.Start(request, &stream).ok());
+      if (deletes && answers.empty()) {
+        REQUIRE(b.runtime().segments().Delete(kAnn, info.id).ok());
+      }
+      answers.push_back(b.Drain(stream.get()));
+      REQUIRE(answers.back().done.status.ok());
+      CHECK(answers.back().done.report.start.stitch.totals.shifted > 0);
+      talk.Keep(answers.back());
+    };
+    say("Of lakes: " + doc);
+    say("And then?");  // on the warm head
+    b.Restart();
+    set_card();
+    say("And now?");   // made again by the turn's recipe
+    CHECK(answers.back().done.report.start.stitch.remade);
+    if (deletes) CHECK(answers == kept);
+    kept = answers;
+  }
 }
 
 TEST_CASE("a segment of tokens is text in whole characters, without control tokens") {

@@ -3,11 +3,17 @@ import os
 import tempfile
 import unittest
 
-from harness import MODELS, SMOL, Server, TinyServerTest, tiny_model
+from harness import MODELS, SMOL, Server, TinyServerTest, tiny_model, write_card
 
 CHAT = "/v1/chat/completions"
 DOCUMENT = "".join("Line %d of the report says %d. " % (n, n * 7919 % 1009) for n in range(12))
 NOWHERE = "seg_" + "0" * 64
+
+
+def document(number):
+    """Another one for each number."""
+    return "".join("In report %d, line %d says %d. " % (number, n, (n + 17 * number) * 7919 % 1009)
+                   for n in range(12))
 
 
 def part(segment):
@@ -116,11 +122,113 @@ class Tenants(TinyServerTest):
             error = self.assertRefused(answer, 404)[1]
             self.assertEqual(error["message"].replace(made, NOWHERE),
                              strange[2]["error"]["message"])
-        self.assertRefused(self.server.call(
-            "POST", CHAT, {"messages": [{"role": "user", "content": [part(made)]}]}, bob), 404)
+        say = lambda path, body: [
+            self.assertRefused(self.server.call("POST", path, body(segment), bob), 404)[1]
+            for segment in (made, NOWHERE)]
+        self.server.chat("hi", bob, session_id="mine")
+        for path, body in (
+                (CHAT, lambda s: {"messages": [{"role": "user", "content": [part(s)]}]}),
+                ("/v1/sessions/mine/turns",
+                 lambda s: {"messages": [{"role": "user", "content": [part(s)]}]}),
+                ("/v1/sessions/mine/branches", lambda s: {"edits": [
+                    {"op": "insert", "item": 0,
+                     "message": {"role": "user", "content": [part(s)]}}]})):
+            foreign, unknown = say(path, body)
+            self.assertEqual(foreign["message"].replace(made, NOWHERE), unknown["message"])
+            self.assertEqual((foreign["param"], foreign["code"]), (unknown["param"], unknown["code"]))
+            self.assertTrue(foreign["param"].endswith("content[0].segment_id"), foreign)
         self.assertEqual(self.server.call("GET", "/v1/segments", headers=bob)[2]["data"], [])
         self.assertNotEqual(
             self.server.call("POST", "/v1/segments", {"text": DOCUMENT}, bob)[2]["id"], made)
+
+
+class Budget(TinyServerTest):
+    def test_segments_name_as_much_kv_as_they_may(self):
+        make = lambda **fields: self.server.call("POST", "/v1/segments", {"warm": True, **fields})
+        one = make(text=DOCUMENT, pin=True)[2]["kv_bytes"]
+        self.server.kill()
+        self.server.command += ["--segments", str(one * 3 // 2)]
+        self.server.start()
+        listed, = self.server.call("GET", "/v1/segments")[2]["data"]
+        self.assertRefused(make(text="Another. " + DOCUMENT), 429, code="quota_exceeded")
+        self.server.call("POST", "/v1/segments/%s/pin" % listed["id"], {"pinned": False})
+        self.assertEqual(make(text="Another. " + DOCUMENT)[0], 201)
+        self.assertRefused(self.server.call("GET", "/v1/segments/" + listed["id"]), 404)
+
+
+class Reuse(TinyServerTest):
+    """With a card that allows everything, but for more than three runs."""
+    @classmethod
+    def setUpClass(cls):
+        super().setUpClass()
+        write_card(cls.server, os.path.join(cls.folder.name, "data"), max_runs=3)
+        cls.server.restart()
+
+    def stitch(self, content, **fields):
+        answer = self.server.chat([{"role": "user", "content": content}], **fields)
+        stitch = answer["usage"]["stitch"]
+        self.assertEqual(sum(stitch["tokens"].values()), answer["usage"]["prompt_tokens"])
+        return stitch
+
+    def warm(self, text):
+        status, _, made = self.server.call("POST", "/v1/segments", {"text": text, "warm": True})
+        self.assertEqual(status, 201, made)
+        return made["id"]
+
+    def test_policies_as_far_as_they_go(self):
+        id = self.warm(document(1))
+        for policy, shifted in (("fast", 0), ("off", 0), ("exact", 0), ("balanced", 1),
+                                ("quality", 1), ("verify", 1)):
+            stitch = self.stitch([{"type": "text", "text": policy + ": "}, part(id)], reuse=policy)
+            self.assertEqual(stitch["policy"], policy)
+            self.assertEqual(stitch["tokens"]["shifted"] > 0, bool(shifted), stitch)
+            if policy == "fast":  # isolated ones are not for it
+                self.assertIn("isolated", stitch["fallback"])
+
+    def test_more_segments_than_the_card_covers(self):
+        ids = [self.warm(document(n)) for n in range(10, 15)]
+        parts = [{"type": "text", "text": "These: "}]
+        for id in ids:
+            parts += [part(id), {"type": "text", "text": " Next: "}]
+        stitch = self.stitch(parts, reuse="balanced")
+        used = [run["used"] for run in stitch["runs"]]
+        self.assertEqual(used.count(True), 3, stitch)
+        for run in stitch["runs"]:
+            if not run["used"]:
+                self.assertIn("more runs than the 3 that the card covers", run["reason"])
+        self.assertNotIn("fallback", stitch)
+
+    def test_a_contract_that_nothing_keeps(self):
+        id = self.warm(document(2))
+        stitch = self.stitch([{"type": "text", "text": "So: "}, part(id)],
+                             reuse={"policy": "balanced", "max_kl": 0.001})
+        self.assertFalse(stitch["approximate"])
+        self.assertIn("nothing that the card knows keeps its KL below 0.001", stitch["fallback"])
+
+    def test_a_segment_that_is_deleted_is_still_told_of(self):
+        id = self.warm(document(3))
+        content = [{"type": "text", "text": "Now: "}, part(id), {"type": "text", "text": "?"}]
+        self.assertGreater(self.stitch(content, reuse="balanced", session_id="gone")
+                           ["tokens"]["shifted"], 0)
+        self.assertEqual(self.server.call("DELETE", "/v1/segments/" + id)[0], 200)
+        provenance = self.server.call("GET", "/v1/sessions/gone/provenance")[2]
+        self.assertIn(id, [span.get("segment") for span in provenance["spans"]])
+        self.server.restart()  # its pages are made again from the turn's own recipe
+        status, _, answer = self.server.call("POST", "/v1/sessions/gone/turns", {
+            "messages": [{"role": "user", "content": "go on"}], "max_tokens": 4,
+            "reuse": "balanced"})
+        self.assertEqual(status, 200, answer)
+        self.assertTrue(answer["usage"]["stitch"]["remade"], answer["usage"])
+        self.assertRefused(self.server.call("POST", CHAT, {
+            "messages": [{"role": "user", "content": content}]}), 404,
+            "messages[0].content[1].segment_id")
+
+    def test_what_is_wrong_with_reuse_is_named(self):
+        for reuse, param in (("fastest", "reuse"), (5, "reuse"), ({"policy": 5}, "reuse.policy"),
+                             ({"policy": "no"}, "reuse.policy"), ({"max_kl": -1}, "reuse.max_kl"),
+                             ({"max_kl": "x"}, "reuse.max_kl"), ({"budget": 2}, "reuse.budget")):
+            self.assertRefused(self.server.call("POST", CHAT, {
+                "messages": [{"role": "user", "content": "hi"}], "reuse": reuse}), 400, param)
 
 
 class OtherModels(unittest.TestCase):
