@@ -9,6 +9,7 @@
 #include <iostream>
 #include <sstream>
 
+#include "api/bench/plot.h"
 #include "api/cli.h"
 #include "api/pull.h"
 #include "engine/base/memory.h"
@@ -83,6 +84,7 @@ Json VerifyJson(const VerifyReport& report) {
   Json rungs = Json::object();
   for (const RungResult& r : report.rungs) {
     rungs[r.name] = {{"pass", r.pass}, {"cases", r.cases}, {"detail", r.detail}};
+    if (!r.points.empty()) rungs[r.name]["points"] = r.points;
   }
   return {{"numerics_digest", report.numerics_digest.Hex()},
           {"numerics_version", kNumericsVersion},
@@ -108,9 +110,29 @@ class ScratchDir {
   std::filesystem::path path_;
 };
 
-int Verify(const CommonFlags& flags, int tokens) {
+// E7 as a chart.
+Status PlotVerify(const VerifyReport& report, const std::string& model, const std::string& path) {
+  std::vector<Chart> charts;
+  for (const RungResult& r : report.rungs) {
+    if (r.points.empty()) continue;
+    charts.push_back({r.name + ": what a moved run costs (" + model + ")",
+                      "share of the run computed again, %", "mean KL, nats per token",
+                      {{"random tokens", ChartSeries::Style::kLine, r.points}}});
+  }
+  std::ofstream out(path, std::ios::binary | std::ios::trunc);
+  out << PlotSvg(charts) << std::flush;
+  return out ? Status() : Status::Io("cannot write " + path);
+}
+
+int Verify(const CommonFlags& flags, int tokens, const std::string& plot) {
   auto loaded = LoadModelOf(flags, KvTypeOf(flags));
   if (!loaded.ok()) return Fail(flags, loaded.status());
+  LoadedModel wide;
+  if (KvTypeOf(flags) != KvType::kF32) {
+    auto other = LoadModelOf(flags, KvType::kF32);
+    if (!other.ok()) return Fail(flags, other.status());
+    wide = std::move(*other);
+  }
   std::vector<std::unique_ptr<Backend>> others;
   std::vector<Backend*> borrowed;
   for (int threads : {1, 3}) {
@@ -123,12 +145,17 @@ int Verify(const CommonFlags& flags, int tokens) {
   VerifyOptions options;
   options.scratch_dir = scratch.path();
   options.prompt_tokens = tokens;
+  options.f32_kv = wide.model.get();
   options.progress = [](const std::string& rung, int done, int total) {
     ShowProgress(rung, total > 0 ? static_cast<double>(done) / (total + 1) : 0);
   };
   auto report = RunVerify(*loaded->model, *loaded->backend, borrowed, options);
   ShowProgress("verify", 1);
   if (!report.ok()) return Fail(flags, report.status());
+  if (!plot.empty()) {
+    const Status drawn = PlotVerify(*report, ModelNameOf(flags), plot);
+    if (!drawn.ok()) return Fail(flags, drawn);
+  }
   if (flags.json) {
     PrintJson(VerifyJson(*report));
   } else {
@@ -283,8 +310,9 @@ void AddToolCommands(CLI::App& app, CommonFlags* flags, Command* chosen) {
   AddCommonFlags(verify, flags, false);
   verify->add_option("--tokens", *number, "Tokens of the longest prompt (default 200)")
       ->check(CLI::Range(96, 4096));
+  verify->add_option("--plot", *text, "Draw E7 into this SVG file");
   verify->callback([=] {
-    *chosen = [=] { return Verify(*flags, *number == 0 ? 200 : *number); };
+    *chosen = [=] { return Verify(*flags, *number == 0 ? 200 : *number, *text); };
   });
 
   CLI::App* eval = app.add_subcommand("eval", "Measure the quality of a model");

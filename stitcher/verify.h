@@ -8,7 +8,8 @@
 //   E4 a run moved by some tokens: layer-0 V equals fresh V bit for bit, layer-0 K turned equals
 //      fresh K within the rounding of the KV dtype
 //   E5 a whole prompt computed at other positions and read back with turned queries: the logits
-//      agree within the dtype's noise (KL)
+//      agree within the dtype's noise: a mean KL of at most twice what storing KV in its type costs
+//      against F32, where a model with such KV is given
 //   E6 garbage written at later positions changes nothing: the same bits
 //   E7 the KL of a spliced context falls as more of it is recomputed, to exactly 0 at 100 %
 #pragma once
@@ -16,6 +17,7 @@
 #include <functional>
 #include <memory>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "engine/engine.h"
@@ -25,6 +27,7 @@ namespace holdfast {
 struct VerifyOptions {
   std::string scratch_dir;          // for E1's page files; made and removed
   int prompt_tokens = 200;          // of the longest case; at least 96
+  Model* f32_kv = nullptr;          // the same weights with F32 KV, for E5; null = none
   std::function<void(const std::string& rung, int done, int total)> progress;
 };
 
@@ -33,6 +36,7 @@ struct RungResult {
   bool pass = true;
   int cases = 0;
   std::string detail;      // first failure, or the figures measured (E4, E5, E7)
+  std::vector<std::pair<double, double>> points;  // E7: per cent recomputed, KL
 };
 
 struct VerifyReport {

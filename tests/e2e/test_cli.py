@@ -38,8 +38,13 @@ class Cli(unittest.TestCase):
         self.assertEqual(len(digests), 1)
 
     def test_verify_on_a_model_with_other_weight_types(self):
-        report = self.json_of("verify", "--model", CODER, "--tokens", "96")
+        with tempfile.TemporaryDirectory() as folder:
+            plot = os.path.join(folder, "e7.svg")
+            report = self.json_of("verify", "--model", CODER, "--tokens", "96", "--plot", plot)
+            with open(plot) as f:
+                self.assertIn("<polyline", f.read())
         self.assertTrue(report["pass"], report)
+        self.assertIn("against F32", report["rungs"]["E5"]["detail"])
 
     def test_tokenize(self):
         with tempfile.NamedTemporaryFile("w", suffix=".txt") as f:
