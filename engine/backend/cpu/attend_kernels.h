@@ -519,7 +519,9 @@ void ScoreSeam(const AttendBlock& block, const TileView& view, int h, const RowS
   }
 }
 
-// Scores the slots of each piece where they lie and moves them to the piece's lanes.
+// Scores each piece's tokens where they lie, straight into its lanes: vectors that reach beyond the
+// piece leave garbage in the next one's lanes, which comes after it. (What they read there is as in
+// PackKHalf.) Only where they would reach into the next row are lanes moved.
 template <class V>
 void ScoreApart(AttendBlock& block, const TileView& view, const RowSpan& span, float* s) {
   const int64_t k_bytes =
@@ -528,14 +530,15 @@ void ScoreApart(AttendBlock& block, const TileView& view, const RowSpan& span, f
   for (int p = 0; p < view.tile->pieces; ++p) {
     const KvPiece& piece = view.tile->piece[p];
     if (piece.lane >= span.last || piece.lane + piece.count <= span.first) continue;
-    const int begin = piece.slot / 16 * 16, end = (piece.slot + piece.count + 15) / 16 * 16;
+    const int columns = (piece.count + 15) / 16 * 16;
+    const bool fits = piece.lane + columns <= kAttendTile;
     const float* turned = Turned<V>(block, piece.shift) + span.from * RowFloats(block);
-    ScoreColumns<V>(block, {piece.k + begin * k_bytes, block.k_type, end - begin,
+    ScoreColumns<V>(block, {piece.k + piece.slot * k_bytes, block.k_type, columns,
                             AheadOf(*view.tile, view.next, p), turned,
                             int64_t{block.rows()} * kAttendTile},
-                    span.rows, part);
-    for (int r = 0; r < span.rows; ++r) {
-      const float* from = part + r * kAttendTile + piece.slot - begin;
+                    span.rows, fits ? s + piece.lane : part);
+    for (int r = 0; !fits && r < span.rows; ++r) {
+      const float* from = part + r * kAttendTile;
       float* to = s + r * kAttendTile + piece.lane;
       for (int j = 0; j < piece.count; j += V::kWidth) {
         V::StoreFirst(to + j, V::Load(from + j), piece.count - j);
