@@ -637,11 +637,7 @@ Status Admission::Stitch(const Place& place, Turn::Impl* turn) {
   turn->timeline = std::move(stitched->timeline);
   turn->loading = std::move(stitched->loading);
   NoteUsed(request.scope, stitched->report, std::move(runs));
-  if (stitched->recipe != nullptr) {
-    auto made = std::make_shared<Recipe>(*stitched->recipe);
-    FillLeft(k_, tree_, request.scope, made.get());
-    turn->recipe = std::move(made);
-  }
+  turn->recipe = std::move(stitched->recipe);
   k_.warm.RestoreTail(&*turn->timeline, &turn->start.stitch);
   // What is there already needs no room any more.
   const int64_t there = turn->timeline->filled() / kPageTokens;

@@ -161,11 +161,6 @@ Status WithTree(Keeper::Impl& k, std::string_view tenant, std::string_view id, c
   });
 }
 
-// provenance.cc
-// Fills in the left chains of the recipe's sources, as far as a branch of the session holds them.
-// So their KV can be computed again when their pages are gone.
-void FillLeft(Keeper::Impl& k, const SessionTree& tree, const TenantScope& scope, Recipe* recipe);
-
 // runs.cc
 // Runs of a prompt that was placed in the tree: first what the session's own branches hold (what
 // follows an edit, what stays of a compacted history), in the gaps what KeeperOptions::find_runs

@@ -9,9 +9,6 @@
 namespace holdfast {
 namespace {
 
-// Of a session, the newest ones, for a source's left chain.
-constexpr int kMaxBranchesLookedAt = 32;
-
 // What a whole branch is where no approximation was made: exact, wherever its pages are.
 Provenance ExactSpans(const Survey& survey, int64_t tokens) {
   Provenance spans;
@@ -77,40 +74,7 @@ std::string TextOf(const ShadowKl& kl) {
   return text;
 }
 
-// Chain keys of whole pages: entry i is the key before token 32 i.
-std::vector<PageKey> ChainKeys(const PageKey& root, std::span<const TokenId> tokens) {
-  std::vector<PageKey> keys = {root};
-  for (; tokens.size() >= kPageTokens; tokens = tokens.subspan(kPageTokens)) {
-    keys.push_back(NextKey(keys.back(), tokens.first(kPageTokens), Digest{}));
-  }
-  return keys;
-}
-
 }  // namespace
-
-void FillLeft(Keeper::Impl& k, const SessionTree& tree, const TenantScope& scope, Recipe* recipe) {
-  const auto lacks = [](const RecipeSource& s) { return s.home > 0 && s.left.empty(); };
-  const PageKey root = RootKey(k.options.fp, scope, Digest{});
-  int looked = 0;
-  for (auto b = tree.branches.rbegin(); b != tree.branches.rend() && looked < kMaxBranchesLookedAt;
-       ++b, ++looked) {
-    if (std::none_of(recipe->sources.begin(), recipe->sources.end(), lacks)) return;
-    std::vector<TokenId> tokens;
-    // A branch that can't be read has nothing to give.
-    k.options.db
-        ->Read([&](Reader& reader) -> Status {
-          HOLDFAST_ASSIGN_OR_RETURN(tokens, LoadTokens(reader, LineageOf(tree, b->head)));
-          return Status();
-        })
-        .IgnoreError();
-    const std::vector<PageKey> keys = ChainKeys(root, tokens);
-    for (RecipeSource& s : recipe->sources) {
-      const auto block = static_cast<size_t>(s.home / kPageTokens);
-      if (!lacks(s) || block >= keys.size() || keys[block] != s.parent) continue;
-      s.left.assign(tokens.begin(), tokens.begin() + s.home);
-    }
-  }
-}
 
 Result<ProvenanceInfo> Keeper::Provenance(std::string_view tenant, std::string_view id,
                                           std::string_view branch) {

@@ -452,6 +452,11 @@ TEST_CASE("a recipe gives the same bits after everything was dropped") {
     b.rig().pool().DropCached();
     recipe.sources[0].left.assign(e.before.begin(), e.before.begin() + recipe.sources[0].home);
   }
+  std::optional<Timeline> base;
+  SUBCASE("an exact head reaches to behind where the run begins") {
+    base = b.Full(Tokens(e.after.begin(), e.after.begin() + 200), nullptr, "a");
+    next.base = &*base;
+  }
   SUBCASE("all is gone, also from there") {
     b.rig().pool().DropCached();
     Stitched s = b.Stitch(next);
@@ -470,13 +475,13 @@ TEST_CASE("a recipe gives the same bits after everything was dropped") {
   const Digest taint = s.timeline.taint();
   CHECK_FALSE(taint.IsZero());
   REQUIRE(b.Compute(std::move(s.timeline), &got).ok());
-  CHECK(got.size() > 90);
+  CHECK(got.size() >= 90);
   for (const auto& [index, digest] : got) {
     if (want.contains(index)) CHECK_MESSAGE(digest == want.at(index), index);
   }
 }
 
-// A store whose pages can be lost or damaged.
+// A store whose pages can be lost or damaged. (doctest runs no subcase behind one that returns.)
 TEST_CASE("a run whose page can't be had is computed, not the request refused") {
   SpliceRig b;
   const Edited e;
@@ -492,14 +497,6 @@ TEST_CASE("a run whose page can't be had is computed, not the request refused") 
   StitchRequest request = b.Request(e.after, ReusePolicy::kFast);
   request.runs = runs;
   const PageKey victim = run.variant->PageKeys()[4];
-  SUBCASE("all there: from the store") {
-    Stitched s = b.Stitch(request);
-    CHECK(s.report.shifted == 268);
-    CHECK(s.report.run_faults.empty());
-    const ProvenanceSpan& span = s.provenance[s.provenance.size() - 2];
-    CHECK(span.tier == KvTier::kStore);
-    return;
-  }
   SUBCASE("missing") {
     REQUIRE(b.store().Delete(victim).ok());
     Stitched s = b.Stitch(request);
@@ -518,6 +515,14 @@ TEST_CASE("a run whose page can't be had is computed, not the request refused") 
     CHECK(s.report.runs[0].reason == "corrupt");
     CHECK(s.recipe == nullptr);
     REQUIRE(b.Compute(std::move(s.timeline), &got).ok());
+  }
+  SUBCASE("all there: from the store") {
+    Stitched s = b.Stitch(request);
+    CHECK(s.report.shifted == 268);
+    CHECK(s.report.run_faults.empty());
+    const ProvenanceSpan& span = s.provenance[s.provenance.size() - 2];
+    CHECK(span.tier == KvTier::kStore);
+    return;
   }
   CheckSame(got, full);
 }
@@ -660,6 +665,9 @@ TEST_CASE("recipes of damaged bytes are refused") {
   for (size_t n = 0; n < bytes.size(); ++n) {
     CHECK_FALSE(DecodeRecipe(std::span(bytes).first(n)).ok());
   }
+  std::vector<std::byte> longer = bytes;
+  longer.push_back(std::byte{0});
+  CHECK_FALSE(DecodeRecipe(longer).ok());
   std::mt19937 random(1);
   for (int i = 0; i < 2000; ++i) {  // anything but a crash
     std::vector<std::byte> damaged = bytes;
