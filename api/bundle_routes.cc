@@ -74,6 +74,7 @@ void HandleImport(Call& call) {
                    {"signed", done->is_signed},
                    {"authentic", done->authentic},
                    {"miss", MissJson(done->miss)},
+                   {"approximate_turns", done->approximate_turns},
                    {"pages", done->pages},
                    {"pages_taken", done->pages_taken},
                    {"pages_left_why", done->pages_left_why.empty()

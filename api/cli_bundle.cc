@@ -127,6 +127,10 @@ Result<int> Import(Access& access, const CommonFlags& common, const BundleFlags&
     std::cout << " (" << d["pages_left_why"].get<std::string>()
               << "; the KV of the rest is computed again)";
   }
+  if (d["approximate_turns"] > 0) {
+    std::cout << "; " << d["approximate_turns"]
+              << " answers were given over approximate KV, which is made anew here";
+  }
   std::cout << std::endl;
   if (d["miss"].is_object()) {
     std::cout << "made by another model: its messages are in this one's tokens on branch "

@@ -73,6 +73,15 @@ void AddKeeper(Page* page, const KeeperStats& k) {
   page->Gauge("resident_timelines", "Heads that are warm.", Num(k.resident_timelines));
   page->Counter("prefetches_total", "Heads loaded ahead of their turns.", Num(k.prefetches));
   page->Counter("prefetched_pages_total", "Pages loaded so.", Num(k.pages_prefetched));
+  page->Counter("hardened_branches_total", "Branches made exact again.", Num(k.hardened));
+  page->Counter("verified_answers_total", "Approximate answers measured against full prefill.",
+                Num(k.verified));
+  page->Counter("verified_tokens_total", "Tokens in them.", Num(k.verified_tokens));
+  page->Counter("verified_kl_nats_total", "Their KL against full prefill, summed over tokens.",
+                k.verified_kl);
+  page->Gauge("verified_kl_nats_max", "The largest of one token.", k.verified_kl_max);
+  page->Counter("verify_skipped_total", "Answers that were to be measured and were not.",
+                Num(k.verify_skipped));
   page->Gauge("unsynced_commits", "Commits of lazy turns that a power cut would take.",
               Num(k.unsynced));
   page->Gauge("degraded", "1 while nothing durable can be taken on.", k.degraded ? 1 : 0);

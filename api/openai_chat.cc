@@ -321,7 +321,8 @@ Json StitchJson(const StitchReport& s) {
   for (const RunReport& run : s.runs) {
     stitch["runs"].push_back({{"from", run.begin},
                               {"to", run.end},
-                              {"segment", run.segment.Text()},
+                              {"segment", run.variant == 0 ? Json(nullptr)
+                                                           : Json(run.segment.Text())},
                               {"variant", run.variant},
                               {"kind", VariantKindName(run.kind)},
                               {"shift", run.shift},

@@ -28,6 +28,7 @@ constexpr uint64_t kWriterPoolPart = 8; // pages that wait to be written pin at 
 constexpr uint64_t kWriterMaxQueued = 1024;
 constexpr uint64_t kCompactBytes = uint64_t{8} << 20;  // in one idle step
 constexpr uint64_t kMinDiskBytes = uint64_t{64} << 20;
+constexpr int kLookForStopMs = 20;  // while something is computed in the background
 constexpr int kChunkWithoutReuse = 256;  // rows of a prefill pass, as the engine's own
 
 // ChatML, for a model file that brings no template.
@@ -84,18 +85,28 @@ Digest ParamsDigest(const ChatRequest& r) {
 }
 
 // All pending rows, without an answer.
-Result<Timeline> ComputeAll(Engine& engine, GenerateRequest request, Timeline timeline) {
+Result<Timeline> ComputeAll(Engine& engine, GenerateRequest request, Timeline timeline,
+                            const std::function<bool()>& stop = {}) {
   if (timeline.pending() == 0) return timeline;
   request.output_begin = timeline.size();
   request.timeline = std::move(timeline);
   HOLDFAST_ASSIGN_OR_RETURN(const std::shared_ptr<Generation> generation,
                             engine.Submit(std::move(request)));
-  while (auto event = generation->Next(-1)) {
-    if (!event->finish) continue;
+  while (true) {
+    auto event = generation->Next(stop ? kLookForStopMs : -1);
+    if (!event && stop && stop()) generation->Cancel();
+    if (!event || !event->finish) continue;
     HOLDFAST_RETURN_IF_ERROR(event->finish->status);
     return std::move(*event->finish->timeline);
   }
-  return Status::Cancelled("runtime: a background prefill ended early");
+}
+
+GenerateRequest RequestFor(const ComputeOptions& options) {
+  GenerateRequest request;
+  if (!options.on_logits) return request;
+  request.observe_logits = options.on_logits;
+  request.observes = [from = options.logits_from](int64_t index) { return index >= from; };
+  return request;
 }
 
 // The windows at which the question, which is what follows the last run, looks at most.
@@ -264,8 +275,9 @@ Status Runtime::Impl::OpenKeeper() {
   k.stitcher = stitcher.get();
   k.store = store.get();
   k.segments = segments.get();
-  k.find_runs = [s = segments.get()](const TenantScope& scope, std::span<const TokenId> tokens) {
-    return s->Find(scope, tokens, 0, static_cast<int64_t>(tokens.size()));
+  k.find_runs = [s = segments.get()](const TenantScope& scope, std::span<const TokenId> tokens,
+                                     TokenRange where) {
+    return s->Find(scope, tokens, where.begin, where.end);
   };
   k.fp = engine->model().fingerprint();
   k.model_digest = engine->model().weights_digest();
@@ -290,9 +302,10 @@ Result<std::unique_ptr<Runtime>> Runtime::Open(const RuntimeOptions& options) {
   if (impl->store != nullptr) impl->StartWriter();
   impl->stitcher = std::make_unique<Stitcher>(&impl->engine->pool(), impl->store.get(),
                                               impl->engine->model().fingerprint());
-  impl->stitcher->SetCompute([engine = impl->engine.get()](Timeline timeline) {
-    return ComputeAll(*engine, {}, std::move(timeline));
-  });
+  impl->stitcher->SetCompute(
+      [engine = impl->engine.get()](Timeline timeline, const ComputeOptions& how) {
+        return ComputeAll(*engine, RequestFor(how), std::move(timeline), how.stop);
+      });
   impl->stitcher->SetChooser([engine = impl->engine.get()](ProbeRequest probe) {
     return ChooseByQuestion(*engine, std::move(probe));
   });

@@ -60,6 +60,12 @@ Json ResidencyJson(const ResidencyInfo& r) {
           {"est_prefill_ms", NumberOrNull(r.prefill_ms)}};
 }
 
+Json MeasuredJson(const std::optional<ShadowKl>& kl) {
+  if (!kl) return nullptr;
+  return {{"kl", kl->mean}, {"kl_largest", kl->largest}, {"tokens", kl->tokens},
+          {"same_top", kl->same_top}};
+}
+
 Json ProvenanceJson(const ProvenanceInfo& p) {
   const ProvenanceTotals t = TotalsOf(p.spans);
   Json spans = Json::array();
@@ -71,8 +77,10 @@ Json ProvenanceJson(const ProvenanceInfo& p) {
                  {"generation", s.generation}};
     if (s.source >= 0) {
       const RecipeSource& source = p.sources[static_cast<size_t>(s.source)];
-      span["segment"] = source.segment.Text();
-      span["variant"] = source.variant;
+      if (source.variant != 0) {  // else of this session's own branches
+        span["segment"] = source.segment.Text();
+        span["variant"] = source.variant;
+      }
       span["kind"] = VariantKindName(source.kind);
     }
     if (s.origin == KvOrigin::kShifted) span["shift"] = s.shift;
@@ -87,6 +95,7 @@ Json ProvenanceJson(const ProvenanceInfo& p) {
           {"hardened", p.hardened},
           {"expected_kl", p.expected_kl},
           {"kl_bound", p.kl_bound},
+          {"measured", MeasuredJson(p.measured)},
           {"totals",
            {{"exact", t.exact},
             {"restored", t.restored},

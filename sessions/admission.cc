@@ -603,9 +603,9 @@ void Admission::NoteUsed(const TenantScope& scope, const StitchReport& report,
                          std::vector<FoundRun> runs) {
   if (k_.options.segments == nullptr || runs.empty()) return;
   std::erase_if(runs, [&](const FoundRun& run) {
-    return std::none_of(report.runs.begin(), report.runs.end(), [&](const RunReport& r) {
-      return r.used && r.begin == run.begin;
-    });
+    const auto uses = [&](const RunReport& r) { return r.used && r.begin == run.begin; };
+    return run.variant->row == 0 ||
+           std::none_of(report.runs.begin(), report.runs.end(), uses);
   });
   if (!runs.empty()) k_.options.segments->Used(scope, runs);
 }
@@ -619,9 +619,7 @@ Status Admission::Stitch(const Place& place, Turn::Impl* turn) {
   const std::vector<int64_t> boundaries = BoundariesOf(place);
   const std::optional<Recipe> recipe = RecipeAt(place);
   std::vector<FoundRun> runs;
-  if (r_.reuse.approximate() && k_.options.find_runs) {
-    runs = k_.options.find_runs(request.scope, turn->prompt);
-  }
+  if (r_.reuse.approximate()) runs = RunsOf(k_, tree_, request.scope, turn->prompt);
   request.reuse = r_.reuse;
   request.runs = runs;
   request.boundaries = boundaries;
@@ -639,11 +637,7 @@ Status Admission::Stitch(const Place& place, Turn::Impl* turn) {
   turn->timeline = std::move(stitched->timeline);
   turn->loading = std::move(stitched->loading);
   NoteUsed(request.scope, stitched->report, std::move(runs));
-  if (stitched->recipe != nullptr) {
-    auto made = std::make_shared<Recipe>(*stitched->recipe);
-    FillLeft(k_, tree_, request.scope, made.get());
-    turn->recipe = std::move(made);
-  }
+  turn->recipe = std::move(stitched->recipe);
   k_.warm.RestoreTail(&*turn->timeline, &turn->start.stitch);
   // What is there already needs no room any more.
   const int64_t there = turn->timeline->filled() / kPageTokens;

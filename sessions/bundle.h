@@ -9,6 +9,10 @@
 // Without them the KV is computed again, to the same bits. Page keys name their tenant and are
 // derived anew from the tokens.
 //
+// Approximate KV stays at home: a bundle says which answers were given over it, by which policy.
+// Elsewhere their tokens stand, their branches count as hardened, and the next turn makes their KV
+// anew, by its own policy (ImportReport::approximate_turns says of how many answers).
+//
 // What another model has said comes in whole, as it was recorded, and its default branch is
 // tokenised anew by this model's template as a branch of its own, which is the default one here
 // (ImportReport::miss says so). It goes on from there; nothing of it is called identical.
@@ -39,6 +43,7 @@ struct ImportOptions {
 struct ImportReport {
   SessionInfo session;
   std::string bundle_id;       // the session's id in the bundle; here it may be another
+  int64_t approximate_turns = 0;  // in the bundle
   int64_t pages = 0;           // in the bundle
   int64_t pages_taken = 0;
   std::string pages_left_why;  // why not all: "", or a sentence

@@ -3,6 +3,7 @@
 // written, so that a bundle of any size needs little memory and no long read transaction (which
 // would keep the log from being checkpointed).
 #include <map>
+#include <optional>
 #include <utility>
 
 #include "engine/kv/page_store.h"
@@ -172,6 +173,7 @@ void BundleExport::Impl::PlanLineage(std::span<const TokenId> tokens,
 Status BundleExport::Impl::WriteNodes(BundleWriter& out, Counts* counts) {
   for (const int64_t id : numbers.node_ids) {
     std::vector<std::vector<std::byte>> rows;  // the node, then its items
+    std::optional<std::vector<std::byte>> approximate;
     const auto take = [&](auto& row) {
       rows.push_back(EncodeRow(row));
       return Status();
@@ -179,7 +181,14 @@ Status BundleExport::Impl::WriteNodes(BundleWriter& out, Counts* counts) {
     const Status read = keeper->options.db->Read([&](Reader& reader) -> Status {
       HOLDFAST_RETURN_IF_ERROR(
           ForEachNumbered<BundleNode>(reader, numbers, "id = ?", id, take));
-      return ForEachNumbered<BundleItem>(reader, numbers, "node = ? ORDER BY id", id, take);
+      HOLDFAST_RETURN_IF_ERROR(
+          ForEachNumbered<BundleItem>(reader, numbers, "node = ? ORDER BY id", id, take));
+      const Result<Recipe> recipe = GetRecipe(reader, id);
+      if (recipe.status().code() == Code::kNotFound) return Status();
+      // One that can't be read is one all the same.
+      approximate = EncodeRow(BundleRecipe{static_cast<int64_t>(
+          recipe.ok() ? recipe->reuse.policy : ReusePolicy::kFast)});
+      return Status();
     });
     if (!read.ok()) return read;
     if (rows.empty()) {
@@ -189,6 +198,7 @@ Status BundleExport::Impl::WriteNodes(BundleWriter& out, Counts* counts) {
       HOLDFAST_RETURN_IF_ERROR(
           Add(out, i == 0 ? BundleSection::kNode : BundleSection::kItem, rows[i]));
     }
+    if (approximate) HOLDFAST_RETURN_IF_ERROR(Add(out, BundleSection::kRecipe, *approximate));
     ++counts->nodes;
     counts->items += static_cast<int64_t>(rows.size()) - 1;
   }

@@ -107,9 +107,9 @@ Status BundleReader::Begin() {
     return Status::Corrupt("bundle: not a bundle of Holdfast (magic)");
   }
   const uint16_t version = Get<uint16_t>(&header[8]);
-  if (version != kBundleVersion) {
+  if (version < 1 || version > kBundleVersion) {
     return Status::Invalid("bundle: version " + std::to_string(version) + " is not known; this "
-                           "program reads version " + std::to_string(kBundleVersion));
+                           "program reads versions 1 to " + std::to_string(kBundleVersion));
   }
   if (Get<uint16_t>(&header[10]) != 0 || Get<uint32_t>(&header[12]) != 0) {
     return Status::Corrupt("bundle: reserved bytes of the header");
@@ -124,7 +124,7 @@ Result<bool> BundleReader::Next() {
   HOLDFAST_RETURN_IF_ERROR(Take(header));
   const uint32_t kind = Get<uint32_t>(&header[0]);
   if (kind < static_cast<uint32_t>(BundleSection::kSession) ||
-      kind > static_cast<uint32_t>(BundleSection::kEnd) || Get<uint32_t>(&header[4]) != 0) {
+      kind > static_cast<uint32_t>(BundleSection::kRecipe) || Get<uint32_t>(&header[4]) != 0) {
     return Bad("kind " + std::to_string(kind));
   }
   const uint64_t length = Get<uint64_t>(&header[8]);

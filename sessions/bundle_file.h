@@ -37,9 +37,10 @@ enum class BundleSection : uint32_t {
   kEvent = 9,
   kPage = 10,
   kEnd = 11,
+  kRecipe = 12,  // since version 2
 };
 
-inline constexpr uint16_t kBundleVersion = 1;
+inline constexpr uint16_t kBundleVersion = 2;  // written; 1 is read too
 inline constexpr uint64_t kBundleHeaderBytes = 16;
 inline constexpr uint64_t kBundleSectionBytes = 24;  // before each payload
 inline constexpr uint64_t kBundleEndBytes = 48;      // payload of kEnd

@@ -28,9 +28,11 @@ Status Corrupt(const BundleReader& in, const std::string& what) {
   return Status::Corrupt("bundle: " + in.Where() + ": " + what);
 }
 
-// Sections come in the order of their kinds, items after their nodes.
+// Sections come in the order of their kinds, items and recipes after their nodes.
 int RankOf(BundleSection kind) {
-  if (kind == BundleSection::kItem) return static_cast<int>(BundleSection::kNode);
+  if (kind == BundleSection::kItem || kind == BundleSection::kRecipe) {
+    return static_cast<int>(BundleSection::kNode);
+  }
   return static_cast<int>(kind);
 }
 
@@ -89,6 +91,7 @@ class BundleImport {
   Status AddRow(BundleReader& in, std::vector<std::pair<const char*, SqlValue>> extra);
   Status Flush();
   Status AddBasis(BundleReader& in);
+  Status AddRecipe(BundleReader& in);
   Status AddPage(BundleReader& in);
   void RenameIds(std::string* id) const;
   template <typename Row>
@@ -156,6 +159,9 @@ Status BundleImport::CheckRow(const BundleReader& in, LogCheck& log) {
       return check(DecodeRow<BundleContext>(in.payload()), &LogCheck::Context);
     case BundleSection::kNode: return check(DecodeRow<BundleNode>(in.payload()), &LogCheck::Node);
     case BundleSection::kItem: return check(DecodeRow<BundleItem>(in.payload()), &LogCheck::Item);
+    case BundleSection::kRecipe:
+      ++report_.approximate_turns;
+      return check(DecodeRow<BundleRecipe>(in.payload()), &LogCheck::Recipe);
     case BundleSection::kBranch:
       return check(DecodeRow<BundleBranch>(in.payload()), &LogCheck::Branch);
     case BundleSection::kTurn: {
@@ -328,6 +334,7 @@ Status BundleImport::AddSection(BundleReader& in) {
     case BundleSection::kContext: return AddRow<BundleContext>(in, {{"sid", sid_}});
     case BundleSection::kNode: return AddRow<BundleNode>(in, {{"sid", sid_}});
     case BundleSection::kItem: return AddRow<BundleItem>(in, {});
+    case BundleSection::kRecipe: return AddRecipe(in);
     case BundleSection::kBranch:
       return AddRow<BundleBranch>(in, {{"sid", sid_}, {"id", first_branch_ + branches_++}});
     case BundleSection::kTurn:
@@ -339,6 +346,18 @@ Status BundleImport::AddSection(BundleReader& in) {
     case BundleSection::kSession:
     case BundleSection::kEnd: break;
   }
+  return Status();
+}
+
+// The node's answer rested on KV that is not here and stays so: it counts as hardened.
+Status BundleImport::AddRecipe(BundleReader& in) {
+  HOLDFAST_ASSIGN_OR_RETURN(const BundleRecipe row, DecodeRow<BundleRecipe>(in.payload()));
+  Recipe recipe;
+  recipe.reuse.policy = static_cast<ReusePolicy>(row.policy);
+  recipe.hardened = true;
+  batch_.push_back([this, recipe = std::move(recipe)](Txn& txn) {
+    return PutRecipe(txn, node_ids_.back(), recipe);
+  });
   return Status();
 }
 

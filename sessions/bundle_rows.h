@@ -137,6 +137,17 @@ struct BundleItem {  // of the node before it in the bundle
   }
 };
 
+// Of the node before it, an output: it was given over approximate KV.
+struct BundleRecipe {
+  int64_t policy = 0;  // ReusePolicy
+
+  static constexpr char kTable[] = "recipe";
+  template <typename F>
+  void Columns(F&& f) {
+    f("policy", policy);
+  }
+};
+
 struct BundleBranch {
   std::string name;
   int64_t ordinal = 0;

@@ -71,12 +71,13 @@ void Caretaker::Hurry() {
 
 void Caretaker::Tend() {
   std::lock_guard lock(tend_mu_);
+  poked_ = false;  // all that a poke asks for is done here
   Demote();
   LineUpPool();
   LineUpStore();
   TakeDue();
   RunJobs();
-  HardenNext();
+  DoIdleWork();
 }
 
 Status Caretaker::Enqueue(PrefetchJob job) {
@@ -92,18 +93,16 @@ Status Caretaker::Enqueue(PrefetchJob job) {
   return Status();
 }
 
-Status Caretaker::Enqueue(HardenJob job) {
-  {
-    std::lock_guard lock(mu_);
-    if (to_harden_.size() >= kMaxJobs) {
-      return Status::Exhausted(std::to_string(kMaxJobs) + " branches wait to be hardened already");
-    }
-    to_harden_.push_back(std::move(job));
-    poked_ = true;
+Status Caretaker::EnqueueIdle(IdleWork work) {
+  std::lock_guard lock(mu_);
+  if (idle_.size() >= kMaxJobs) {
+    return Status::Exhausted(std::to_string(kMaxJobs) + " pieces of work wait to be idle already");
   }
-  changed_.notify_all();
+  idle_.push_back(std::move(work));
   return Status();
 }
+
+bool Caretaker::MustYield() const { return stopping_ || poked_ || k_.leases.held() > 0; }
 
 void Caretaker::Demote() {
   const PoolStats pool = k_.options.pool->stats();
@@ -266,18 +265,19 @@ void Caretaker::RunJobs() {
   }
 }
 
-// Turns go first: while one runs nothing is hardened, and one that comes while a branch is
-// computed waits for that branch alone.
-void Caretaker::HardenNext() {
-  HardenJob job;
+// Turns go first. What fails otherwise is given up: its next turn may ask again.
+void Caretaker::DoIdleWork() {
+  IdleWork work;
   {
     std::lock_guard lock(mu_);
-    if (to_harden_.empty() || stopping_ || k_.leases.held() > 0) return;
-    job = std::move(to_harden_.front());
-    to_harden_.pop_front();
+    if (idle_.empty() || MustYield()) return;
+    work = std::move(idle_.front());
+    idle_.pop_front();
   }
-  // One that can't be hardened stays as it is: its next turn may ask again.
-  if (k_.HardenBranch(job.id).ok()) ++hardened_;
+  const Status done = work();
+  if (done.code() != Code::kCancelled) return done.IgnoreError();
+  std::lock_guard lock(mu_);
+  idle_.push_front(std::move(work));  // perhaps one more than kMaxJobs
 }
 
 }  // namespace holdfast

@@ -6,7 +6,9 @@
 //                 of their heads' worth: what belongs to no head goes first, superseded heads next,
 //                 pinned segments last (as far as they fill half of either)
 //   3 prefetch    heads whose next turn is expected (a tool's end, `wake_at`), and those asked for
-//   4 harden      while no turn runs: branches that are to be exact again, one in a round
+//   4 idle work   while no turn runs: branches that are to be exact again (harden), answers that
+//                 are measured against full prefill (verify); one in a round. When a turn comes it
+//                 stops, and goes on later from the pages that are done
 // In between, after each turn and with each prefetch that is asked for, it is poked to do 1 and 3
 // at once: lining up costs more the more heads are known, so that it waits for its round.
 //
@@ -20,6 +22,7 @@
 #include <condition_variable>
 #include <cstdint>
 #include <deque>
+#include <functional>
 #include <mutex>
 #include <thread>
 #include <vector>
@@ -33,9 +36,6 @@ namespace holdfast {
 struct PrefetchJob {
   HeadId id;
   std::vector<TokenId> tokens;
-};
-struct HardenJob {
-  HeadId id;
 };
 
 class Caretaker {
@@ -51,10 +51,12 @@ class Caretaker {
   void Tend();
   // kExhausted when kMaxJobs wait.
   Status Enqueue(PrefetchJob job);
-  Status Enqueue(HardenJob job);
+  // Work that stops when MustYield (kCancelled, and comes again). kExhausted as Enqueue.
+  using IdleWork = std::function<Status()>;
+  Status EnqueueIdle(IdleWork work);
+  bool MustYield() const;  // a turn runs, a poke wants the thread, or the keeper shuts down
   uint64_t prefetches() const { return prefetches_; }
   uint64_t pages_prefetched() const { return pages_prefetched_; }
-  uint64_t hardened() const { return hardened_; }
 
  private:
   // A head on disk: a branch, or a snapshot.
@@ -74,7 +76,7 @@ class Caretaker {
   Result<std::vector<Stored>> AllStored();
   void TakeDue();
   void RunJobs();
-  void HardenNext();
+  void DoIdleWork();
 
   Keeper::Impl& k_;
   std::mutex tend_mu_;               // one round at a time
@@ -84,11 +86,11 @@ class Caretaker {
 
   std::mutex mu_;
   std::condition_variable changed_;
-  bool poked_ = false, stopping_ = false;
+  std::atomic<bool> poked_{false}, stopping_{false};  // set under mu_
   std::deque<PrefetchJob> jobs_;
-  std::deque<HardenJob> to_harden_;
+  std::deque<IdleWork> idle_;
   std::thread thread_;
-  std::atomic<uint64_t> prefetches_{0}, pages_prefetched_{0}, hardened_{0};
+  std::atomic<uint64_t> prefetches_{0}, pages_prefetched_{0};
 };
 
 }  // namespace holdfast

@@ -269,6 +269,29 @@ void Keeper::Impl::EndTurn(Turn::Impl* turn) {
   turn->lease.Release();
 }
 
+// After a commit: the turn's timeline becomes the branch's warm head, which ends at `head`, `keep`
+// tokens long.
+void Keeper::Impl::KeepHead(Turn::Impl* turn, std::optional<Timeline> timeline, Point head,
+                            int64_t keep, std::shared_ptr<const Recipe> recipe) {
+  ++committed;
+  turn->base.reset();
+  if (timeline && options.segments != nullptr) {
+    options.segments->Learn(*timeline, turn->draft.bodies, turn->sid);
+  }
+  const TurnStart& start = turn->start;
+  const auto answer_begin = static_cast<int64_t>(turn->prompt.size());
+  if (timeline && recipe != nullptr && start.stitch.policy == ReusePolicy::kVerify &&
+      keep > answer_begin) {
+    LineUpShadow({{turn->sid, turn->branch, turn->tenant, start.session_id}, start.branch,
+                  start.turn_id, head, answer_begin, timeline->taint()});
+  }
+  if (timeline && (timeline->size() <= keep || timeline->Truncate(keep).ok())) {
+    warm.Put({turn->sid, turn->branch, std::move(*timeline), std::move(recipe)});
+  } else {
+    heads.LetGo(turn->branch, {});
+  }
+}
+
 CommitResult Keeper::Impl::CommitTurn(Turn::Impl* turn, TurnOutcome outcome) {
   const auto start = std::chrono::steady_clock::now();
   CommitResult result;
@@ -276,6 +299,7 @@ CommitResult Keeper::Impl::CommitTurn(Turn::Impl* turn, TurnOutcome outcome) {
   const int64_t now = NowMs();
   const HeadMemory memory = MemoryAfter(*turn, now);
   const int64_t keep = static_cast<int64_t>(turn->prompt.size()) + output.kept - output.header;
+  int64_t node = 0;  // of the output
   std::shared_ptr<Recipe> recipe;
   if (turn->recipe != nullptr) {
     recipe = std::make_shared<Recipe>(*turn->recipe);
@@ -285,7 +309,6 @@ CommitResult Keeper::Impl::CommitTurn(Turn::Impl* turn, TurnOutcome outcome) {
     const Digest hash = LineageNext(turn->draft.hash, IdentityOf(outcome.message));
     result.status = options.db->Write(
         [&](Txn& txn) -> Status {
-          int64_t node = 0;
           HOLDFAST_RETURN_IF_ERROR(
               InsertNodes(txn, *this, *turn, output, outcome, hash, &node));
           HOLDFAST_RETURN_IF_ERROR(MoveHead(txn, *turn, output, node, hash, memory, now));
@@ -307,20 +330,10 @@ CommitResult Keeper::Impl::CommitTurn(Turn::Impl* turn, TurnOutcome outcome) {
     result.durable = result.committed && turn->durability != Durability::kLazy;
   }
   if (result.committed) {
-    ++committed;
-    turn->base.reset();
     const auto tokens = static_cast<int64_t>(output.tokens.size());
     quotas.Added(turn->tenant, turn->draft.input_count + tokens);
     heads.TurnCommitted(turn->branch, {outcome.message.tool_calls, memory, now});
-    std::optional<Timeline> timeline = std::move(outcome.timeline);
-    if (timeline && options.segments != nullptr) {
-      options.segments->Learn(*timeline, turn->draft.bodies, turn->sid);
-    }
-    if (timeline && (timeline->size() <= keep || timeline->Truncate(keep).ok())) {
-      warm.Put({turn->sid, turn->branch, std::move(*timeline), std::move(recipe)});
-    } else {
-      heads.LetGo(turn->branch, {});
-    }
+    KeepHead(turn, std::move(outcome.timeline), {node, output.kept}, keep, std::move(recipe));
   } else {
     ReturnBase(turn);
   }
@@ -436,7 +449,16 @@ KeeperStats Keeper::stats() const {
   s.pages_prefetched = impl_->caretaker.pages_prefetched();
   const DatabaseStats db = impl_->options.db->stats();
   s.unsynced = db.unsynced;
-  s.hardened = impl_->caretaker.hardened();
+  s.hardened = impl_->hardened;
+  {
+    std::lock_guard lock(impl_->verified_mu);
+    const Impl::Verified& v = impl_->verified;
+    s.verified = v.answers;
+    s.verified_tokens = v.tokens;
+    s.verify_skipped = v.skipped;
+    s.verified_kl = v.kl;
+    s.verified_kl_max = v.kl_max;
+  }
   s.degraded = impl_->options.db->degraded();
   return s;
 }

@@ -46,6 +46,10 @@ struct KeeperStats {
   uint64_t prefetches = 0, pages_prefetched = 0;
   uint64_t unsynced = 0;             // commits (admissions too) that a power cut would take
   uint64_t hardened = 0;             // branches computed in full after approximate turns
+  // Of policy verify: answers measured against full prefill, their tokens, the sum and the largest
+  // of these tokens' KL, answers for which there was no time or no memory.
+  uint64_t verified = 0, verified_tokens = 0, verify_skipped = 0;
+  double verified_kl = 0, verified_kl_max = 0;  // nats
   bool degraded = false;             // the last commit failed; nothing durable is taken on
 };
 
@@ -77,9 +81,10 @@ struct KeeperOptions {
   Basis basis;                       // recorded with each turn
   std::string model_name;
   int64_t max_context = 0;           // tokens of one timeline
-  // Runs of a prompt that were computed elsewhere, ascending and disjoint, for requests that let
-  // KV be approximate; null = none are found.
-  std::function<std::vector<FoundRun>(const TenantScope&, std::span<const TokenId>)> find_runs;
+  // Runs of a prompt, inside `where`, that were computed elsewhere, ascending and disjoint, for
+  // requests that let KV be approximate, behind what the session itself has; null = none are found.
+  std::function<std::vector<FoundRun>(const TenantScope&, std::span<const TokenId>,
+                                      TokenRange where)> find_runs;
 
   std::map<std::string, TenantQuota> quotas;  // by tenant; "*" = of each that is not named
   int max_resident = 64;             // warm heads

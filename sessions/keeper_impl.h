@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <functional>
 #include <memory>
+#include <mutex>
 #include <optional>
 #include <string>
 #include <vector>
@@ -62,6 +63,15 @@ struct Turn::Impl {
   bool ended = false;
 };
 
+// An answer that is to be measured against full prefill (policy verify).
+struct ShadowJob {
+  HeadId id;
+  std::string branch, turn;          // names
+  Point head;                        // behind the answer
+  int64_t answer_begin = 0;
+  Digest taint;                      // of the timeline that it was given over
+};
+
 struct Keeper::Impl {
   explicit Impl(const KeeperOptions& o)
       : options(o), leases(o.max_waiting),
@@ -83,6 +93,13 @@ struct Keeper::Impl {
   std::atomic<int64_t> next_sweep_ms{0};
   std::atomic<int64_t> reserved_pages{0};  // that running turns may still ask the pool for
   std::atomic<uint64_t> sessions{0}, committed{0}, aborted{0}, retries{0}, replays{0};
+  std::atomic<uint64_t> hardened{0};
+  struct Verified {
+    uint64_t answers = 0, tokens = 0, skipped = 0;
+    double kl = 0, kl_max = 0;
+  };
+  std::mutex verified_mu;
+  Verified verified;  // under verified_mu
 
   int64_t NowMs();
   // What a branch's next head is remembered with after a turn.
@@ -98,7 +115,10 @@ struct Keeper::Impl {
   Status MakeRoomOf(const TenantScope& scope, int64_t branch, int64_t pages);
   // The tokens of a session up to `head`, or else to that of the branch.
   Result<std::vector<TokenId>> TokensAt(const HeadId& id, std::optional<Point> head);
+  // Work of the caretaker's while no turn runs: kCancelled when one came.
   Status HardenBranch(const HeadId& id);
+  Status ShadowTurn(const ShadowJob& job);
+  void LineUpShadow(ShadowJob job);
   void SweepExpired();
   // Those that have expired at `now`: sid and id, ascending, of sids above `after`.
   Result<std::vector<SessionRow>> Expired(int64_t now, int64_t after, int most);
@@ -107,6 +127,8 @@ struct Keeper::Impl {
   void ReturnBase(Turn::Impl* turn);
   void AbortTurn(Turn::Impl* turn, TurnOutcome outcome);
   CommitResult CommitTurn(Turn::Impl* turn, TurnOutcome outcome);
+  void KeepHead(Turn::Impl* turn, std::optional<Timeline> timeline, Point head, int64_t keep,
+                std::shared_ptr<const Recipe> recipe);
 };
 
 // What the rows of a turn wait for.
@@ -139,10 +161,12 @@ Status WithTree(Keeper::Impl& k, std::string_view tenant, std::string_view id, c
   });
 }
 
-// provenance.cc
-// Fills in the left chains of the recipe's sources, as far as a branch of the session holds them.
-// So their KV can be computed again when their pages are gone.
-void FillLeft(Keeper::Impl& k, const SessionTree& tree, const TenantScope& scope, Recipe* recipe);
+// runs.cc
+// Runs of a prompt that was placed in the tree: first what the session's own branches hold (what
+// follows an edit, what stays of a compacted history), in the gaps what KeeperOptions::find_runs
+// knows.
+std::vector<FoundRun> RunsOf(Keeper::Impl& k, const SessionTree& tree, const TenantScope& scope,
+                             std::span<const TokenId> prompt);
 
 // admission.cc
 Result<std::unique_ptr<Turn>> AdmitTurn(Keeper::Impl& keeper, const TurnRequest& request);

@@ -1,10 +1,12 @@
 #include "sessions/log_check.h"
 
 #include <algorithm>
+#include <utility>
 
 #include "sessions/prompt.h"
 #include "sessions/schema.h"
 #include "sessions/tree.h"
+#include "stitcher/run_plan.h"
 
 namespace holdfast {
 namespace {
@@ -112,6 +114,17 @@ Status LogCheck::Item(const BundleItem& i) {
                std::to_string(i.trailer) + " of " + std::to_string(i.count));
   }
   return Status();
+}
+
+Status LogCheck::Recipe(const BundleRecipe& r) {
+  const std::string what = "a recipe of node " + std::to_string(nodes_.size());
+  if (nodes_.empty() || !nodes_.back().output) return Bad(what + ", which is no output");
+  if (std::exchange(nodes_.back().recipe, true)) return Bad(what + ", which has one already");
+  if (r.policy > static_cast<int64_t>(ReusePolicy::kExact) &&
+      r.policy <= static_cast<int64_t>(ReusePolicy::kVerify)) {
+    return Status();
+  }
+  return Bad(what + " has policy " + std::to_string(r.policy));
 }
 
 Status LogCheck::CheckWay(const std::string& what, NodeRef node, int64_t count, Way said) const {

@@ -8,6 +8,7 @@
 //   node      parent before it, inside its tokens; committed only after committed ones; an origin
 //             for each token and a digest for each sampled one; tokens of the vocabulary
 //   item      inside its node, after the item before it; header and trailer inside it
+//   recipe    of an output, one at most; a policy that lets KV be approximate
 //   branch    its head is committed; tokens and items are those of the way to the head
 //   turn      names a branch; parent and output are nodes; ended
 //   snapshot  as a branch
@@ -37,6 +38,7 @@ class LogCheck {
   Status Context(const BundleContext& context);
   Status Node(const BundleNode& node);
   Status Item(const BundleItem& item);  // of the node before
+  Status Recipe(const BundleRecipe& recipe);  // likewise
   Status Branch(const BundleBranch& branch);
   Status Turn(const BundleTurn& turn);
   Status Snapshot(const BundleSnapshot& snapshot);
@@ -48,7 +50,7 @@ class LogCheck {
   struct NodeState {
     int64_t tokens = 0;
     int64_t tokens_before = 0, items_before = 0;  // on the way to it
-    bool committed = false, output = false;
+    bool committed = false, output = false, recipe = false;
     std::vector<int64_t> item_ends;
   };
   // Of the way to a point: what is wrong with the point, or its tokens and items.

@@ -1,15 +1,13 @@
-// How the KV of a branch was made, and making it exact again.
+// How the KV of a branch was made, what that cost, and making it exact again.
 
 #include <algorithm>
+#include <cstdio>
 #include <utility>
 
 #include "sessions/keeper_impl.h"
 
 namespace holdfast {
 namespace {
-
-// Of a session, the newest ones, for a source's left chain.
-constexpr int kMaxBranchesLookedAt = 32;
 
 // What a whole branch is where no approximation was made: exact, wherever its pages are.
 Provenance ExactSpans(const Survey& survey, int64_t tokens) {
@@ -28,14 +26,17 @@ struct HeadRecipe {
   HeadId id;
   BranchRow branch;
   std::optional<Recipe> recipe;
+  std::optional<ShadowKl> measured;
 };
 
+// `pick` gives the branch of a tree.
+template <typename Pick>
 Result<HeadRecipe> ReadRecipe(Keeper::Impl& k, std::string_view tenant, std::string_view id,
-                              std::string_view branch) {
+                              const Pick& pick) {
   HeadRecipe out;
   HOLDFAST_RETURN_IF_ERROR(
       WithTree(k, tenant, id, [&](Reader& reader, const SessionTree& tree) -> Status {
-        HOLDFAST_ASSIGN_OR_RETURN(const BranchRow* b, PickBranch(tree, branch));
+        HOLDFAST_ASSIGN_OR_RETURN(const BranchRow* b, pick(tree));
         out.branch = *b;
         out.id = {tree.session.sid, b->id, std::string(tenant), tree.session.id};
         auto recipe = GetRecipe(reader, b->head.node);
@@ -44,45 +45,36 @@ Result<HeadRecipe> ReadRecipe(Keeper::Impl& k, std::string_view tenant, std::str
         } else if (recipe.status().code() != Code::kNotFound) {
           return recipe.status();
         }
+        HOLDFAST_ASSIGN_OR_RETURN(out.measured, GetShadowKl(reader, b->head.node));
         return Status();
       }));
   return out;
 }
 
-// Chain keys of whole pages: entry i is the key before token 32 i.
-std::vector<PageKey> ChainKeys(const PageKey& root, std::span<const TokenId> tokens) {
-  std::vector<PageKey> keys = {root};
-  for (; tokens.size() >= kPageTokens; tokens = tokens.subspan(kPageTokens)) {
-    keys.push_back(NextKey(keys.back(), tokens.first(kPageTokens), Digest{}));
-  }
-  return keys;
+Result<HeadRecipe> ReadRecipe(Keeper::Impl& k, std::string_view tenant, std::string_view id,
+                              std::string_view branch) {
+  return ReadRecipe(k, tenant, id,
+                    [&](const SessionTree& tree) { return PickBranch(tree, branch); });
+}
+
+Result<HeadRecipe> ReadRecipeOf(Keeper::Impl& k, const HeadId& id) {
+  return ReadRecipe(k, id.tenant, id.session,
+                    [&](const SessionTree& tree) -> Result<const BranchRow*> {
+                      if (const BranchRow* b = tree.BranchById(id.branch)) return b;
+                      return Status::NotFound("the branch is gone");
+                    });
+}
+
+std::string TextOf(const ShadowKl& kl) {
+  char text[160];
+  std::snprintf(text, sizeof(text),
+                "KL %.6f nats a token, %.6f at most, over %lld tokens; %.1f %% with the same "
+                "likeliest one",
+                kl.mean, kl.largest, static_cast<long long>(kl.tokens), 100 * kl.same_top);
+  return text;
 }
 
 }  // namespace
-
-void FillLeft(Keeper::Impl& k, const SessionTree& tree, const TenantScope& scope, Recipe* recipe) {
-  const auto lacks = [](const RecipeSource& s) { return s.home > 0 && s.left.empty(); };
-  const PageKey root = RootKey(k.options.fp, scope, Digest{});
-  int looked = 0;
-  for (auto b = tree.branches.rbegin(); b != tree.branches.rend() && looked < kMaxBranchesLookedAt;
-       ++b, ++looked) {
-    if (std::none_of(recipe->sources.begin(), recipe->sources.end(), lacks)) return;
-    std::vector<TokenId> tokens;
-    // A branch that can't be read has nothing to give.
-    k.options.db
-        ->Read([&](Reader& reader) -> Status {
-          HOLDFAST_ASSIGN_OR_RETURN(tokens, LoadTokens(reader, LineageOf(tree, b->head)));
-          return Status();
-        })
-        .IgnoreError();
-    const std::vector<PageKey> keys = ChainKeys(root, tokens);
-    for (RecipeSource& s : recipe->sources) {
-      const auto block = static_cast<size_t>(s.home / kPageTokens);
-      if (!lacks(s) || block >= keys.size() || keys[block] != s.parent) continue;
-      s.left.assign(tokens.begin(), tokens.begin() + s.home);
-    }
-  }
-}
 
 Result<ProvenanceInfo> Keeper::Provenance(std::string_view tenant, std::string_view id,
                                           std::string_view branch) {
@@ -100,6 +92,7 @@ Result<ProvenanceInfo> Keeper::Provenance(std::string_view tenant, std::string_v
     info.kl_bound = head.recipe->kl_bound;
     info.policy = head.recipe->reuse.policy;
     info.hardened = head.recipe->hardened;
+    info.measured = head.measured;
   }
   if (!head.recipe || head.recipe->hardened) {
     info.spans = ExactSpans(impl_->options.stitcher->Look(TenantScope(head.id.tenant), tokens),
@@ -110,52 +103,100 @@ Result<ProvenanceInfo> Keeper::Provenance(std::string_view tenant, std::string_v
 
 Result<bool> Keeper::Harden(std::string_view tenant, std::string_view id,
                             std::string_view branch) {
-  if (impl_->shut) return Status::Unavailable("shutting down");
   HOLDFAST_ASSIGN_OR_RETURN(const HeadRecipe head, ReadRecipe(*impl_, tenant, id, branch));
   if (!head.recipe || head.recipe->hardened) return false;
-  HOLDFAST_RETURN_IF_ERROR(impl_->caretaker.Enqueue(HardenJob{head.id}));
+  HOLDFAST_RETURN_IF_ERROR(impl_->caretaker.EnqueueIdle(
+      [k = impl_.get(), id = head.id] { return k->HardenBranch(id); }));
   return true;
 }
 
 // Computes the branch in full and makes that its warm head. Its recipe says from then on that it
-// was approximate once.
+// was approximate once. The lease is taken at the end, for a moment: no turn finds the head busy.
 Status Keeper::Impl::HardenBranch(const HeadId& id) {
-  auto lease = leases.TryTake(id.sid, id.branch);
-  if (!lease) return Status::Conflict("a turn runs on the branch");
-  int64_t node = 0;
-  std::string name;
-  HOLDFAST_RETURN_IF_ERROR(
-      WithTree(*this, id.tenant, id.session, [&](Reader&, const SessionTree& tree) {
-        const BranchRow* b = tree.BranchById(id.branch);
-        if (b == nullptr) return Status::NotFound("the branch is gone");
-        node = b->head.node;
-        name = b->name;
-        return Status();
-      }));
-  HOLDFAST_ASSIGN_OR_RETURN(const std::vector<TokenId> tokens, TokensAt(id, std::nullopt));
+  HOLDFAST_ASSIGN_OR_RETURN(const HeadRecipe head, ReadRecipeOf(*this, id));
+  if (!head.recipe || head.recipe->hardened) return Status();
+  HOLDFAST_ASSIGN_OR_RETURN(const std::vector<TokenId> tokens, TokensAt(id, head.branch.head));
   const auto pages = static_cast<int64_t>(tokens.size()) / kPageTokens + 2;
   warm.MakeRoom(reserved_pages + pages);
-  std::optional<WarmHeads::Head> base = warm.Take(id.sid, id.branch, tokens);
-  auto exact = options.stitcher->ComputeExact(TenantScope(id.tenant), tokens,
-                                              base ? &base->timeline : nullptr);
-  const bool is_warm = base && base->branch == id.branch;
-  if (base && (!exact.ok() || !is_warm)) warm.Return(std::move(*base));
-  HOLDFAST_RETURN_IF_ERROR(exact.status());
+  HOLDFAST_ASSIGN_OR_RETURN(
+      Timeline exact,
+      options.stitcher->ComputeExact(TenantScope(id.tenant), tokens, nullptr,
+                                     {.stop = [this] { return caretaker.MustYield(); }}));
+  const auto lease = leases.TryTake(id.sid, id.branch);
+  if (!lease) return Status::Cancelled("a turn runs on the branch");
+  HOLDFAST_ASSIGN_OR_RETURN(const HeadRecipe now, ReadRecipeOf(*this, id));
+  if (now.branch.head != head.branch.head) return Status::Cancelled("the head has moved");
+  Recipe recipe = *head.recipe;
+  recipe.hardened = true;
+  recipe.expected_kl = recipe.kl_bound = 0;
+  recipe.sources.clear();
+  recipe.spans = {{.begin = 0, .end = static_cast<int64_t>(tokens.size()),
+                   .origin = KvOrigin::kExact}};
   Status marked = options.db->Write(
       [&](Txn& txn) -> Status {
-        HOLDFAST_ASSIGN_OR_RETURN(Recipe recipe, GetRecipe(txn, node));
-        recipe.hardened = true;
-        recipe.expected_kl = recipe.kl_bound = 0;
-        recipe.sources.clear();
-        recipe.spans = {{.begin = 0, .end = static_cast<int64_t>(tokens.size()),
-                         .origin = KvOrigin::kExact}};
-        HOLDFAST_RETURN_IF_ERROR(PutRecipe(txn, node, recipe));
-        return InsertEvent(txn, {id.sid, NowMs(), "hardened", name, "", ""});
+        HOLDFAST_RETURN_IF_ERROR(PutRecipe(txn, head.branch.head.node, recipe));
+        return InsertEvent(txn, {id.sid, NowMs(), "hardened", head.branch.name, "", ""});
       },
       WriteClass::kBackground);
   if (!marked.ok()) return marked;
+  ++hardened;
   // Of a cold head the pages are cached now, which is all that its next turn needs.
-  if (is_warm) warm.Put({id.sid, id.branch, std::move(exact).value()});
+  if (warm.IsWarm(id.branch)) warm.Put({id.sid, id.branch, std::move(exact)});
+  return Status();
+}
+
+void Keeper::Impl::LineUpShadow(ShadowJob job) {
+  if (caretaker.EnqueueIdle([this, job = std::move(job)] {
+        const Status done = ShadowTurn(job);
+        if (!done.ok() && done.code() != Code::kCancelled) {
+          std::lock_guard lock(verified_mu);
+          ++verified.skipped;
+        }
+        return done;
+      }).ok()) {
+    return;
+  }
+  std::lock_guard lock(verified_mu);
+  ++verified.skipped;
+}
+
+// Measures what an answer's approximate context cost, and tells it. Warm heads are left alone:
+// where the pool has no room beside them, nothing is measured.
+Status Keeper::Impl::ShadowTurn(const ShadowJob& job) {
+  HOLDFAST_ASSIGN_OR_RETURN(const std::vector<TokenId> tokens, TokensAt(job.id, job.head));
+  Recipe recipe;
+  HOLDFAST_RETURN_IF_ERROR(options.db->Read([&](Reader& reader) -> Status {
+    HOLDFAST_ASSIGN_OR_RETURN(recipe, GetRecipe(reader, job.head.node));
+    return Status();
+  }));
+  const PoolStats pool = options.pool->stats();
+  const auto free = static_cast<int64_t>(pool.slots_max - pool.leased) - reserved_pages;
+  if (free < 2 * (static_cast<int64_t>(tokens.size()) / kPageTokens + 2)) {
+    return Status::Exhausted("the pool has no room for a second prefill");
+  }
+  std::optional<Timeline> base = warm.ForkOf(job.id.branch, job.answer_begin);
+  if (base && base->taint() != job.taint) base.reset();  // the head was made anew since
+  HOLDFAST_ASSIGN_OR_RETURN(
+      const ShadowKl kl,
+      options.stitcher->Shadow({.scope = TenantScope(job.id.tenant),
+                                .tokens = tokens,
+                                .answer_begin = job.answer_begin,
+                                .recipe = &recipe,
+                                .base = base ? &*base : nullptr,
+                                .stop = [this] { return caretaker.MustYield(); }}));
+  Status told = options.db->Write(
+      [&](Txn& txn) -> Status {
+        HOLDFAST_RETURN_IF_ERROR(PutShadowKl(txn, job.head.node, kl));
+        return InsertEvent(txn, {job.id.sid, NowMs(), "verified", job.branch, job.turn,
+                                 TextOf(kl)});
+      },
+      WriteClass::kBackground);
+  if (!told.ok()) return told;
+  std::lock_guard lock(verified_mu);
+  ++verified.answers;
+  verified.tokens += static_cast<uint64_t>(kl.tokens);
+  verified.kl += kl.mean * static_cast<double>(kl.tokens);
+  verified.kl_max = std::max(verified.kl_max, kl.largest);
   return Status();
 }
 

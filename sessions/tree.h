@@ -64,6 +64,7 @@ struct ProvenanceInfo {
   double expected_kl = 0, kl_bound = 0;
   ReusePolicy policy = ReusePolicy::kExact;  // of the turn that spliced
   bool hardened = false;        // was approximate once, and was computed in full since
+  std::optional<ShadowKl> measured;  // of the last answer, where its policy was verify: its KL
 };
 
 struct PrefetchRequest {
@@ -95,7 +96,7 @@ struct EventInfo {
   int64_t seq = 0, at_ms = 0;
   std::string kind;             // "session_created", "turn_committed", "turn_aborted",
                                 // "branch_created", "snapshot_created", "default_changed",
-                                // "session_imported"
+                                // "session_imported", "hardened", "verified"
   std::string branch, turn_id, detail;
 };
 

@@ -36,6 +36,16 @@ std::optional<WarmHeads::Head> WarmHeads::Take(int64_t sid, int64_t branch,
   return head;
 }
 
+std::optional<Timeline> WarmHeads::ForkOf(int64_t branch, int64_t length) const {
+  std::lock_guard lock(mu_);
+  for (const Head& h : heads_) {
+    if (h.branch != branch || h.timeline.filled() < length) continue;
+    auto fork = h.timeline.Fork(length);
+    if (fork.ok()) return std::move(fork).value();
+  }
+  return std::nullopt;
+}
+
 void WarmHeads::Put(Head head) {
   std::list<Head> gone;
   {

@@ -50,6 +50,8 @@ class WarmHeads {
   // Takes out the head of the session that shares the most tokens with `tokens`, that of `branch`
   // where several do. Its borrower puts it back, or keeps it.
   std::optional<Head> Take(int64_t sid, int64_t branch, std::span<const TokenId> tokens);
+  // The first `length` tokens of the branch's warm head; nullopt when it is not warm, or shorter.
+  std::optional<Timeline> ForkOf(int64_t branch, int64_t length) const;
   // Keeps it as the branch's warm head, in the place of an older one; lets go of others where there
   // are too many.
   void Put(Head head);

@@ -57,8 +57,7 @@ Result<PageLease> PageLoad::Load(int64_t block) {
   PageHeader header;
   header.fp = chain_.fp;
   header.key = chain_.keys[block];
-  header.parent =
-      block > 0 ? chain_.keys[block - 1] : RootKey(chain_.fp, chain_.scope, Digest{});
+  header.parent = block > 0 ? chain_.keys[block - 1] : chain_.parent;
   header.tokens.assign(tokens.begin(), tokens.end());
   std::vector<std::span<std::byte>> payload;
   const auto& groups = pool_->groups();
@@ -87,6 +86,17 @@ bool PageLoad::over() const {
 int64_t PageLoad::late() const {
   std::lock_guard lock(mu_);
   return late_;
+}
+
+const char* FaultName(const Status& fault) {
+  switch (fault.code()) {
+    case Code::kOk:
+    case Code::kNotFound: return "evicted";
+    case Code::kExhausted: return "pool_full";
+    case Code::kIo: return "io_error";
+    case Code::kUnavailable: return "slow_store";
+    default: return "corrupt";
+  }
 }
 
 }  // namespace holdfast

@@ -1,4 +1,5 @@
-// PageLoad: pages of one exact chain on their way from the store into the pool.
+// PageLoad: pages of one exact chain, or of a slice of it, on their way from the store into the
+// pool.
 //
 //   kFront, until Take            from the front on: the first pages are of use without the later
 //   kBack, or after Take          from the back on, while the prefill computes from the front. What
@@ -29,6 +30,7 @@ class PageLoad {
   struct Chain {
     TenantScope scope;
     Digest fp;
+    PageKey parent;               // the key before block 0
     std::vector<TokenId> tokens;
     std::vector<PageKey> keys;    // of its blocks, from 0 on
     std::vector<int64_t> blocks;  // those to load, ascending
@@ -63,5 +65,9 @@ class PageLoad {
   int64_t late_ = 0;
   std::vector<Result<PageLease>> pages_;  // beside chain_.blocks, until they are taken
 };
+
+// Why a page is not here, as reports say it: "evicted", "slow_store", "pool_full", "io_error",
+// "corrupt".
+const char* FaultName(const Status& fault);
 
 }  // namespace holdfast

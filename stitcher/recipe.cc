@@ -18,6 +18,14 @@ CREATE TABLE recipe(                     -- stitcher/recipe.h
   body BLOB NOT NULL);
 )sql";
 
+// What policy verify has measured; NULL where it has not.
+constexpr char kVersion2[] = R"sql(
+ALTER TABLE recipe ADD COLUMN kl REAL;           -- mean, nats a token
+ALTER TABLE recipe ADD COLUMN kl_largest REAL;
+ALTER TABLE recipe ADD COLUMN kl_tokens INTEGER;
+ALTER TABLE recipe ADD COLUMN same_top REAL;     -- share of tokens
+)sql";
+
 class Writer {
  public:
   template <typename T>
@@ -325,7 +333,9 @@ Result<Recipe> DecodeRecipe(std::span<const std::byte> bytes) {
   return recipe;
 }
 
-std::vector<Migration> RecipeMigrations() { return {{"stitcher/recipe", 1, kVersion1}}; }
+std::vector<Migration> RecipeMigrations() {
+  return {{"stitcher/recipe", 1, kVersion1}, {"stitcher/recipe", 2, kVersion2}};
+}
 
 Status PutRecipe(Txn& txn, int64_t node, const Recipe& recipe) {
   const std::vector<std::byte> body = EncodeRecipe(recipe);
@@ -343,6 +353,23 @@ Result<Recipe> GetRecipe(Reader& reader, int64_t node) {
   if (rows.Next()) return DecodeRecipe(rows.Blob(0));
   if (!rows.status().ok()) return rows.status();
   return Status::NotFound("node " + std::to_string(node) + " has no recipe: its KV is exact");
+}
+
+Status PutShadowKl(Txn& txn, int64_t node, const ShadowKl& kl) {
+  return txn.Run(
+      "UPDATE recipe SET kl = ?, kl_largest = ?, kl_tokens = ?, same_top = ? WHERE node = ?",
+      kl.mean, kl.largest, kl.tokens, kl.same_top, node);
+}
+
+Result<std::optional<ShadowKl>> GetShadowKl(Reader& reader, int64_t node) {
+  Rows rows = reader.Query(
+      "SELECT kl_tokens, kl, kl_largest, same_top FROM recipe "
+      "WHERE node = ? AND kl_tokens IS NOT NULL",
+      node);
+  std::optional<ShadowKl> kl;
+  if (rows.Next()) kl = {rows.Int(0), rows.Real(1), rows.Real(2), rows.Real(3)};
+  if (!rows.status().ok()) return rows.status();
+  return kl;
 }
 
 }  // namespace holdfast

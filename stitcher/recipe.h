@@ -13,6 +13,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <optional>
 #include <span>
 #include <string>
 #include <vector>
@@ -79,6 +80,14 @@ struct Recipe {
   bool operator==(const Recipe&) const = default;
 };
 
+// An answer that was given over approximate KV, measured against full prefill.
+struct ShadowKl {
+  int64_t tokens = 0;                // of the answer that were compared
+  double mean = 0, largest = 0;      // KL(full prefill || as served), nats a token
+  double same_top = 0;               // share of tokens with the same likeliest continuation
+  bool operator==(const ShadowKl&) const = default;
+};
+
 // Whether KV made so may serve a request: no less care was taken, no more KL is to be expected.
 bool Serves(const Recipe& recipe, const ReuseOptions& reuse);
 
@@ -92,5 +101,8 @@ Status PutRecipe(Txn& txn, int64_t node, const Recipe& recipe);
 Status DeleteRecipe(Txn& txn, int64_t node);
 // kNotFound: the node has none, its KV is exact.
 Result<Recipe> GetRecipe(Reader& reader, int64_t node);
+// Beside it: what the node's answer was measured to have cost (policy verify); none until then.
+Status PutShadowKl(Txn& txn, int64_t node, const ShadowKl& kl);
+Result<std::optional<ShadowKl>> GetShadowKl(Reader& reader, int64_t node);
 
 }  // namespace holdfast

@@ -113,7 +113,7 @@ class RunPlanner {
         choice.reason = plan->fallback =
             "no model card: only exact reuse is offered (holdfast calibrate makes one)";
       } else if (run.tier == PageTier::kNone) {
-        choice.reason = "its pages are gone";
+        choice.reason = run.fault.empty() ? "its pages are gone" : run.fault;
       } else if (run.generation > 0) {
         choice.reason = "it rests on approximate KV itself";
       } else if (run.kind == VariantKind::kIsolated && reuse.policy == ReusePolicy::kFast) {

@@ -69,6 +69,7 @@ struct RunOffer {
   VariantKind kind = VariantKind::kInContext;
   PageTier tier = PageTier::kPool;  // the furthest of its pages
   int64_t pages_to_load = 0;
+  std::string_view fault = {};  // with kNone: why, where somebody has tried to get them
   int32_t generation = 0;      // of the variant; only 0 is used
   int64_t shift = 0;
 };

@@ -69,7 +69,9 @@ struct Variant {
   // Index at which tokens[first] was computed; position % kPageTokens == first. So the left chain
   // is `position` tokens long, and its end is `parent` with tokens[0 .. first).
   int64_t position = 0;
-  std::vector<TokenId> sink;      // kIsolated: the whole left chain, `position` tokens
+  // The whole left chain, `position` tokens (of kIsolated), or as far as the covering pages (of a
+  // slice that is no segment's); else empty.
+  std::vector<TokenId> sink;
   int32_t generation = 0;         // approximate ancestors; 0: its chain is exact
   int64_t owner = 0;              // the session that it was computed in (its row), or none
   // Hashes of the last 1, 2, 4, ... tokens of the left chain, as far as it goes

@@ -1,7 +1,6 @@
 #include "stitcher/splice.h"
 
 #include <algorithm>
-#include <latch>
 #include <utility>
 
 namespace holdfast {
@@ -62,56 +61,59 @@ PageTier Splicer::TierOf(const RunSource& source, RunSource::Pages pages, int64_
   return tier;
 }
 
-Status Splicer::PinOne(const RunSource& source, size_t page, PageLease* lease) const {
-  const auto tokens = source.tokens.subspan(page * kPageTokens, kPageTokens);
-  *lease = p_.pool->Find(source.keys[page], tokens);
-  if (*lease) return Status();
-  if (p_.store == nullptr) return Status::NotFound("stitcher: a run's page is gone");
-  HOLDFAST_ASSIGN_OR_RETURN(PageLease loaded, p_.pool->Allocate(request_.scope));
-  PageHeader header;
-  header.fp = p_.fp;
-  header.key = source.keys[page];
-  header.parent = page > 0 ? source.keys[page - 1] : source.parent;
-  header.tokens.assign(tokens.begin(), tokens.end());
-  std::vector<std::span<std::byte>> payload;
-  const auto& groups = p_.pool->groups();
-  for (size_t g = 0; g < groups.size(); ++g) {
-    payload.emplace_back(loaded.payload(static_cast<int>(g)), groups[g].PayloadBytes());
+// How much longer pages may take; `pages` are the first that are asked for.
+double Splicer::MsToWait(int64_t pages) {
+  using Clock = std::chrono::steady_clock;
+  using Millis = std::chrono::duration<double, std::milli>;
+  if (!deadline_) {
+    PlanInput in;
+    in.load_ms_per_page = p_.rates.load_ms_per_page;
+    in.compute_ms_per_token = p_.rates.compute_ms_per_token;
+    const Millis wait(SplitLoading(in, pages).wait_ms_max);
+    deadline_ = Clock::now() + std::chrono::duration_cast<Clock::duration>(wait);
   }
-  HOLDFAST_RETURN_IF_ERROR(p_.store->Get(header, payload));
-  *lease = p_.pool->Seal(std::move(loaded), header.key, header.parent, tokens, PageSource::kDisk);
-  return Status();
+  return Millis(*deadline_ - Clock::now()).count();
 }
 
-// Pins what all of `wanted` need, page by page over the threads for I/O.
+// Pins what all of `wanted` need; what the store has is loaded, for all of them at once.
 void Splicer::Pin(std::span<Wanted> wanted) {
-  struct Task {
+  struct Missing {
     Wanted* of;
-    size_t page;
-    Status status;
+    std::vector<int64_t> pages;
+    std::shared_ptr<PageLoad> load;
   };
-  std::vector<Task> tasks;
+  std::vector<Missing> missing;
+  int64_t count = 0;
   for (Wanted& w : wanted) {
-    const RunSource::Pages pages = w.source->PagesOf(w.begin, w.end);
-    w.source->pages.resize(w.source->keys.size());
+    RunSource& source = *w.source;
+    const RunSource::Pages pages = source.PagesOf(w.begin, w.end);
+    source.pages.resize(source.keys.size());
+    std::vector<int64_t> lacks;
     for (size_t p = pages.first; p < pages.end; ++p) {
-      PageLease& lease = w.source->pages[p];
+      PageLease& lease = source.pages[p];
       if (lease) continue;
-      lease = p_.pool->Find(w.source->keys[p],
-                            w.source->tokens.subspan(p * kPageTokens, kPageTokens));
-      if (!lease) tasks.push_back({&w, p, Status()});
+      lease = p_.pool->Find(source.keys[p], source.tokens.subspan(p * kPageTokens, kPageTokens));
+      if (!lease) lacks.push_back(static_cast<int64_t>(p));
     }
+    if (lacks.empty()) continue;
+    if (p_.store == nullptr) {
+      w.status = Status::NotFound("stitcher: a run's page is gone");
+      continue;
+    }
+    count += static_cast<int64_t>(lacks.size());
+    auto load = p_.load({request_.scope, p_.fp, source.parent,
+                         {source.tokens.begin(), source.tokens.end()}, source.keys, lacks});
+    missing.push_back({&w, std::move(lacks), std::move(load)});
   }
-  std::latch done(static_cast<std::ptrdiff_t>(tasks.size()));
-  for (Task& task : tasks) {
-    p_.post([&] {
-      task.status = PinOne(*task.of->source, task.page, &task.of->source->pages[task.page]);
-      done.count_down();
-    });
-  }
-  done.wait();
-  for (Task& task : tasks) {
-    if (!task.status.ok()) task.of->status = std::move(task.status);
+  for (Missing& m : missing) {
+    std::vector<Result<PageLease>> loaded = m.load->Take(MsToWait(count));
+    for (size_t i = 0; i < loaded.size(); ++i) {
+      if (loaded[i].ok()) {
+        m.of->source->pages[m.pages[i]] = std::move(loaded[i]).value();
+      } else {
+        m.of->status = loaded[i].status();
+      }
+    }
   }
 }
 
@@ -225,7 +227,9 @@ RunPlan Splicer::PlanPinned(Stitched* out) {
     for (const Wanted& w : wanted) {
       if (w.status.ok()) continue;
       all = false;
-      offers_[w.source - sources_.data()].tier = PageTier::kNone;
+      RunOffer& offer = offers_[w.source - sources_.data()];
+      offer.tier = PageTier::kNone;
+      offer.fault = FaultName(w.status);
       out->report.run_faults.push_back(w.status.ToString());
     }
     if (all) return plan;

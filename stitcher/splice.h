@@ -3,12 +3,16 @@
 // runs and rows to compute behind one another in a timeline.
 //
 // On any fault of a run that run is computed, not the request: the plan is made again without it.
-// Nothing is put into the timeline before every page that the plan needs is pinned.
+// Nothing is put into the timeline before every page that the plan needs is pinned. Pages that come
+// from the store are awaited for as long as plan.h allows it for the exact prefix, all runs
+// together; what is not there then counts as lost ("slow_store").
 #pragma once
 
+#include <chrono>
 #include <cstdint>
 #include <functional>
 #include <memory>
+#include <optional>
 #include <span>
 #include <vector>
 
@@ -41,7 +45,8 @@ class Splicer {
     PagePool* pool = nullptr;
     PageStore* store = nullptr;      // may be null
     Digest fp;
-    std::function<void(std::function<void()>)> post;  // runs it on a thread that may do I/O
+    // Begins to load pages, front first; never null for a chain with blocks.
+    std::function<std::shared_ptr<PageLoad>(PageLoad::Chain)> load;
     StitchRates rates;
     std::shared_ptr<const ModelCard> card;            // null: none
     ChooseWindowsFn choose;                           // may be null
@@ -66,7 +71,7 @@ class Splicer {
 
   PageTier TierOf(const RunSource& source, RunSource::Pages pages, int64_t* to_load) const;
   void Pin(std::span<Wanted> wanted);
-  Status PinOne(const RunSource& source, size_t page, PageLease* lease) const;
+  double MsToWait(int64_t pages);
   Status PinByComputing(RunSource* source, RunSource::Pages pages) const;
   void MakeOffers();
   RunPlan MakePlan(int64_t begin) const;
@@ -82,6 +87,7 @@ class Splicer {
   std::vector<RunOffer> offers_;
   std::vector<RunSource> sources_;   // beside request_.runs
   std::vector<int32_t> noted_;       // beside them: index among the recipe's sources, or -1
+  std::optional<std::chrono::steady_clock::time_point> deadline_;  // of all loads
 };
 
 // Uses the prompt's tokens [begin, end) from the pinned pages of `source`.

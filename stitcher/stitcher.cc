@@ -11,13 +11,14 @@
 #include "engine/base/background.h"
 #include "engine/base/moving_median.h"
 #include "engine/base/queue.h"
+#include "stitcher/shadow.h"
 #include "stitcher/splice.h"
 
 namespace holdfast {
 namespace {
 
 constexpr int kIoThreads = 2;
-constexpr size_t kIoQueue = 256;    // page reads waiting; more make the restoring request wait
+constexpr size_t kIoQueue = 256;    // loads waiting; what is beyond is computed
 constexpr int64_t kMinObservedRows = 16;  // fewer say more about overhead than about rows
 
 double MsSince(std::chrono::steady_clock::time_point start) {
@@ -99,19 +100,20 @@ struct Stitcher::Impl {
     return blocks;
   }
 
+  PageLoad::Chain ToLoad(const StitchRequest& request, const Chain& chain,
+                         std::vector<int64_t> blocks) const {
+    return {request.scope, fp, Root(request.scope), {request.tokens.begin(), request.tokens.end()},
+            chain.keys, std::move(blocks)};
+  }
+
   // Begins to load them on the I/O threads; null when there are none.
-  std::shared_ptr<PageLoad> StartLoad(const StitchRequest& request, const Chain& chain,
-                                      std::vector<int64_t> blocks, PageLoad::Order order) {
-    if (blocks.empty()) return nullptr;
-    const size_t threads = std::min<size_t>(kIoThreads, blocks.size());
-    auto load = std::make_shared<PageLoad>(
-        pool, store,
-        PageLoad::Chain{request.scope, fp, {request.tokens.begin(), request.tokens.end()},
-                        chain.keys, std::move(blocks)},
-        order);
+  std::shared_ptr<PageLoad> StartLoad(PageLoad::Chain chain, PageLoad::Order order) {
+    if (chain.blocks.empty()) return nullptr;
+    const size_t threads = std::min<size_t>(kIoThreads, chain.blocks.size());
+    auto load = std::make_shared<PageLoad>(pool, store, std::move(chain), order);
     for (size_t i = 0; i < threads; ++i) {
-      // Where the queue is closing nobody loads, and all is computed.
-      io.Push([this, weak = std::weak_ptr(load)] { LoadNext(weak); });
+      // Where the queue is full or closing nobody loads, and what is not there in time is computed.
+      io.TryPush([this, weak = std::weak_ptr(load)] { LoadNext(weak); });
     }
     return load;
   }
@@ -145,7 +147,7 @@ struct Stitcher::Impl {
       PageLease page = TakePage(request, chain, b, load ? &loaded[next_load] : nullptr, &fault);
       next_load += load;
       if (!page) {
-        out->report.miss = MissOf(fault);
+        out->report.miss = FaultName(fault);
         return;
       }
       if (Status s = out->timeline.Splice(std::move(page), 0, kPageTokens, 0); !s.ok()) {
@@ -157,16 +159,6 @@ struct Stitcher::Impl {
       AddSpan(&out->provenance, {.begin = b * kPageTokens, .end = (b + 1) * kPageTokens,
                                  .origin = KvOrigin::kExact,
                                  .tier = load ? KvTier::kStore : KvTier::kPool});
-    }
-  }
-
-  static const char* MissOf(const Status& fault) {
-    switch (fault.code()) {
-      case Code::kOk: return "evicted";
-      case Code::kExhausted: return "pool_full";
-      case Code::kIo: return "io_error";
-      case Code::kUnavailable: return "slow_store";
-      default: return "corrupt";
     }
   }
 
@@ -186,8 +178,8 @@ struct Stitcher::Impl {
     parts.pool = pool;
     parts.store = store;
     parts.fp = fp;
-    parts.post = [this](std::function<void()> task) {
-      if (!io.Push(task)) task();  // closing: do it here
+    parts.load = [this](PageLoad::Chain chain) {
+      return StartLoad(std::move(chain), PageLoad::Order::kFront);
     };
     parts.rates = stitcher->rates();
     parts.card = stitcher->card();
@@ -260,7 +252,9 @@ StitchReport Settled(StitchReport report, int64_t reused, const PageLoad* loadin
                      size_t page_bytes) {
   const int64_t late = loading == nullptr ? 0 : loading->late();
   const int64_t raced = std::min(reused, late * kPageTokens);
-  const int64_t found = std::min(reused, report.totals.fresh);
+  // Of a tainted timeline the pool has tainted pages too: they are no more exact for that.
+  const int64_t found =
+      std::min(report.totals.approximate > 0 ? raced : reused, report.totals.fresh);
   report.totals.exact += found;
   report.totals.fresh -= found;
   report.to_compute -= reused;
@@ -371,7 +365,8 @@ int64_t Stitcher::Prefetch(const TenantScope& scope, std::span<const TokenId> to
   if (static_cast<int64_t>(loads.size()) > max_pages) loads.resize(std::max<int64_t>(max_pages, 0));
   int64_t pages = 0;
   if (const auto load =
-          impl_->StartLoad(request, chain, std::move(loads), PageLoad::Order::kFront)) {
+          impl_->StartLoad(impl_->ToLoad(request, chain, std::move(loads)),
+                           PageLoad::Order::kFront)) {
     // Nobody computes meanwhile, so it may take as long as computing would.
     auto loaded = load->Take(10 * plan.wait_ms_max);
     while (!loaded.empty()) {  // released from the tail
@@ -401,16 +396,19 @@ Stitcher::Impl::Beginning Stitcher::Impl::Begin(const StitchRequest& request,
   out.chain = FindChain(request, exact_warm);
   out.plan = MakePlan(MakeInput(request.tokens, exact_warm, out.chain.tiers, rates));
   if (exact_warm > 0 && out.exact_end() == exact_warm) out.fork = exact_warm;
+  const bool always = request.remake == StitchRequest::Remake::kAlways;
   const int64_t reach = out.reach();
-  if (warm > reach && request.base_recipe != nullptr &&
-      Serves(*request.base_recipe, request.reuse)) {
+  if (request.base_recipe != nullptr &&
+      (always ? warm == limit
+              : warm > reach && Serves(*request.base_recipe, request.reuse))) {
     out.fork = warm;
     return out;
   }
-  if (request.recipe == nullptr || !Serves(*request.recipe, request.reuse)) return out;
+  if (request.recipe == nullptr || !(always || Serves(*request.recipe, request.reuse))) return out;
   const Recipe& recipe = *request.recipe;
   const int64_t to = std::min({recipe.size(), request.recipe_tokens, limit});
-  if (reach >= std::min(recipe.approximate_end(), to) || recipe.exact_length() >= to) {
+  if ((!always && reach >= std::min(recipe.approximate_end(), to)) ||
+      recipe.exact_length() >= to) {
     return out;
   }
   // What the recipe makes follows from the rows that were exact then, and no more of them.
@@ -430,7 +428,7 @@ void Stitcher::Impl::PutPages(const StitchRequest& request, const Beginning& beg
   const std::vector<int64_t> loads = BlocksToLoad(begin.chain, begin.plan);
   const auto order = begin.plan.TokensOf(PlanAction::kRace) > 0 ? PageLoad::Order::kBack
                                                                 : PageLoad::Order::kFront;
-  std::shared_ptr<PageLoad> load = StartLoad(request, begin.chain, loads, order);
+  std::shared_ptr<PageLoad> load = StartLoad(ToLoad(request, begin.chain, loads), order);
   std::vector<Result<PageLease>> loaded;
   if (load != nullptr && order == PageLoad::Order::kFront) {
     loaded = load->Take(begin.plan.wait_ms_max);
@@ -472,10 +470,32 @@ void Stitcher::Impl::PutBeginning(const StitchRequest& request, const Beginning&
 }
 
 Result<Timeline> Stitcher::ComputeExact(const TenantScope& scope, std::span<const TokenId> tokens,
-                                        const Timeline* base) {
+                                        const Timeline* base, const ComputeOptions& options) {
   if (!impl_->compute) return Status::Unavailable("stitcher: nobody is there to compute");
   HOLDFAST_ASSIGN_OR_RETURN(Stitched exact, Stitch({scope, tokens, base, {}}));
-  return impl_->compute(std::move(exact.timeline));
+  return impl_->compute(std::move(exact.timeline), options);
+}
+
+Result<ShadowKl> Stitcher::Shadow(const ShadowRequest& request) {
+  if (!impl_->compute) return Status::Unavailable("stitcher: nobody is there to compute");
+  const auto context = request.tokens.first(static_cast<size_t>(request.answer_begin));
+  auto answer = request.tokens.subspan(context.size());
+  answer = answer.first(std::min<size_t>(answer.size(), kShadowTokens));
+  const ComputeOptions options{.stop = request.stop};
+  // Its whole pages stay in the pool, if this has to stop.
+  HOLDFAST_RETURN_IF_ERROR(ComputeExact(request.scope, context, nullptr, options).status());
+  StitchRequest as_served{request.scope, context, request.base, {}};
+  as_served.recipe = as_served.base_recipe = request.recipe;
+  as_served.recipe_tokens = request.answer_begin;
+  as_served.remake = StitchRequest::Remake::kAlways;
+  HOLDFAST_ASSIGN_OR_RETURN(Stitched served, Stitch(as_served));
+  if (served.recipe == nullptr) {
+    return Status::NotFound("stitcher: the context can't be made again as it was");
+  }
+  served.timeline.KeepPrivate();
+  HOLDFAST_ASSIGN_OR_RETURN(Stitched exact, Stitch({request.scope, context, nullptr, {}}));
+  return CompareAnswers(impl_->compute, std::move(served.timeline), std::move(exact.timeline),
+                        answer, options);
 }
 
 Result<Stitched> Stitcher::Stitch(const StitchRequest& request) {

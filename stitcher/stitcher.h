@@ -50,6 +50,8 @@ struct StitchRequest {
   // again, unless it is there (in `base`, or exact) or does not serve this request.
   const Recipe* recipe = nullptr;
   int64_t recipe_tokens = 0;
+  // kAlways: also where exact KV is there, and whatever the request wants (to look at it again).
+  enum class Remake : uint8_t { kWhereWanted, kAlways } remake = Remake::kWhereWanted;
 };
 
 // What became of a run of the request.
@@ -101,8 +103,27 @@ struct Stitched {
 StitchReport Settled(StitchReport report, int64_t reused, const PageLoad* loading,
                      size_t page_bytes);
 
+struct ComputeOptions {
+  // Gets the logits of the pending rows from `logits_from` on, in order of index, on the model's
+  // thread; a row may come again. Null = none are made.
+  int64_t logits_from = 0;
+  std::function<void(int64_t index, std::span<const float> logits)> on_logits = {};
+  // Asked every now and then: true ends it (kCancelled). Pages that are sealed by then stay in the
+  // pool as cache, so that the next try goes on from there. Null = never.
+  std::function<bool()> stop = {};
+};
 // Computes all rows of a timeline that are pending, and gives it back. Blocks.
-using ComputeFn = std::function<Result<Timeline>(Timeline)>;
+using ComputeFn = std::function<Result<Timeline>(Timeline, const ComputeOptions&)>;
+
+struct ShadowRequest {
+  TenantScope scope;
+  std::span<const TokenId> tokens;   // context and answer
+  int64_t answer_begin = 0;
+  const Recipe* recipe = nullptr;    // of the context; of the answer's tokens it says nothing
+  const Timeline* base = nullptr;    // the context as it was served, where it is warm
+  std::function<bool()> stop = {};   // as ComputeOptions's
+};
+inline constexpr int64_t kShadowTokens = 256;  // of an answer, its first ones
 
 // What a question is asked over: all runs in place, nothing of them computed; the rows between them
 // and the question itself are pending. Its KV is thrown away.
@@ -145,7 +166,11 @@ class Stitcher {
   // Everything exact and computed, from `base` (may be null), pages and SetCompute's function.
   // Blocks for a prefill.
   Result<Timeline> ComputeExact(const TenantScope& scope, std::span<const TokenId> tokens,
-                                const Timeline* base);
+                                const Timeline* base, const ComputeOptions& options = {});
+  // What the context's approximate KV moved in an answer: the answer's tokens as they were given
+  // (teacher-forced, full vocabulary), over the context as it was made and over full prefill.
+  // Blocks for a prefill. kNotFound: the context can't be made again as it was. kCancelled: `stop`.
+  Result<ShadowKl> Shadow(const ShadowRequest& request);
   // Reads nothing.
   Survey Look(const TenantScope& scope, std::span<const TokenId> tokens) const;
   // Loads from the store into the pool what Stitch would load, as far as `max_pages` go; the pages

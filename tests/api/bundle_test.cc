@@ -209,6 +209,96 @@ TEST_CASE("what another model said comes in, and its messages in this one's toke
   }
 }
 
+TEST_CASE("answers over approximate KV go elsewhere as tokens, their KV is made anew there") {
+  RuntimeBench home, away;
+  home.GiveCard();
+  away.GiveCard();
+  Talk before("chat"), after("chat");
+  const std::string text = kLong + kLong + kLong + kLong;
+  ChatRequest first = before.User("Forget this: " + kLong).User(text).Request();
+  home.Say(first);
+  ChatRequest edited = after.User(text).Request();
+  edited.reuse.policy = ReusePolicy::kFast;
+  const Answer approximate = home.Say(edited);
+  REQUIRE(approximate.done.report.start.stitch.totals.approximate > 0);
+  const std::string branch = approximate.done.report.start.branch;
+  const auto bundle = ExportBytes(home.runtime().keeper(), "ann", "chat", {.key = kKey});
+  REQUIRE(bundle.ok());
+  Keeper& k = away.runtime().keeper();
+  const auto report = ImportBytes(k, "ann", *bundle, {.key = kKey, .as = ""});
+  REQUIRE_MESSAGE(report.ok(), report.status().ToString());
+  CHECK(report->approximate_turns == 1);
+  CHECK(*k.Tokens("ann", "chat", branch) ==
+        *home.runtime().keeper().Tokens("ann", "chat", branch));
+  const auto map = k.Provenance("ann", "chat", branch);
+  CHECK(map->hardened);
+  CHECK(map->policy == ReusePolicy::kFast);
+  CHECK(TotalsOf(map->spans).approximate == 0);
+  CHECK(TotalsOf(k.Provenance("ann", "chat", "main")->spans).restored > 0);
+  // A replay takes its tokens as given; what follows is exact, as a session's that never reused.
+  const auto verify = [&](RuntimeBench& b) {
+    ReplayRequest request;
+    request.tenant = "ann";
+    request.session = "chat";
+    request.branch = branch;
+    auto replay = b.runtime().StartReplay(std::move(request));
+    REQUIRE(replay.ok());
+    for (;;) {
+      auto next = (*replay)->Next(-1);
+      REQUIRE(next.ok());
+      if ((*next)->report) return !(*next)->report->divergence;
+    }
+  };
+  CHECK(verify(away));
+  after.Keep(approximate).User("And now?");
+  const ChatRequest on = after.Request();  // exact
+  const Answer there = away.Say(on);
+  CHECK(there.done.report.start.branch == branch);
+  CHECK(there.done.report.start.stitch.totals.approximate == 0);
+  CHECK(there == home.Say(on));
+  CHECK(verify(away));
+  // It goes out again as it came.
+  const auto again = ExportBytes(k, "ann", "chat", {});
+  RuntimeBench third;
+  const auto taken = ImportBytes(third.runtime().keeper(), "ann", *again, {});
+  REQUIRE_MESSAGE(taken.ok(), taken.status().ToString());
+  CHECK(taken->approximate_turns == 1);
+}
+
+TEST_CASE("a bundle of version 1 is read; recipes in the wrong place are not") {
+  Home home;
+  Bytes old = home.Export({});
+  CHECK(old[8] == std::byte{2});
+  old[8] = std::byte{1};  // the header is in no section
+  RuntimeBench away;
+  Keeper& k = away.runtime().keeper();
+  REQUIRE(ImportBytes(k, "ann", old, {}).ok());
+  REQUIRE(k.Delete("ann", "chat").ok());
+  old[8] = std::byte{3};
+  CHECK(ImportBytes(k, "ann", old, {}).status().code() == Code::kInvalid);
+
+  const std::vector<RawSection> sections = SectionsOf(home.Export({}));
+  const auto with = [&](size_t at, int64_t policy) {
+    std::vector<RawSection> forged = sections;
+    forged.insert(forged.begin() + static_cast<int64_t>(at),
+                  {BundleSection::kRecipe, EncodeRow(BundleRecipe{policy})});
+    return ImportBytes(k, "ann", Framed(forged, ""), {}).status();
+  };
+  size_t input = 0, output = 0;  // behind the first nodes of each kind and their items
+  for (size_t i = 0; i < sections.size() && output == 0; ++i) {
+    if (sections[i].kind != BundleSection::kNode) continue;
+    const bool is_output = DecodeRow<BundleNode>(sections[i].payload)->kind == 1;
+    size_t end = i + 1;
+    while (sections[end].kind == BundleSection::kItem) ++end;
+    (is_output ? output : input) = end;
+  }
+  REQUIRE(input * output > 0);
+  CHECK(with(input, 2).code() == Code::kCorrupt);
+  for (const int64_t policy : {-1, 0, 1, 6}) CHECK(with(output, policy).code() == Code::kCorrupt);
+  CHECK(with(1, 2).code() == Code::kCorrupt);
+  CHECK(with(output, 2).ok());
+}
+
 TEST_CASE("no pages go out without a key") {
   Home home;
   RuntimeBench away;

@@ -43,6 +43,7 @@ class RuntimeBench {
   void Restart();
   void Close() { runtime_.reset(); }
   void ChangeModel(uint64_t seed, int vocab);  // over the same data
+  void GiveCard();  // by which every policy uses what it finds; restarts
   Runtime& runtime() { return *runtime_; }
   std::string File(const std::string& name) const { return folder_.File(name); }
   Status Start(ChatRequest request, std::unique_ptr<ChatStream>* stream);

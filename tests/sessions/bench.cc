@@ -82,7 +82,10 @@ void SessionBench::Open() {
   db_ = std::move(database).value();
   stitcher_ = std::make_unique<Stitcher>(&engine_->pool(), store_.get(),
                                          engine_->model().fingerprint());
-  stitcher_->SetCompute([this](Timeline t) { return Compute(std::move(t), nullptr); });
+  stitcher_->SetCompute([this](Timeline t, const ComputeOptions& options) {
+    if (while_computing) while_computing();
+    return Compute(std::move(t), options);
+  });
   KeeperOptions k;
   k.find_runs = options_.find_runs;
   k.db = db_.get();
@@ -104,17 +107,27 @@ void SessionBench::Open() {
 }
 
 Result<Timeline> SessionBench::Compute(Timeline timeline, std::map<int64_t, uint64_t>* digests) {
+  ComputeOptions options;
+  if (digests != nullptr) {
+    options.on_logits = [digests](int64_t index, std::span<const float> logits) {
+      (*digests)[index] = LogitsDigest(logits);
+    };
+  }
+  return Compute(std::move(timeline), options);
+}
+
+Result<Timeline> SessionBench::Compute(Timeline timeline, const ComputeOptions& options) {
   if (timeline.pending() == 0) return timeline;
   GenerateRequest request;
   request.output_begin = timeline.size();
   request.timeline = std::move(timeline);
-  if (digests != nullptr) {
-    request.observe_logits = [digests](int64_t index, std::span<const float> logits) {
-      (*digests)[index] = LogitsDigest(logits);
-    };
+  request.observe_logits = options.on_logits;
+  if (options.on_logits) {
+    request.observes = [from = options.logits_from](int64_t index) { return index >= from; };
   }
   auto generation = engine_->Submit(std::move(request));
   if (!generation.ok()) return generation.status();
+  if (options.stop && options.stop()) (*generation)->Cancel();
   while (auto event = (*generation)->Next(-1)) {
     if (!event->finish) continue;
     if (!event->finish->status.ok()) return event->finish->status;

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <filesystem>
+#include <functional>
 #include <map>
 #include <memory>
 #include <string>
@@ -35,7 +36,9 @@ class SessionBench {
   Stitcher& stitcher() { return *stitcher_; }
   // Computes what is pending, on the engine. `digests`: of the rows' logits, by index; may be null.
   Result<Timeline> Compute(Timeline timeline, std::map<int64_t, uint64_t>* digests);
+  Result<Timeline> Compute(Timeline timeline, const ComputeOptions& options);
   int64_t now_ms = 1'000'000;  // the keeper's clock
+  std::function<void()> while_computing;  // called as the stitcher's computing begins; or null
 
   // A turn that is answered with `answer` and the template's end token. Empty on error.
   std::unique_ptr<Turn> Begin(const TurnRequest& request);

@@ -1,9 +1,10 @@
-// Sessions whose KV is approximate: turns go on with it, exact ones never see it, a restart gives the
-// same bits, hardening makes all of it exact.
+// Sessions whose KV is approximate: turns go on with it, exact ones never see it, a restart gives
+// the same bits, hardening makes all of it exact, edits and compaction find what stays.
 #include <doctest/doctest.h>
 
 #include <random>
 
+#include "sessions/caretaker.h"
 #include "tests/fixtures/tiny_model.h"
 #include "tests/sessions/bench.h"
 
@@ -20,41 +21,6 @@ std::string Words(int n, uint32_t seed) {
   return out;
 }
 
-// The longest run of `prompt` behind token `from` that `chain` holds in its whole pages, at another
-// place.
-std::vector<FoundRun> LongestRun(const Digest& fp, const TenantScope& scope,
-                                 const std::vector<TokenId>& chain,
-                                 std::span<const TokenId> prompt) {
-  const auto whole = static_cast<int64_t>(chain.size()) / kPageTokens * kPageTokens;
-  const auto n = static_cast<int64_t>(prompt.size());
-  int64_t best = 0, at = 0, source = 0;
-  for (int64_t i = 0; i < n; ++i) {
-    for (int64_t j = 0; j < whole; ++j) {
-      int64_t k = 0;
-      while (i + k < n && j + k < whole && prompt[i + k] == chain[j + k]) ++k;
-      if (i == j || k <= best) continue;
-      best = k;
-      at = i;
-      source = j;
-    }
-  }
-  if (best < kMinSegmentTokens) return {};
-  auto v = std::make_shared<Variant>();
-  v->row = 1;
-  v->fp = fp;
-  v->position = source;
-  v->first = static_cast<int32_t>(source % kPageTokens);
-  v->count = static_cast<int32_t>(best);
-  const int64_t home = source - v->first;
-  v->parent = RootKey(fp, scope, Digest{});
-  for (int64_t b = 0; b < home; b += kPageTokens) {
-    v->parent = NextKey(v->parent, std::span(chain).subspan(b, kPageTokens), Digest{});
-  }
-  v->tokens.assign(chain.begin() + home,
-                   chain.begin() + (source + best + kPageTokens - 1) / kPageTokens * kPageTokens);
-  return {{at, at + best, v, 0}};
-}
-
 std::shared_ptr<const ModelCard> AnyCard() {
   auto card = std::make_shared<ModelCard>();
   card->max_context = 10000;
@@ -67,15 +33,14 @@ std::shared_ptr<const ModelCard> AnyCard() {
 // A session that had a long message in it, and then not any more.
 struct Scene {
   std::vector<TokenId> chain;  // of the first turn
-  SessionBench b{{.find_runs = [this](const TenantScope& scope, std::span<const TokenId> prompt) {
-    return LongestRun(b.engine().model().fingerprint(), scope, chain, prompt);
-  }}};
-  Messages first = {System("s"), User(Words(60, 1)), User(Words(150, 2)), User("end?")};
-  Messages edited = {System("s"), User(Words(150, 2)), User("end?")};
+  SessionBench b;
+  const int words;
+  Messages first = {System("s"), User(Words(60, 1)), User(Words(words, 2)), User("end?")};
+  Messages edited = {System("s"), User(Words(words, 2)), User("end?")};
   Digests digests;  // of the turn last run
   TurnStart start;  // its
 
-  Scene() { b.stitcher().SetCard(AnyCard()); }
+  explicit Scene(int n = 150) : words(n) { b.stitcher().SetCard(AnyCard()); }
 
   // A turn, computed, and answered with a fixed text.
   void Run(Messages& messages, ReusePolicy policy, const std::string& session = "chat") {
@@ -230,6 +195,200 @@ TEST_CASE("harden computes a branch in full") {
   CHECK(s.start.stitch.from_warm > 200);
   CHECK(s.start.stitch.totals.approximate == 0);
   CHECK(s.SameAs(full));
+}
+
+TEST_CASE("harden leaves the head to turns: one that comes is not turned away") {
+  Scene s;
+  s.Run(s.first, ReusePolicy::kExact);
+  s.Run(s.edited, ReusePolicy::kFast);
+  const std::string branch = s.start.branch;
+  REQUIRE(s.b.keeper().Harden("ann", "chat", branch).value());
+  s.edited.push_back(User("and then?"));
+  std::unique_ptr<Turn> turn;
+  s.b.while_computing = [&] {
+    if (turn != nullptr) return;
+    TurnRequest request = Ask("chat", s.edited);
+    turn = s.b.Begin(request);
+  };
+  s.b.keeper().Tend();
+  REQUIRE(turn != nullptr);
+  CHECK(turn->start().branch == branch);  // no fork of a busy head
+  CHECK(s.b.keeper().stats().hardened == 0);
+  s.b.while_computing = {};
+  turn.reset();
+  s.b.keeper().Tend();
+  CHECK(s.b.keeper().stats().hardened == 1);
+}
+
+TEST_CASE("verify: the answer is measured when no turn runs, and all are told") {
+  Scene s(300);
+  s.Run(s.first, ReusePolicy::kExact);
+  s.Run(s.edited, ReusePolicy::kVerify);
+  const std::string branch = s.start.branch;
+  CHECK(s.start.stitch.shifted > 120);
+  Keeper& keeper = s.b.keeper();
+  {
+    auto running = s.b.Begin(Ask("busy", s.first));
+    keeper.Tend();
+    CHECK(keeper.stats().verified == 0);
+    CHECK_FALSE(s.Map(branch).measured);
+  }
+  keeper.Tend();
+  CHECK(keeper.stats().verified == 1);
+  CHECK(keeper.stats().verify_skipped == 0);
+  const ProvenanceInfo map = s.Map(branch);
+  REQUIRE(map.measured);
+  CHECK(map.measured->tokens == static_cast<int64_t>(s.b.Encode("yes").size()) + 1);
+  CHECK(map.measured->mean > 0);
+  CHECK(map.measured->largest >= map.measured->mean);
+  CHECK(keeper.stats().verified_tokens == static_cast<uint64_t>(map.measured->tokens));
+  CHECK(keeper.stats().verified_kl_max == map.measured->largest);
+  const EventInfo event = keeper.Events("ann", "chat", {"", 1000})->rows.back();
+  CHECK(event.kind == "verified");
+  CHECK(event.turn_id == s.start.turn_id);
+  CHECK(event.detail.starts_with("KL "));
+  keeper.Tend();
+  CHECK(keeper.stats().verified == 1);  // once
+  // It stays, and the head goes on as it was.
+  s.b.Restart();
+  s.b.stitcher().SetCard(AnyCard());
+  CHECK(s.Map(branch).measured == map.measured);
+  CHECK(TotalsOf(s.Map(branch).spans).shifted > 120);
+}
+
+TEST_CASE("verify measures what was served, whatever became of the head") {
+  std::string want;
+  for (const ReusePolicy next : {ReusePolicy::kVerify, ReusePolicy::kExact, ReusePolicy::kOff}) {
+    Scene s(300);
+    s.Run(s.first, ReusePolicy::kExact);
+    s.Run(s.edited, ReusePolicy::kVerify);
+    const std::string turn = s.start.turn_id;
+    if (next != ReusePolicy::kOff) {  // the head goes on, or is made anew; all that is pending
+      s.edited.push_back(User("and then?"));
+      s.Run(s.edited, next);
+    } else {
+      s.b.keeper().MakeRoom(1 << 20);
+      s.b.engine().pool().DropCached();
+    }
+    for (int i = 0; i < 3; ++i) s.b.keeper().Tend();
+    std::string detail;
+    const auto events = s.b.keeper().Events("ann", "chat", {"", 1000});
+    for (const EventInfo& e : events->rows) {
+      if (e.kind == "verified" && e.turn_id == turn) detail = e.detail;
+    }
+    CHECK(detail.starts_with("KL 0."));
+    if (want.empty()) want = detail;
+    CHECK(detail == want);
+  }
+}
+
+TEST_CASE("verify stops for a turn, is bounded, and skips what it has no room for") {
+  Scene s(300);
+  s.Run(s.first, ReusePolicy::kExact);
+  SUBCASE("a turn comes") {
+    s.Run(s.edited, ReusePolicy::kVerify);
+    std::unique_ptr<Turn> turn;
+    s.b.while_computing = [&] {
+      if (turn == nullptr) turn = s.b.Begin(Ask("other", s.first));
+    };
+    s.b.keeper().Tend();
+    REQUIRE(turn != nullptr);
+    CHECK(s.b.keeper().stats().verified == 0);
+    s.b.while_computing = {};
+    turn.reset();
+    s.b.keeper().Tend();
+    CHECK(s.b.keeper().stats().verified == 1);
+  }
+  SUBCASE("more than the queue holds") {
+    const Messages edited = s.edited;
+    for (size_t i = 0; i < Caretaker::kMaxJobs + 3; ++i) {
+      Messages again = edited;
+      again.push_back(User(std::to_string(i)));
+      s.Run(again, ReusePolicy::kVerify);
+    }
+    CHECK(s.b.keeper().stats().verify_skipped == 3);
+  }
+  SUBCASE("exact answers are not measured") {
+    s.edited = s.first;
+    s.edited.push_back(User("more"));
+    s.Run(s.edited, ReusePolicy::kVerify);
+    s.b.keeper().Tend();
+    CHECK(s.b.keeper().stats().verified == 0);
+  }
+}
+
+// Two tools' outputs and answers to them; then a summary stands for the first ones.
+TEST_CASE("compaction keeps the KV of the turns that stay, across messages") {
+  Scene s;
+  Messages all = {System("s")};
+  for (int i = 0; i < 4; ++i) {
+    all.push_back(User(Words(70, 10 + i)));
+    s.Run(all, ReusePolicy::kExact);
+  }
+  Messages compacted = {System("s"), User("summary: " + Words(9, 20))};
+  compacted.insert(compacted.end(), all.begin() + 5, all.end());
+  compacted.push_back(User("go on"));
+  s.Run(compacted, ReusePolicy::kFast);
+  const StitchReport& report = s.start.stitch;
+  REQUIRE(report.runs.size() == 1);  // messages, answers and what is between them in one piece
+  CHECK(report.runs[0].used);
+  CHECK(report.runs[0].end - report.runs[0].begin > 160);
+  CHECK(report.shifted > 130);
+  CHECK(report.shifted + report.totals.link == report.runs[0].end - report.runs[0].begin);
+  const ProvenanceInfo map = s.Map(s.start.branch);
+  REQUIRE(map.sources.size() == 1);
+  CHECK(static_cast<int64_t>(map.sources[0].left.size()) == map.sources[0].home);
+}
+
+TEST_CASE("edits of a session: removed, replaced, moved, put in; what follows is used") {
+  Scene s;
+  Messages all = {System("s"), User(Words(70, 1)), User(Words(70, 2)), User(Words(90, 3))};
+  s.Run(all, ReusePolicy::kExact);
+  const auto edit = [&](std::vector<ItemEdit> edits) {
+    MakeBranch make;
+    make.edits = std::move(edits);
+    const auto made = s.b.keeper().Branch("ann", "chat", make);
+    REQUIRE_MESSAGE(made.ok(), made.status().ToString());
+    const Messages question = {User("so?")};
+    TurnRequest request = Ask("chat", question);
+    request.session.branch = made->name;
+    request.append = true;
+    request.reuse.policy = ReusePolicy::kFast;
+    auto turn = s.b.Begin(request);
+    return turn->start().stitch;
+  };
+  const auto at = [](ItemEdit::Op op, int64_t item) {
+    ItemEdit e;
+    e.op = op;
+    e.item = item;
+    return e;
+  };
+  const auto remove = [&](int64_t item) { return at(ItemEdit::Op::kRemove, item); };
+  const auto replace = [&](int64_t item, const std::string& text) {
+    ItemEdit e = at(ItemEdit::Op::kReplace, item);
+    e.change = [text](ChatMessage* m) { *m = User(text); };
+    return e;
+  };
+  const auto put_in = [&](int64_t item, const std::string& text) {
+    ItemEdit e = at(ItemEdit::Op::kInsert, item);
+    e.message = User(text);
+    return e;
+  };
+  SUBCASE("removed") {
+    const StitchReport r = edit({remove(1)});
+    CHECK(r.shifted > 140);
+    CHECK(r.runs.size() == 1);
+  }
+  SUBCASE("replaced") { CHECK(edit({replace(1, "short")}).shifted > 140); }
+  SUBCASE("two replaced") {
+    CHECK(edit({replace(1, "short"), replace(3, "too")}).shifted > 50);
+  }
+  SUBCASE("put in") { CHECK(edit({put_in(1, "first of all")}).shifted > 220); }
+  SUBCASE("moved to the end") {
+    const StitchReport r = edit({remove(1), put_in(4, Words(70, 1))});
+    CHECK(r.runs.size() == 2);
+    CHECK(r.shifted > 190);
+  }
 }
 
 }  // namespace

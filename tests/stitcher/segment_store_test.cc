@@ -7,6 +7,7 @@
 #include <random>
 
 #include "tests/engine/base/temp_dir.h"
+#include "tests/engine/kv/toy_kv.h"
 #include "tests/stitcher/segment_fixture.h"
 
 namespace holdfast {
@@ -379,6 +380,38 @@ TEST_CASE("lists come in pages and pins last") {
   const auto again = rig.Give(kAnn, rig.store->Body(kAnn, page[2].id)->tokens);
   CHECK(again.id == page[2].id);
   CHECK(again.pinned);
+}
+
+TEST_CASE("of a tainted timeline only what is exact is learnt") {
+  Rig rig;
+  PagePool pool(ToyGroups(), 64 * kToyPageBytes);
+  const auto computed = [&](std::vector<TokenId> tokens) {
+    Timeline t(&pool, kAnn, Filled(1));
+    t.Extend(tokens);
+    ToyComputeAll(t);
+    return t;
+  };
+  // Six pages, of which the fourth comes from elsewhere: what lies behind it rests on that.
+  const Timeline source = computed(ToyTokens(5 * kPageTokens, 5000));
+  Timeline t(&pool, kAnn, Filled(1));
+  t.Extend(ToyTokens(3 * kPageTokens));
+  REQUIRE(t.Splice(source.runs()[4].page.Share(), 0, kPageTokens, -kPageTokens).ok());
+  t.Extend(ToyTokens(2 * kPageTokens, 900));
+  ToyComputeAll(t);
+  REQUIRE_FALSE(t.taint().IsZero());
+  const auto n = [](int pages) { return int64_t{pages} * kPageTokens; };
+  const std::vector<BodySpan> bodies = {
+      {n(0) + 8, n(3), "user"}, {n(3), n(6), "tool"}, {n(4), n(6), "user"}, {n(1), n(6), "tool"}};
+  rig.store->Learn(t, bodies, 1);
+  const auto list = rig.store->List(kAnn, 0, 10);
+  REQUIRE(list.size() == 2);  // the first, and of the last what lies before the fourth page
+  CHECK(list[0].variants[0].tokens == n(3) - 8);
+  CHECK(list[1].variants[0].tokens == n(2));
+  for (const SegmentInfo& info : list) CHECK(info.variants[0].generation == 0);
+  // The same tokens, all exact.
+  const auto tokens = t.tokens();
+  rig.store->Learn(computed({tokens.begin(), tokens.end()}), bodies, 2);
+  CHECK(rig.store->List(kAnn, 0, 10).size() == 4);
 }
 
 }  // namespace

@@ -21,6 +21,7 @@ struct Fixture {
   explicit Fixture(KvType kv_type, const std::string& architecture = "llama", int threads = 1) {
     TinyModelSpec spec;
     spec.architecture = architecture;
+    spec.width = 128;  // two KV heads, so that two threads share the work
     backend = *MakeCpuBackend({.threads = threads, .level = ""});
     REQUIRE(WriteTinyModel(spec, dir.File("m")).ok());
     const NumericsDigest none;

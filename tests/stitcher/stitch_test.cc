@@ -241,6 +241,78 @@ TEST_CASE_FIXTURE(Fixture, "a page whose read fails is computed; those behind it
   CHECK(report.from_store + report.from_pool == (kPages - 1) * kPageTokens);
 }
 
+// A prompt that has pages 4 .. 23 of `prompt` 8 tokens later than they were computed.
+struct Moved {
+  std::vector<TokenId> tokens;
+  std::vector<FoundRun> runs;
+  std::shared_ptr<ModelCard> card = std::make_shared<ModelCard>();
+
+  explicit Moved(const Fixture& f) : tokens(ToyTokens(4 * kPageTokens + 8, 40'000)) {
+    auto v = std::make_shared<Variant>();
+    v->position = 4 * kPageTokens;
+    v->parent = RootKey(Digest{}, f.scope, Digest{});
+    for (int b = 0; b < 4; ++b) {
+      v->parent = NextKey(v->parent, std::span(f.prompt).subspan(b * kPageTokens, kPageTokens),
+                          Digest{});
+    }
+    v->tokens.assign(f.prompt.begin() + v->position, f.prompt.end() - 1);
+    v->count = static_cast<int32_t>(v->tokens.size());
+    tokens.insert(tokens.end(), v->tokens.begin(), v->tokens.end());
+    runs = {{4 * kPageTokens + 8, static_cast<int64_t>(tokens.size()), v, 0}};
+    tokens.push_back(7);
+    card->max_context = 100'000;
+    card->max_runs = 10;
+    card->cells = {{CardKind::kInContext, 0, 3, 0, {32, 0}, {.mean = 0.01, .contexts = 8}}};
+  }
+  StitchRequest Request(const Fixture& f) const {
+    StitchRequest r{f.scope, tokens, nullptr, {}, {.policy = ReusePolicy::kFast}};
+    r.runs = runs;
+    return r;
+  }
+};
+
+TEST_CASE_FIXTURE(Fixture, "a run whose pages stall is computed, after a moment") {
+  Learn(0, 20);
+  KeepPages(prompt);
+  const Moved moved(*this);
+  stitcher.SetCard(moved.card);
+  SUBCASE("they come") {
+    auto s = stitcher.Stitch(moved.Request(*this));
+    REQUIRE(s.ok());
+    CHECK(s->report.shifted == 20 * kPageTokens - 32);
+    CHECK(s->report.run_faults.empty());
+  }
+  SUBCASE("they stall") {
+    store.StallAfter(3);
+    const auto start = Clock::now();
+    auto s = stitcher.Stitch(moved.Request(*this));
+    CHECK(Since(start) >= kPatienceMs);
+    CHECK(Since(start) < 2 * kPatienceMs);
+    REQUIRE(s.ok());
+    CHECK(s->report.shifted == 0);
+    CHECK(s->report.to_compute == s->timeline.size());
+    CHECK(s->report.runs[0].reason == "slow_store");
+    CHECK(s->report.run_faults.size() == 1);
+    CHECK(s->recipe == nullptr);
+  }
+  SUBCASE("they stall when a recipe wants them") {
+    std::shared_ptr<const Recipe> recipe = stitcher.Stitch(moved.Request(*this))->recipe;
+    REQUIRE(recipe != nullptr);
+    pool.DropCached();
+    store.StallAfter(3);
+    StitchRequest again = moved.Request(*this);
+    again.runs = {};
+    again.recipe = recipe.get();
+    again.recipe_tokens = recipe->size();
+    const auto start = Clock::now();
+    auto s = stitcher.Stitch(again);
+    CHECK(Since(start) < 2 * kPatienceMs);
+    REQUIRE(s.ok());
+    CHECK(s->report.hardened);
+    CHECK(s->report.to_compute == s->timeline.size());
+  }
+}
+
 TEST_CASE("a race that nobody wants any more ends") {
   SlowStore store;
   PagePool pool{ToyGroups(), 256 * kToyPageBytes};
