@@ -92,6 +92,7 @@ struct Keeper::Impl {
   int64_t basis = 0;  // its row; constant after Open
   std::atomic<int64_t> next_sweep_ms{0};
   std::atomic<int64_t> reserved_pages{0};  // that running turns may still ask the pool for
+  std::atomic<int64_t> turn_pages{0};      // of the largest of the last turns
   std::atomic<uint64_t> sessions{0}, committed{0}, aborted{0}, retries{0}, replays{0};
   std::atomic<uint64_t> hardened{0};
   struct Verified {
@@ -122,7 +123,15 @@ struct Keeper::Impl {
   void SweepExpired();
   // Those that have expired at `now`: sid and id, ascending, of sids above `after`.
   Result<std::vector<SessionRow>> Expired(int64_t now, int64_t after, int most);
-  Status DeleteSession(const SessionRow& session);
+  // `session` was read before. kNotFound: another has deleted it meanwhile. kConflict: a turn runs,
+  // an import is under way, or (kIfExpired) one that has ended meanwhile gave it life again.
+  enum class Deletion : uint8_t { kAnyway, kIfExpired };
+  Status DeleteSession(const SessionRow& session, Deletion deletion);
+  struct Doomed {
+    bool was_whole = false;  // else it is what an import that failed has left
+    std::vector<PageKey> tails;
+  };
+  Result<Doomed> LookAtDoomed(const SessionRow& session, Deletion deletion);
   void EndTurn(Turn::Impl* turn);  // gives back the lease and the reservation
   void ReturnBase(Turn::Impl* turn);
   void AbortTurn(Turn::Impl* turn, TurnOutcome outcome);
