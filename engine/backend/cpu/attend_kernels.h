@@ -31,14 +31,12 @@
 #include "engine/backend/cpu/elementwise.h"
 #include "engine/backend/cpu/quantize_head.h"
 
-namespace holdfast {
-namespace attend {
+namespace holdfast::attend {
 
 constexpr int kHalf = kPageTokens;  // K is scored page by page, so a tile is two halves
 static_assert(kAttendTile == 2 * kHalf);
 
 enum class Sum { kFromZero, kGoOn };
-
 struct ProductArgs {
   const float* a;      // [rows][64]
   const void* b;       // [count][b_stride]
@@ -519,9 +517,8 @@ void ScoreSeam(const AttendBlock& block, const TileView& view, int h, const RowS
   }
 }
 
-// Scores each piece's tokens where they lie, straight into its lanes: vectors that reach beyond the
-// piece leave garbage in the next one's lanes, which comes after it. (What they read there is as in
-// PackKHalf.) Only where they would reach into the next row are lanes moved.
+// Scores each piece where it lies, straight into its lanes; what a vector writes beyond (read as in
+// PackKHalf) the next piece overwrites. Only where it would reach the next row are lanes moved.
 template <class V>
 void ScoreApart(AttendBlock& block, const TileView& view, const RowSpan& span, float* s) {
   const int64_t k_bytes =
@@ -798,5 +795,4 @@ constexpr AttendKernels KernelsOf() {
   return {Start<V>, Tile<V>, Merge<V>, Finish<V>};
 }
 
-}  // namespace attend
-}  // namespace holdfast
+}  // namespace holdfast::attend
