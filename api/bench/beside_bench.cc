@@ -56,6 +56,7 @@ class Others {
       timelines_.push_back(std::move(timeline));
       HOLDFAST_RETURN_IF_ERROR(Save(timelines_.back()));
     }
+    HOLDFAST_RETURN_IF_ERROR(writer_->Flush());  // read back only what is synced
     bench.Forget();
     if (what_ == Beside::kSave) return Status();
     for (const Timeline& timeline : timelines_) {
