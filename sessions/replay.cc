@@ -13,6 +13,7 @@
 #include <set>
 #include <utility>
 
+#include "engine/base/elapsed.h"
 #include "sessions/turn_seed.h"
 
 namespace holdfast {
@@ -411,7 +412,7 @@ std::optional<ReplayDivergence> Recompute::Impl::JudgePrompt() const {
 
 void Recompute::Impl::Conclude() {
   if (!report.divergence) report.divergence = JudgePrompt();
-  report.ms = std::chrono::duration<double, std::milli>(Clock::now() - start).count();
+  report.ms = MsSince(start);
   ReplayEvent e = Event();
   e.report = report;
   ready.push_back(std::move(e));

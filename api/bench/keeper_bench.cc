@@ -9,6 +9,7 @@
 #include "api/bench/scratch.h"
 #include "api/bench/turn.h"
 #include "api/recorded_request.h"
+#include "engine/base/elapsed.h"
 
 namespace holdfast {
 namespace {
@@ -19,10 +20,6 @@ constexpr int kForkSessions = 10, kForksOfSession = 20;  // durable ones
 constexpr int64_t kTurnsOfConversation = 10;
 constexpr int64_t kMessageTokens = 190, kAnswerTokens = 32;  // of a turn of MeasureWritten
 constexpr std::chrono::seconds kCheckpointWait{8};
-
-double MsSince(Clock::time_point t) {
-  return std::chrono::duration<double, std::milli>(Clock::now() - t).count();
-}
 
 // A Runtime in a folder of its own.
 struct Place {

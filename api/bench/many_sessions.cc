@@ -12,6 +12,7 @@
 #include "api/bench/servers.h"
 #include "api/bench/start_bench.h"
 #include "api/bench/turn.h"
+#include "engine/base/elapsed.h"
 
 namespace holdfast {
 namespace {
@@ -21,10 +22,6 @@ using Clock = std::chrono::steady_clock;
 constexpr int kThreads = 8;      // their commits share syncs
 constexpr int kLooks = 200;      // of listing and of opening
 constexpr int kListed = 20;      // sessions in one page of the list
-
-double MsSince(Clock::time_point t) {
-  return std::chrono::duration<double, std::milli>(Clock::now() - t).count();
-}
 
 std::string NameOf(int64_t number) { return "agent-" + std::to_string(number); }
 

@@ -8,6 +8,8 @@
 #include <optional>
 #include <thread>
 
+#include "engine/base/elapsed.h"
+
 namespace holdfast {
 namespace {
 
@@ -114,9 +116,6 @@ Result<ServerProcess::Turn> ServerProcess::Chat(Json body) const {
   Turn turn;
   std::string rest, error;
   const auto start = Clock::now();
-  const auto ms = [&] {
-    return std::chrono::duration<double, std::milli>(Clock::now() - start).count();
-  };
   HttpCallArgs args{.base_url = url_, .method = "POST", .path = "/v1/chat/completions",
                     .body = DumpJson(body)};
   args.download = [&](std::string_view piece, uint64_t) -> Status {
@@ -124,7 +123,7 @@ Result<ServerProcess::Turn> ServerProcess::Chat(Json body) const {
     for (size_t end; (end = rest.find('\n')) != std::string::npos; rest.erase(0, end + 1)) {
       Json chunk = ChunkIn(std::string_view(rest).substr(0, end));
       const std::string text = TextOf(chunk);
-      if (turn.content.empty() && !text.empty()) turn.first_ms = ms();
+      if (turn.content.empty() && !text.empty()) turn.first_ms = MsSince(start);
       turn.content += text;
       if (chunk.contains("error")) error = chunk["error"].dump();
       if (chunk.contains("keeper")) turn.keeper = std::move(chunk["keeper"]);
@@ -137,7 +136,7 @@ Result<ServerProcess::Turn> ServerProcess::Chat(Json body) const {
     return Status::Io("bench: chat: " + std::to_string(reply.status) + " " + reply.body);
   }
   if (!error.empty()) return Status::Io("bench: chat: " + error);
-  if (turn.content.empty()) turn.first_ms = ms();
+  if (turn.content.empty()) turn.first_ms = MsSince(start);
   return turn;
 }
 

@@ -7,15 +7,12 @@
 #include "api/bench/scratch.h"
 #include "api/bench/servers.h"
 #include "api/bench/turn.h"
+#include "engine/base/elapsed.h"
 
 namespace holdfast {
 namespace {
 
 using Clock = std::chrono::steady_clock;
-
-double MsSince(Clock::time_point t) {
-  return std::chrono::duration<double, std::milli>(Clock::now() - t).count();
-}
 
 std::string FollowUp(int number) { return "And then, after " + std::to_string(number) + "?"; }
 

@@ -6,6 +6,7 @@
 #include "api/bench/scratch.h"
 #include "api/bench/servers.h"
 #include "api/bench/turn.h"
+#include "engine/base/elapsed.h"
 
 namespace holdfast {
 namespace {
@@ -89,11 +90,11 @@ Result<Turns> SwitchSlotFiles(const SwitchOptions& options, const Peer& peer,
     const Json file = {{"filename", "agent" + std::to_string(i)}};
     const auto start = Clock::now();
     if (saved[i]) HOLDFAST_RETURN_IF_ERROR(server.Post(slot + "?action=restore", file).status());
-    const std::chrono::duration<double, std::milli> restore = Clock::now() - start;
+    const double restore_ms = MsSince(start);
     Json body = BodyOf(agent);
     body["id_slot"] = i % kSlots;
     HOLDFAST_ASSIGN_OR_RETURN(ServerProcess::Turn turn, server.Chat(std::move(body)));
-    turn.first_ms += restore.count();
+    turn.first_ms += restore_ms;
     HOLDFAST_RETURN_IF_ERROR(server.Post(slot + "?action=save", file).status());
     saved[i] = true;
     return turn;

@@ -2,7 +2,6 @@
 // How fast a matrix of each weight type is read (1 row and 8 rows, a matrix beyond the caches) and
 // multiplied (many rows), beside Q8_0: its runs and the type's alternate, medians of nine. Ratios
 // hold on a machine that others use too; absolute figures need an idle one.
-#include <algorithm>
 #include <chrono>
 #include <cstdio>
 #include <cstdlib>
@@ -11,17 +10,13 @@
 #include <vector>
 
 #include "engine/backend/backend.h"
+#include "engine/base/moving_median.h"
 
 namespace holdfast {
 namespace {
 
 constexpr int64_t kTallElements = 64 << 20, kOutputs = 2048, kFewRows = 8, kManyRows = 384;
 constexpr int kRuns = 9;
-
-double Median(std::vector<double> x) {
-  std::ranges::nth_element(x, x.begin() + x.size() / 2);
-  return x[x.size() / 2];
-}
 
 // Random weights of one type. Each byte is 0x20..0x2f: no f16, exponent or fp32 made of them is
 // denormal or infinite, and no kernel's time depends on codes.
