@@ -9,6 +9,7 @@
 #include <utility>
 
 #include "engine/base/background.h"
+#include "engine/base/elapsed.h"
 #include "engine/base/moving_median.h"
 #include "engine/base/queue.h"
 #include "stitcher/splice.h"
@@ -19,11 +20,6 @@ namespace {
 constexpr int kIoThreads = 2;
 constexpr size_t kIoQueue = 256;    // page reads waiting; more make the restoring request wait
 constexpr int64_t kMinObservedRows = 16;  // fewer say more about overhead than about rows
-
-double MsSince(std::chrono::steady_clock::time_point start) {
-  return std::chrono::duration<double, std::milli>(std::chrono::steady_clock::now() - start)
-      .count();
-}
 
 int64_t CommonPrefix(std::span<const TokenId> a, std::span<const TokenId> b) {
   const auto end = std::mismatch(a.begin(), a.end(), b.begin(), b.end()).first;
@@ -85,6 +81,28 @@ struct Stitcher::Impl {
       chain.tiers.push_back(tier);
     }
     return chain;
+  }
+
+  // Pages that are pinned, so that they do not make room for what follows them. They are released
+  // from the tail.
+  struct Held {
+    std::vector<PageLease> pages;
+    Held() = default;
+    Held(Held&&) = default;
+    ~Held() { Release(); }
+    void Release() {
+      while (!pages.empty()) pages.pop_back();
+    }
+  };
+  // Those of the chain that the pool has, up to its first gap.
+  Held HoldThere(const StitchRequest& request, const Chain& chain) const {
+    Held held;
+    for (size_t b = 0; b < chain.keys.size() && chain.tiers[b] != PageTier::kNone; ++b) {
+      if (chain.tiers[b] != PageTier::kPool) continue;
+      held.pages.push_back(
+          pool->Find(chain.keys[b], request.tokens.subspan(b * kPageTokens, kPageTokens)));
+    }
+    return held;
   }
 
   // The pages of the plan that come from the store.
@@ -362,12 +380,7 @@ int64_t Stitcher::Prefetch(const TenantScope& scope, std::span<const TokenId> to
                            int64_t max_pages) {
   const StitchRequest request{scope, tokens, nullptr, {}};
   auto [chain, plan, loads] = impl_->Read(request);
-  // What is there is pinned, so that it does not make room for what follows it.
-  std::vector<PageLease> held;
-  for (size_t b = 0; b < chain.keys.size() && chain.tiers[b] != PageTier::kNone; ++b) {
-    if (chain.tiers[b] != PageTier::kPool) continue;
-    held.push_back(impl_->pool->Find(chain.keys[b], tokens.subspan(b * kPageTokens, kPageTokens)));
-  }
+  Impl::Held held = impl_->HoldThere(request, chain);
   if (static_cast<int64_t>(loads.size()) > max_pages) loads.resize(std::max<int64_t>(max_pages, 0));
   int64_t pages = 0;
   if (const auto load =
@@ -379,7 +392,7 @@ int64_t Stitcher::Prefetch(const TenantScope& scope, std::span<const TokenId> to
       loaded.pop_back();
     }
   }
-  while (!held.empty()) held.pop_back();
+  held.Release();
   impl_->pool->Renew(std::vector<PageKey>(chain.keys.rbegin(), chain.keys.rend()));
   return pages;
 }
@@ -430,6 +443,7 @@ void Stitcher::Impl::PutPages(const StitchRequest& request, const Beginning& beg
   const std::vector<int64_t> loads = BlocksToLoad(begin.chain, begin.plan);
   const auto order = begin.plan.TokensOf(PlanAction::kRace) > 0 ? PageLoad::Order::kBack
                                                                 : PageLoad::Order::kFront;
+  const Held held = HoldThere(request, begin.chain);
   std::shared_ptr<PageLoad> load = StartLoad(request, begin.chain, loads, order);
   std::vector<Result<PageLease>> loaded;
   if (load != nullptr && order == PageLoad::Order::kFront) {
