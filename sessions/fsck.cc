@@ -146,9 +146,11 @@ Result<int64_t> Keeper::DeleteExpired() {
     if (expired.empty()) return deleted;
     last = expired.back().sid;
     for (const SessionRow& s : expired) {
-      const Status gone = impl_->DeleteSession(s);
-      deleted += gone.ok();  // one that a turn runs on stays
-      if (!gone.ok() && gone.code() != Code::kConflict) return gone;
+      const Status gone = impl_->DeleteSession(s, Impl::Deletion::kIfExpired);
+      deleted += gone.ok();  // one that a turn runs on stays, and so does one that lives on
+      if (!gone.ok() && gone.code() != Code::kConflict && gone.code() != Code::kNotFound) {
+        return gone;
+      }
     }
   }
 }

@@ -240,7 +240,7 @@ void Keeper::Impl::SweepExpired() {
   const Result<std::vector<SessionRow>> expired = Expired(now, -1, kSweepSessions);
   if (!expired.ok()) return;
   // One that a turn runs on stays, and is looked at again in the next sweep.
-  for (const SessionRow& s : *expired) DeleteSession(s).IgnoreError();
+  for (const SessionRow& s : *expired) DeleteSession(s, Deletion::kIfExpired).IgnoreError();
 }
 
 Result<std::vector<SessionRow>> Keeper::Impl::Expired(int64_t now, int64_t after, int most) {

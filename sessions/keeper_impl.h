@@ -102,7 +102,15 @@ struct Keeper::Impl {
   void SweepExpired();
   // Those that have expired at `now`: sid and id, ascending, of sids above `after`.
   Result<std::vector<SessionRow>> Expired(int64_t now, int64_t after, int most);
-  Status DeleteSession(const SessionRow& session);
+  // `session` was read before. kNotFound: another has deleted it meanwhile. kConflict: a turn runs,
+  // an import is under way, or (kIfExpired) one that has ended meanwhile gave it life again.
+  enum class Deletion : uint8_t { kAnyway, kIfExpired };
+  Status DeleteSession(const SessionRow& session, Deletion deletion);
+  struct Doomed {
+    bool was_whole = false;  // else it is what an import that failed has left
+    std::vector<PageKey> tails;
+  };
+  Result<Doomed> LookAtDoomed(const SessionRow& session, Deletion deletion);
   void EndTurn(Turn::Impl* turn);  // gives back the lease and the reservation
   void ReturnBase(Turn::Impl* turn);
   void AbortTurn(Turn::Impl* turn, TurnOutcome outcome);

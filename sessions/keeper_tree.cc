@@ -39,6 +39,10 @@ SessionInfo ReadInfo(Rows& rows) {
   return info;
 }
 
+Status NotThere(const SessionRow& session) {
+  return Status::NotFound("session '" + session.id + "' does not exist");
+}
+
 }  // namespace
 
 Result<int64_t> PositionOf(const ListRange& range) {
@@ -178,37 +182,51 @@ Status Keeper::Delete(std::string_view tenant, std::string_view id) {
     HOLDFAST_ASSIGN_OR_RETURN(session, FindSession(reader, {tenant, id, impl_->NowMs()}));
     return Status();
   }));
-  return impl_->DeleteSession(session);
+  return impl_->DeleteSession(session, Impl::Deletion::kAnyway);
 }
 
-Status Keeper::Impl::DeleteSession(const SessionRow& session) {
+// Of a session that is closed: nothing gives it life again from here on.
+Result<Keeper::Impl::Doomed> Keeper::Impl::LookAtDoomed(const SessionRow& session,
+                                                        Deletion deletion) {
+  Doomed doomed;
+  HOLDFAST_RETURN_IF_ERROR(options.db->Read([&](Reader& reader) -> Status {
+    Rows row = reader.Query("SELECT expires_ms FROM session WHERE sid = ?", session.sid);
+    if (!row.Next()) return row.status().ok() ? NotThere(session) : row.status();
+    if (deletion == Deletion::kIfExpired && (row.IsNull(0) || row.Int(0) > NowMs())) {
+      return Status::Conflict("session '" + session.id + "' has not expired any more");
+    }
+    doomed.was_whole = row.IsNull(0) || row.Int(0) != 0;
+    Rows rows = reader.Query("SELECT key FROM tail WHERE sid = ?", session.sid);
+    while (rows.Next()) doomed.tails.push_back(rows.DigestAt(0));
+    return rows.status();
+  }));
+  return doomed;
+}
+
+Status Keeper::Impl::DeleteSession(const SessionRow& session, Deletion deletion) {
   if (!leases.CloseSession(session.sid)) {
     return Status::Conflict("busy_head: a turn runs in session '" + session.id + "'");
   }
-  warm.Drop(session.sid);
-  heads.Close(session.sid);
-  std::vector<PageKey> tails;
-  Status s = options.db->Read([&](Reader& reader) {
-    Rows rows = reader.Query("SELECT key FROM tail WHERE sid = ?", session.sid);
-    while (rows.Next()) tails.push_back(rows.DigestAt(0));
-    return rows.status();
-  });
+  const Result<Doomed> doomed = LookAtDoomed(session, deletion);
+  Status s = doomed.status();
   if (s.ok()) {
+    warm.Drop(session.sid);
+    heads.Close(session.sid);
     s = options.db->Write(
         [&](Txn& txn) -> Status {
-          // No row any more: another has deleted it meanwhile, and it is gone as was wanted.
-          return txn.Run("DELETE FROM session WHERE sid = ?", session.sid);
+          HOLDFAST_RETURN_IF_ERROR(txn.Run("DELETE FROM session WHERE sid = ?", session.sid));
+          return txn.changes() == 1 ? Status() : NotThere(session);
         },
         WriteClass::kTurn);
   }
   if (!s.ok()) {
-    leases.ReopenSession(session.sid);
+    if (s.code() != Code::kNotFound) leases.ReopenSession(session.sid);
     return s;
   }
-  warm.ForgetTails(tails);
+  warm.ForgetTails(doomed->tails);
   if (options.segments != nullptr) options.segments->Forget(session.sid);
   quotas.Deleted();
-  --sessions;
+  if (doomed->was_whole) --sessions;
   return Status();
 }
 

@@ -7,9 +7,10 @@
 #include <utility>
 #include <vector>
 
-#include "api/runtime.h"
 #include "engine/base/env.h"
+#include "sessions/bundle.h"
 #include "sessions/bundle_file.h"
+#include "sessions/keeper.h"
 
 namespace holdfast {
 

@@ -34,8 +34,8 @@ ChatMessage Message(std::string role, std::string text, const std::string& more)
 
 }  // namespace
 
-SessionBench::SessionBench(SessionBenchOptions options)
-    : options_(std::move(options)), store_(MakeMemoryPageStore(0)) {
+SessionBench::SessionBench(SessionBenchOptions options, std::unique_ptr<PageStore> store)
+    : options_(std::move(options)), store_(std::move(store)) {
   std::string path = (std::filesystem::temp_directory_path() / "keeper-XXXXXX").string();
   REQUIRE(mkdtemp(path.data()) != nullptr);
   folder_ = path;

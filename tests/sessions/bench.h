@@ -25,7 +25,8 @@ struct SessionBenchOptions {
 
 class SessionBench {
  public:
-  explicit SessionBench(SessionBenchOptions options = {});
+  explicit SessionBench(SessionBenchOptions options = {},
+                        std::unique_ptr<PageStore> store = MakeMemoryPageStore(0));
   ~SessionBench();
 
   void Restart();

@@ -3,9 +3,11 @@
 #include <doctest/doctest.h>
 
 #include <atomic>
+#include <functional>
 #include <future>
 #include <thread>
 
+#include "tests/api/bundle_bench.h"
 #include "tests/fixtures/tiny_model.h"
 #include "tests/sessions/bench.h"
 
@@ -712,6 +714,132 @@ TEST_CASE("create, list by pages, delete") {
   CHECK(b.keeper().Get("ann", "s0").status().code() == Code::kNotFound);
   CHECK(b.keeper().List("ann", {})->rows.size() == 4);
   CHECK(b.Say(Ask("s0", m), "uno").new_session);
+}
+
+// A map of pages that counts writes and syncs, and says when a page is deleted, the next time.
+class TellingStore : public PageStore {
+ public:
+  std::function<void()> on_delete;
+  int writes = 0;
+
+  Status Put(const PageHeader& header,
+             std::span<const std::span<const std::byte>> payload) override {
+    ++writes;
+    return map_->Put(header, payload);
+  }
+  Status Sync() override {
+    ++writes;
+    return map_->Sync();
+  }
+  Status Get(const PageHeader& expect, std::span<const std::span<std::byte>> payload) override {
+    return map_->Get(expect, payload);
+  }
+  bool Contains(const PageKey& key) override { return map_->Contains(key); }
+  Status Delete(const PageKey& key) override {
+    if (on_delete) std::exchange(on_delete, nullptr)();
+    return map_->Delete(key);
+  }
+  void Renew(std::span<const PageKey> keys) override { map_->Renew(keys); }
+  StoreStats stats() override { return map_->stats(); }
+
+ private:
+  const std::unique_ptr<PageStore> map_ = MakeMemoryPageStore(0);
+};
+
+// A bundle whose import waits, all but whole, until it may go on.
+class HeldBundle : public BytesFile {
+ public:
+  explicit HeldBundle(const Bytes* bytes) : BytesFile(bytes), size_(bytes->size()) {}
+  std::promise<void> here, go;
+
+  Status ReadAt(uint64_t offset, std::span<const std::span<std::byte>> parts) override {
+    passes_ += offset == 0;
+    uint64_t end = offset;
+    for (const auto& p : parts) end += p.size();
+    if (passes_ == 2 && end == size_) {
+      here.set_value();
+      go.get_future().wait();
+    }
+    return BytesFile::ReadAt(offset, parts);
+  }
+
+ private:
+  const uint64_t size_;
+  int passes_ = 0;
+};
+
+// A turn whose prompt is computed, so that its head is warm, and whose answer is empty.
+TurnStart SayComputed(SessionBench& b, const std::string& session, const Messages& m) {
+  TurnRequest request = Ask(session, m);
+  request.max_tokens = 1;
+  auto turn = b.Begin(request);
+  const TurnStart start = turn->start();
+  TurnOutcome o;
+  o.message = Assistant("");
+  o.timeline = b.Compute(turn->TakeTimeline(), nullptr).value();
+  REQUIRE(b.keeper().Commit(std::move(turn), std::move(o)).durable);
+  return start;
+}
+
+TEST_CASE("what a sweep has seen expired, and lives again when its turn comes, is not deleted") {
+  auto store = std::make_unique<TellingStore>();
+  std::function<void()>& between = store->on_delete;  // the deletions of the first and the next
+  SessionBench b({}, std::move(store));
+  Keeper& k = b.keeper();
+  const Messages m = {User("one")};
+  for (const char* name : {"first", "second"}) {
+    REQUIRE(k.Create("ann", {.external_id = name, .meta_json = "{}", .ttl_s = 10}).ok());
+  }
+  SayComputed(b, "first", m);
+  k.MakeRoom(int64_t{1} << 30);
+  REQUIRE(k.stats().tails_written == 1);
+  SUBCASE("a turn ends") {
+    auto turn = b.Begin(Ask("second", m));
+    b.now_ms += 11'000;
+    between = [&] { b.Answer(std::move(turn), "dos"); };
+    CHECK(k.DeleteExpired().value() == 1);
+    CHECK(k.Items("ann", "second", "", {})->rows.size() == 2);
+    CHECK_FALSE(b.Say(Ask("second", Messages{User("one"), Assistant("dos"), User("two")}), "tres")
+                    .new_session);
+  }
+  SUBCASE("an import ends") {
+    const Bytes bytes = ExportBytes(k, "ann", "first", {}).value();
+    HeldBundle file(&bytes);
+    std::future<Result<ImportReport>> import = std::async(std::launch::async, [&] {
+      return k.Import("ann", &file, bytes.size(), {.key = "", .as = "copy"});
+    });
+    file.here.get_future().wait();
+    b.now_ms += 11'000;
+    between = [&] {
+      file.go.set_value();
+      import.wait();
+    };
+    CHECK(k.DeleteExpired().value() == 2);  // and `second`
+    REQUIRE(import.get().ok());
+    CHECK(k.Tokens("ann", "copy", "").ok());
+    CHECK(k.Delete("ann", "copy").ok());
+  }
+  CHECK(k.Get("ann", "first").status().code() == Code::kNotFound);
+}
+
+TEST_CASE("of four who delete a session at once three are told that there is none") {
+  SessionBench b;
+  for (int i = 0; i < 20; ++i) {
+    REQUIRE(b.keeper().Create("ann", {.external_id = "s", .meta_json = "{}"}).ok());
+    std::atomic<int> deleted{0}, absent{0};
+    std::vector<std::thread> threads;
+    for (int t = 0; t < 4; ++t) {
+      threads.emplace_back([&] {
+        const Status s = b.keeper().Delete("ann", "s");
+        deleted += s.ok();
+        absent += s.code() == Code::kNotFound;
+      });
+    }
+    for (std::thread& t : threads) t.join();
+    CHECK(deleted == 1);
+    CHECK(absent == 3);
+    CHECK(b.keeper().stats().sessions == 0);
+  }
 }
 
 TEST_CASE("requests at one moment make no more sessions than the quota says") {
