@@ -18,6 +18,7 @@ constexpr int kMaxTries = 16;             // a head that moves this often under 
 constexpr size_t kMaxMessages = 10000;
 constexpr size_t kMaxIdBytes = 256;       // of an external id, a branch name or an idempotency key
 constexpr int64_t kExpectedOutput = 1024; // tokens that room is made for ahead; more find theirs
+constexpr int64_t kTurnsRemembered = 8;   // over so many a larger turn's pages are forgotten
 constexpr int kMaxAnonymousLookups = 64;  // outputs in a history that are looked for, newest first
 
 Digest RequestDigest(const TurnRequest& r) {
@@ -612,6 +613,8 @@ void Admission::NoteUsed(const TenantScope& scope, const StitchReport& report,
 
 Status Admission::Stitch(const Place& place, Turn::Impl* turn) {
   turn->reserved_pages = PagesOf(static_cast<int64_t>(turn->prompt.size()), turn->max_tokens);
+  const int64_t before = k_.turn_pages;
+  k_.turn_pages = std::max(turn->reserved_pages, before - before / kTurnsRemembered);
   k_.warm.MakeRoom(k_.reserved_pages += turn->reserved_pages);
   std::optional<WarmHeads::Head> base = k_.warm.Take(turn->sid, turn->branch, turn->prompt);
   StitchRequest request{TenantScope(r_.tenant), turn->prompt,
@@ -651,6 +654,7 @@ Status Admission::Stitch(const Place& place, Turn::Impl* turn) {
   turn->reserved_pages -= there;
   k_.heads.TurnRestored(turn->branch,
                         turn->loading ? turn->loading->keys() : std::vector<PageKey>());
+  k_.caretaker.Poke();  // the next one's room
   return Status();
 }
 

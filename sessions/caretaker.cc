@@ -108,6 +108,7 @@ void Caretaker::Demote() {
   const auto free = static_cast<int64_t>(pool.slots_max - pool.leased);
   const auto max = static_cast<int64_t>(pool.slots_max);
   if (free < max / kLowPart) k_.warm.MakeRoom(max / kHighPart);
+  k_.warm.WriteAhead(k_.reserved_pages + k_.turn_pages);
 }
 
 void Caretaker::LineUpPool() {

@@ -1,13 +1,14 @@
 // The caretaker: the keeper's own thread, which does ahead of need what turns would else wait for.
 // A round (Tend), every `every_ms`, is, in this order:
-//   1 demote      lets go of the least worthy warm heads while the pool still has room, so that a
-//                 turn that comes finds pages and does not wait for files
+//   1 demote      lets go of the least worthy warm heads while the pool still has room, and writes
+//                 down those that one more turn like the last would take the place of, so that it
+//                 does not wait for files
 //   2 line up     cached pages in the pool, and pages on disk once that is nearly full, in order
 //                 of their heads' worth: what belongs to no head goes first, superseded heads next
 //   3 prefetch    heads whose next turn is expected (a tool's end, `wake_at`), and those asked for
 //   4 harden      while no turn runs: branches that are to be exact again, one in a round
-// In between, after each turn and with each prefetch that is asked for, it is poked to do 1 and 3
-// at once: lining up costs more the more heads are known, so that it waits for its round.
+// In between, when a turn has its pages, after it, and with each prefetch that is asked for, it is
+// poked to do 1 and 3 at once: lining up costs more the more heads are known, so that it waits for its round.
 //
 // What goes is decided by retention.h alone, from the states in head_table.h. On disk a pass over
 // all branches of all tenants is cut into steps, so that prefetches do not wait for it.

@@ -5,6 +5,7 @@
 #include <cstring>
 #include <utility>
 
+#include "engine/base/elapsed.h"
 #include "sessions/admission.h"
 #include "sessions/keeper_impl.h"
 
@@ -164,7 +165,10 @@ Status Keeper::Impl::MakeRoomOf(const TenantScope& scope, int64_t branch, int64_
     return static_cast<int64_t>(options.pool->leased_by(scope)) -
            warm.Filled(branch) / kPageTokens;
   };
-  warm.MakeRoomOf(scope, [&] { return others() + pages - limit / page_bytes; });
+  const auto missing = [&] { return others() + pages - limit / page_bytes; };
+  warm.MakeRoomOf(scope, missing);
+  // Pages on their way to the store are held too.
+  if (missing() > 0 && options.sync_pages) options.sync_pages().IgnoreError();
   const int64_t leased = others();
   if (leased + pages <= limit / page_bytes) return Status();
   return Status::Exhausted(
@@ -329,8 +333,7 @@ CommitResult Keeper::Impl::CommitTurn(Turn::Impl* turn, TurnOutcome outcome) {
   if (result.committed && turn->durability == Durability::kKv && options.sync_pages) {
     options.sync_pages().IgnoreError();  // the tokens are durable; pages can be made again
   }
-  result.commit_ms =
-      std::chrono::duration<double, std::milli>(std::chrono::steady_clock::now() - start).count();
+  result.commit_ms = MsSince(start);
   return result;
 }
 

@@ -82,6 +82,7 @@ struct Keeper::Impl {
   int64_t basis = 0;  // its row; constant after Open
   std::atomic<int64_t> next_sweep_ms{0};
   std::atomic<int64_t> reserved_pages{0};  // that running turns may still ask the pool for
+  std::atomic<int64_t> turn_pages{0};      // of the largest of the last turns
   std::atomic<uint64_t> sessions{0}, committed{0}, aborted{0}, retries{0}, replays{0};
 
   int64_t NowMs();

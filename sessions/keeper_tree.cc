@@ -332,7 +332,7 @@ Result<SnapshotInfo> Keeper::Snapshot(std::string_view tenant, std::string_view 
   if (s.code() == Code::kConflict) return Status::NotFound("the session was deleted");
   HOLDFAST_RETURN_IF_ERROR(std::move(s));
   // Without it a restore computes a few tokens more, to the same bits.
-  impl_->warm.WriteSnapshotTail(sid, branch_id).IgnoreError();
+  impl_->warm.WriteSnapshotTail(sid, branch_id);
   return info;
 }
 

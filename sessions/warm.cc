@@ -4,6 +4,8 @@
 #include <chrono>
 #include <unordered_map>
 
+#include "engine/base/elapsed.h"
+
 namespace holdfast {
 namespace {
 
@@ -68,13 +70,31 @@ void WarmHeads::Return(Head head) {
   Put(std::move(head));
 }
 
+int64_t WarmHeads::MissingInPool(int64_t pages) const {
+  const PoolStats pool = options_.pool->stats();
+  return pages - static_cast<int64_t>(pool.slots_max - pool.leased);
+}
+
 void WarmHeads::MakeRoom(int64_t pages) {
-  LetGoWhile(
-      [&] {
-        const PoolStats pool = options_.pool->stats();
-        return pages - static_cast<int64_t>(pool.slots_max - pool.leased);
-      },
-      nullptr);
+  LetGoWhile([&] { return MissingInPool(pages); }, nullptr);
+}
+
+void WarmHeads::WriteAhead(int64_t pages) {
+  if (options_.store == nullptr) return;
+  std::vector<Unsaved> unsaved;
+  {
+    std::lock_guard lock(mu_);
+    int64_t missing = MissingInPool(pages);
+    int more = static_cast<int>(heads_.size()) + 1 - options_.max_heads;
+    if (missing <= 0 && more <= 0) return;
+    for (const Leaver& l : LineLocked()) {
+      if (missing <= 0 && more <= 0) break;
+      missing -= l.pages;
+      --more;
+      if (auto head = UnsavedOf(*l.head, TailOwner::kBranch)) unsaved.push_back(std::move(*head));
+    }
+  }
+  Write(unsaved);
 }
 
 void WarmHeads::MakeRoomOf(const TenantScope& scope, const std::function<int64_t()>& missing) {
@@ -158,7 +178,12 @@ double WarmHeads::SecondsToHave(std::span<const PageKey> keys) const {
 
 // Written first, released then, so that those let go first are the first to leave the pool.
 void WarmHeads::LetGo(Heads* gone) {
-  WriteAllDown(*gone);
+  std::vector<Unsaved> unsaved;
+  for (const Head& h : *gone) {
+    if (auto head = UnsavedOf(h, TailOwner::kBranch)) unsaved.push_back(std::move(*head));
+  }
+  Write(unsaved);
+  unsaved.clear();
   for (; !gone->empty(); gone->pop_front()) {
     options_.table->LetGo(gone->front().branch, gone->front().timeline.ExactKeys());
   }
@@ -176,13 +201,6 @@ void WarmHeads::LetGoOfAll() {
     for (const Leaver& l : LineLocked()) gone.splice(gone.end(), heads_, l.head);
   }
   LetGo(&gone);
-}
-
-// What can't be written is computed again when it is wanted.
-void WarmHeads::WriteAllDown(const std::list<Head>& heads) {
-  if (options_.store == nullptr || heads.empty()) return;
-  for (const Head& h : heads) WriteDown(h, TailOwner::kBranch).IgnoreError();
-  options_.store->Sync().IgnoreError();
 }
 
 bool WarmHeads::IsWarm(int64_t branch) const {
@@ -212,13 +230,28 @@ std::vector<std::span<std::byte>> WarmHeads::PayloadOf(const PageLease& page) co
   return payload;
 }
 
-Status WarmHeads::WriteDown(const Head& head, TailOwner owner) {
-  if (options_.store == nullptr || !head.timeline.taint().IsZero()) return Status();
-  HOLDFAST_RETURN_IF_ERROR(WriteMissingPages(head.timeline));
-  return WriteTail(head, owner);
+// Nothing where it is all there, or cannot be kept. A snapshot's tail is written again: it is to
+// stay when the branch's own goes.
+std::optional<WarmHeads::Unsaved> WarmHeads::UnsavedOf(const Head& head, TailOwner owner) const {
+  if (options_.store == nullptr || !head.timeline.taint().IsZero()) return std::nullopt;
+  Unsaved out{head.sid, head.branch, owner, UnsavedPages(head.timeline), std::nullopt};
+  Timeline::Tail tail = head.timeline.tail();
+  if (tail.page && tail.rows > 0 &&
+      (owner == TailOwner::kSnapshot || !options_.store->Contains(tail.key))) {
+    PageHeader header;
+    header.kind = PageKind::kTail;
+    header.fp = options_.fp;
+    header.key = tail.key;
+    header.parent = tail.parent;
+    header.tokens.assign(tail.tokens.begin(), tail.tokens.end());
+    out.tail = Record{std::move(header), std::move(tail.page)};
+  }
+  if (out.pages.empty() && !out.tail) return std::nullopt;
+  return out;
 }
 
-Status WarmHeads::WriteMissingPages(const Timeline& timeline) {
+std::vector<WarmHeads::Record> WarmHeads::UnsavedPages(const Timeline& timeline) const {
+  std::vector<Record> unsaved;
   const std::vector<PageKey> keys = timeline.ExactKeys();
   PageHeader header;
   header.fp = options_.fp;
@@ -231,45 +264,58 @@ Status WarmHeads::WriteMissingPages(const Timeline& timeline) {
     if (!options_.store->Contains(header.key)) {
       const auto tokens = run.page.tokens();
       header.tokens.assign(tokens.begin(), tokens.end());
-      const auto payload = PayloadOf(run.page);
-      const std::vector<std::span<const std::byte>> parts(payload.begin(), payload.end());
-      HOLDFAST_RETURN_IF_ERROR(options_.store->Put(header, parts));
+      unsaved.push_back({header, run.page.Share()});
     }
     header.parent = header.key;
     ++block;
   }
-  return Status();
+  return unsaved;
 }
 
-Status WarmHeads::WriteTail(const Head& head, TailOwner owner) {
-  const Timeline::Tail tail = head.timeline.tail();
-  if (!tail.page || tail.rows == 0) return Status();
-  PageHeader header;
-  header.kind = PageKind::kTail;
-  header.fp = options_.fp;
-  header.key = tail.key;
-  header.parent = tail.parent;
-  header.tokens.assign(tail.tokens.begin(), tail.tokens.end());
-  const auto payload = PayloadOf(tail.page);
+// What can't be written is computed again when it is wanted.
+void WarmHeads::Write(const std::vector<Unsaved>& heads) {
+  if (heads.empty()) return;
+  for (const Unsaved& head : heads) WriteDown(head).IgnoreError();
+  options_.store->Sync().IgnoreError();
+}
+
+Status WarmHeads::WriteDown(const Unsaved& head) {
+  for (const Record& page : head.pages) HOLDFAST_RETURN_IF_ERROR(PutRecord(page));
+  return head.tail ? WriteTail(head) : Status();
+}
+
+Status WarmHeads::PutRecord(const Record& record) {
+  const auto payload = PayloadOf(record.page);
   const std::vector<std::span<const std::byte>> parts(payload.begin(), payload.end());
-  HOLDFAST_RETURN_IF_ERROR(options_.store->Put(header, parts));
-  if (owner == TailOwner::kBranch) {
-    HOLDFAST_RETURN_IF_ERROR(ForgetOlderTails(head, tail.key));
-  }
-  const std::optional<int64_t> branch =
-      owner == TailOwner::kBranch ? std::optional<int64_t>(head.branch) : std::nullopt;
-  HOLDFAST_RETURN_IF_ERROR(options_.db->Write(
+  return options_.store->Put(record.header, parts);
+}
+
+Status WarmHeads::WriteTail(const Unsaved& head) {
+  const PageKey& key = head.tail->header.key;
+  HOLDFAST_RETURN_IF_ERROR(PutRecord(*head.tail));
+  const bool of_branch = head.owner == TailOwner::kBranch;
+  if (of_branch) HOLDFAST_RETURN_IF_ERROR(ForgetOlderTails(head));
+  Status noted = options_.db->Write(
       [&](Txn& txn) {
-        return txn.Run("INSERT INTO tail(key, sid, branch) VALUES(?, ?, ?) ON CONFLICT DO NOTHING",
-                       tail.key, head.sid, branch);
+        if (of_branch) {
+          return txn.Run("INSERT INTO tail(key, sid, branch) VALUES(?, ?, ?) "
+                         "ON CONFLICT DO NOTHING",
+                         key, head.sid, head.branch);
+        }
+        return txn.Run("INSERT INTO tail(key, sid, branch) VALUES(?, ?, NULL) "
+                       "ON CONFLICT(sid, key) DO UPDATE SET branch = NULL",
+                       key, head.sid);
       },
-      WriteClass::kBackground));
+      WriteClass::kBackground);
+  if (noted.code() == Code::kConflict) ForgetTails({&key, 1});  // the session is gone
+  HOLDFAST_RETURN_IF_ERROR(std::move(noted));
   std::lock_guard lock(mu_);
   ++tails_written_;
   return Status();
 }
 
-Status WarmHeads::ForgetOlderTails(const Head& head, const PageKey& kept) {
+Status WarmHeads::ForgetOlderTails(const Unsaved& head) {
+  const PageKey& kept = head.tail->header.key;
   std::vector<PageKey> old;
   HOLDFAST_RETURN_IF_ERROR(options_.db->Read([&](Reader& reader) {
     Rows rows = reader.Query("SELECT key FROM tail WHERE sid = ? AND branch = ? AND key <> ?",
@@ -287,20 +333,16 @@ Status WarmHeads::ForgetOlderTails(const Head& head, const PageKey& kept) {
       WriteClass::kBackground);
 }
 
-Status WarmHeads::WriteSnapshotTail(int64_t sid, int64_t branch) {
-  std::optional<Head> head;
+void WarmHeads::WriteSnapshotTail(int64_t sid, int64_t branch) {
+  std::vector<Unsaved> unsaved;
   {
     std::lock_guard lock(mu_);
     const auto it = std::find_if(heads_.begin(), heads_.end(),
                                  [branch](const Head& h) { return h.branch == branch; });
-    if (it == heads_.end() || it->sid != sid) return Status();
-    head = std::move(*it);
-    heads_.erase(it);
+    if (it == heads_.end() || it->sid != sid) return;
+    if (auto head = UnsavedOf(*it, TailOwner::kSnapshot)) unsaved.push_back(std::move(*head));
   }
-  Status s = WriteDown(*head, TailOwner::kSnapshot);
-  if (s.ok() && options_.store != nullptr) s = options_.store->Sync();
-  Return(std::move(*head));
-  return s;
+  Write(unsaved);
 }
 
 int64_t WarmHeads::StoredTail(const PageKey& parent, std::span<const TokenId> tokens) const {
@@ -339,8 +381,7 @@ void WarmHeads::RestoreTail(Timeline* timeline, StitchReport* report) {
   report->totals.restored += rows;
   report->totals.fresh -= rows;
   report->bytes_loaded += options_.pool->page_bytes();
-  report->restore_ms +=
-      std::chrono::duration<double, std::milli>(std::chrono::steady_clock::now() - start).count();
+  report->restore_ms += MsSince(start);
   std::lock_guard lock(mu_);
   ++tails_restored_;
 }

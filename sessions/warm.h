@@ -1,9 +1,11 @@
 // Warm heads: timelines kept after their turns, so that the next one begins where it ended. Bounded
 // by count and by what the pool can spare; who goes first is retention's to say (retention.h).
 //
-// When a warm head is let go its partial page is written to the page store under its tail key, and
+// Before a warm head is let go its partial page is written to the page store under its tail key, and
 // so are sealed pages that the store lacks; a later Stitch of the same tokens ends with
-// RestoreTail. Losing any of it costs a short prefill.
+// RestoreTail. Losing any of it costs a short prefill. WriteAhead, on the caretaker's thread, does
+// it for those that will go first while they are still warm: who lets go of them then only gives
+// back memory. Where it had no time for that, who wants the room writes them himself.
 //
 // Thread-safe; page files are written with no lock held.
 #pragma once
@@ -55,7 +57,10 @@ class WarmHeads {
   void Put(Head head);
   // Gives back what Take lent; dropped when the branch has a newer one by now.
   void Return(Head head);
+  // Lets go of heads until the pool has room for `pages`.
   void MakeRoom(int64_t pages);
+  // Writes down, and keeps, the heads that would be let go for `pages` and one head more.
+  void WriteAhead(int64_t pages);
   // Lets go of the tenant's warm heads until `missing` pages are none or no head is warm.
   void MakeRoomOf(const TenantScope& scope, const std::function<int64_t()>& missing);
   void Drop(int64_t sid);  // without writing anything
@@ -63,8 +68,8 @@ class WarmHeads {
   bool IsWarm(int64_t branch) const;
   Stats stats() const;
 
-  // Writes the partial page of the branch's warm head for good (a snapshot); ok when none is warm.
-  Status WriteSnapshotTail(int64_t sid, int64_t branch);
+  // Writes the partial page of the branch's warm head, if there is one, for good (a snapshot).
+  void WriteSnapshotTail(int64_t sid, int64_t branch);
   // What it takes to have pages again: from disk where they are there, else by computing.
   double SecondsToHave(std::span<const PageKey> keys) const;
   // Rows of the branch's warm head that have their KV; 0 when none is warm.
@@ -80,6 +85,17 @@ class WarmHeads {
  private:
   enum class TailOwner : uint8_t { kBranch, kSnapshot };
   using Heads = std::list<Head>;
+  struct Record {
+    PageHeader header;
+    PageLease page;
+  };
+  // What the store lacks of a head, pinned, so that it can be written while the head is used.
+  struct Unsaved {
+    int64_t sid = 0, branch = 0;
+    TailOwner owner = TailOwner::kBranch;
+    std::vector<Record> pages;
+    std::optional<Record> tail;
+  };
   struct Leaver {
     Heads::iterator head;
     int64_t pages = 0;  // that it alone holds
@@ -87,12 +103,15 @@ class WarmHeads {
   std::vector<Leaver> LineLocked();
   void LetGoWhile(const std::function<int64_t()>& missing, const TenantScope* of);
   std::vector<PageKey> OwnPages(const Head& head) const;
+  int64_t MissingInPool(int64_t pages) const;
   void LetGo(Heads* gone);
-  void WriteAllDown(const std::list<Head>& heads);
-  Status WriteDown(const Head& head, TailOwner owner);
-  Status WriteTail(const Head& head, TailOwner owner);
-  Status ForgetOlderTails(const Head& head, const PageKey& kept);
-  Status WriteMissingPages(const Timeline& timeline);
+  std::optional<Unsaved> UnsavedOf(const Head& head, TailOwner owner) const;
+  std::vector<Record> UnsavedPages(const Timeline& timeline) const;
+  void Write(const std::vector<Unsaved>& heads);
+  Status WriteDown(const Unsaved& head);
+  Status WriteTail(const Unsaved& head);
+  Status PutRecord(const Record& record);
+  Status ForgetOlderTails(const Unsaved& head);
   std::vector<std::span<std::byte>> PayloadOf(const PageLease& page) const;
 
   const Options options_;

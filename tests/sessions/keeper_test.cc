@@ -781,6 +781,71 @@ TurnStart SayComputed(SessionBench& b, const std::string& session, const Message
   return start;
 }
 
+// Two warm heads, of "one" and "two", and no room for a third like them.
+struct Crowded {
+  TellingStore* store = new TellingStore;
+  SessionBench b{{.kv_bytes = 512u << 10}, std::unique_ptr<PageStore>(store)};
+  Keeper& k = b.keeper();
+  std::string text;
+  int64_t tokens = 0;  // of "one"
+
+  Crowded() {
+    const PagePool& pool = b.engine().pool();
+    const uint64_t pages = pool.stats().slots_max * 2 / 5;
+    for (int i = 0; text.size() < pages * kPageTokens; ++i) text += std::to_string(i % 10);
+    tokens = SayComputed(b, "one", {User("one" + text)}).prompt_tokens;
+    ++b.now_ms;
+    SayComputed(b, "two", {User("two" + text)});
+    REQUIRE(tokens % kPageTokens != 0);
+    REQUIRE(k.stats().resident_timelines == 2);
+    REQUIRE(pool.stats().slots_max - pool.stats().leased < pages);
+  }
+};
+
+TEST_CASE("a turn that needs room waits for no write where the caretaker came first") {
+  Crowded c;
+  bool ahead = false;
+  SUBCASE("it came first") { ahead = true; }
+  SUBCASE("it had no time") {}
+  if (ahead) {
+    c.k.Tend();
+    CHECK(c.k.stats().tails_written == 1);
+    CHECK(c.k.stats().resident_timelines == 2);  // what is written down is still warm
+    c.k.Tend();
+    CHECK(c.k.stats().tails_written == 1);
+  }
+  c.store->writes = 0;
+  SayComputed(c.b, "three", {User("three" + c.text)});
+  CHECK((c.store->writes == 0) == ahead);
+  CHECK(c.k.stats().tails_written == 1);
+  CHECK(c.k.stats().resident_timelines == 2);
+  // Whoever was let go is found again.
+  const Messages again = {User("one" + c.text), Assistant(""), User("more")};
+  const StitchReport found = SayComputed(c.b, "one", again).stitch;
+  CAPTURE(found.miss);
+  CAPTURE(found.to_compute);
+  CHECK(found.from_store > 0);
+  CHECK(found.from_pool + found.from_store == c.tokens);
+}
+
+TEST_CASE("a snapshot's tail stays when the branch has another") {
+  Crowded c;
+  c.k.Tend();
+  REQUIRE(c.k.stats().tails_written == 1);  // it is the branch's own, until the snapshot
+  REQUIRE(c.k.Snapshot("ann", "one", "", "here").ok());
+  SayComputed(c.b, "one", {User("one" + c.text), Assistant(""), User("more")});
+  c.k.MakeRoom(int64_t{1} << 30);
+  c.b.engine().pool().DropCached();
+  MakeBranch make;
+  make.snapshot = c.k.Snapshots("ann", "one")->front().id;
+  make.name = "back";
+  REQUIRE(c.k.Branch("ann", "one", make).ok());
+  const Messages other = {User("one" + c.text), Assistant(""), User("other")};
+  TurnRequest request = Ask("one", other);
+  request.session.branch = "back";
+  CHECK(c.b.Begin(request)->start().stitch.from_store == c.tokens);
+}
+
 TEST_CASE("what a sweep has seen expired, and lives again when its turn comes, is not deleted") {
   auto store = std::make_unique<TellingStore>();
   std::function<void()>& between = store->on_delete;  // the deletions of the first and the next
