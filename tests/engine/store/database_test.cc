@@ -555,6 +555,42 @@ TEST_CASE("a power cut takes the newest lazy work, whole, and nothing before a t
   CHECK(*left.rbegin() == static_cast<size_t>(next));
 }
 
+TEST_CASE("a power cut takes no lazy work that is two seconds old") {
+  using Clock = std::chrono::steady_clock;
+  using std::chrono::milliseconds;
+  constexpr milliseconds kPromise{2000};
+  TempDir dir;
+  testing::PowerDisk disk(dir.path());
+  FaultVfs vfs(&disk);
+  Database::Options options = OptionsFor(dir);  // with the delay that it has by itself
+  options.vfs = vfs.name();
+  auto db = OpenOrDie(options);
+  std::vector<Clock::time_point> seen;  // when each piece was acknowledged
+  size_t lost = 0;
+  const auto cut = [&] {
+    const Clock::time_point at = Clock::now();
+    const std::set<int64_t> there = NotesAfterCut(disk, 1, 0);
+    for (size_t id = 0; id < seen.size(); ++id) {
+      CAPTURE(id);
+      if (at - seen[id] >= kPromise) CHECK(there.contains(static_cast<int64_t>(id)));
+    }
+    lost += seen.size() - there.size();
+  };
+  // Too few of them for their number or their bytes to sync them within the promise.
+  const milliseconds pace = 2 * kPromise / Database::kMaxUnsynced;
+  for (const Clock::time_point start = Clock::now(); Clock::now() - start < 3 * kPromise / 2;) {
+    for (int i = 0; i < 5; ++i) {
+      REQUIRE(AddLazyNote(db.get(), static_cast<int64_t>(seen.size())).ok());
+      seen.push_back(Clock::now());
+      std::this_thread::sleep_for(pace);
+    }
+    cut();
+  }
+  CHECK(lost > 0);  // younger work, at every cut but those after a sync
+  std::this_thread::sleep_for(kPromise);  // nobody writes any more
+  cut();
+}
+
 TEST_CASE("closing makes lazy work durable, also while others have the database open") {
   TempDir dir;
   testing::PowerDisk disk(dir.path());
