@@ -15,9 +15,14 @@ namespace {
 
 using Clock = BesideClock;
 
-constexpr int kAgents = 2, kOthers = 4;
+constexpr int kAgents = 2;
+// Sessions to restore; to save, and as many as the store has room for. When a session's turn to be
+// saved comes again it has left the store, and what is not synced yet (which cannot leave) fits.
+constexpr int kToRestore = 4, kToSave = 6, kStored = 4;
+constexpr std::chrono::milliseconds kSyncInterval{250};
 constexpr int64_t kAgentTokens = 512, kOtherTokens = 1024;
 constexpr int kPhases = 4;  // of each kind
+constexpr std::chrono::milliseconds kLook{2};
 
 bool Meets(const BesideSpan& a, const BesideSpan& b) {
   return a.first < b.second && b.first < a.second;
@@ -26,7 +31,8 @@ bool Meets(const BesideSpan& a, const BesideSpan& b) {
 // Sessions of others, and what carries their pages.
 class Others {
  public:
-  Others(Engine& engine, Beside what) : engine_(engine), what_(what) {}
+  Others(Engine& engine, Beside what)
+      : engine_(engine), what_(what), sessions_(what == Beside::kSave ? kToSave : kToRestore) {}
 
   // Computes them and fills the store.
   Status Open(EngineBench& bench) {
@@ -35,16 +41,16 @@ class Others {
     FilePageStore::Options options;
     options.path = dir_.path + "/pages";
     options.env = &env_;
-    // When a session's turn to be saved comes again it has left the store for others'.
-    options.max_bytes = what_ == Beside::kSave ? 2 * session : 2 * kOthers * session;
+    options.max_bytes = (what_ == Beside::kSave ? kStored : 2 * kToRestore) * session;
     HOLDFAST_ASSIGN_OR_RETURN(store_, FilePageStore::Open(std::move(options)));
     PageWriter::Options writer;
     writer.fp = engine_.model().fingerprint();
     writer.groups = engine_.pool().groups();
+    writer.sync_interval = kSyncInterval;
     writer_ = std::make_unique<PageWriter>(store_.get(), std::move(writer));
     stitcher_ = std::make_unique<Stitcher>(&engine_.pool(), store_.get(),
                                            engine_.model().fingerprint());
-    for (int i = 0; i < kOthers; ++i) {
+    for (int i = 0; i < sessions_; ++i) {
       HOLDFAST_ASSIGN_OR_RETURN(Timeline timeline,
                                 bench.Context(static_cast<size_t>(kAgents + i), kOtherTokens, 1));
       timelines_.push_back(std::move(timeline));
@@ -62,7 +68,7 @@ class Others {
 
   // Saves or restores the next one.
   Status Next() {
-    const size_t i = static_cast<size_t>(next_++ % kOthers);
+    const size_t i = static_cast<size_t>(next_++ % sessions_);
     if (what_ == Beside::kSave) return Save(timelines_[i]);
     const int64_t pages = stitcher_->Prefetch(scope_, tokens_[i], kOtherTokens);
     if (pages < kOtherTokens / kPageTokens) {
@@ -81,7 +87,13 @@ class Others {
  private:
   static constexpr uint64_t kRecordSlack = 64 << 10;  // header and padding of a page's record
 
+  // Returns when it is written: a flush would make the writer hurry.
   Status Save(const Timeline& timeline) {
+    const auto ended = [&] {
+      const PageWriterStats s = writer_->stats();
+      return s.written + s.failed;
+    };
+    uint64_t end = ended();
     PageKey parent = timeline.chain_key(0);
     for (const Run& run : timeline.runs()) {
       if (!run.page || !run.page.sealed()) break;
@@ -89,12 +101,15 @@ class Others {
         return Status::Exhausted("bench: beside-save: the writer's queue is full");
       }
       parent = run.page.key();
+      ++end;
     }
-    return writer_->Flush();
+    while (ended() < end) std::this_thread::sleep_for(kLook);
+    return writer_->stats().failed == 0 ? Status() : writer_->Flush();
   }
 
   Engine& engine_;
   const Beside what_;
+  const int sessions_;
   const ScratchDir dir_;
   RealEnv env_;
   const TenantScope scope_{"bench"};

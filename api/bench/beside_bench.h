@@ -13,7 +13,8 @@
 namespace holdfast {
 
 enum class Beside : uint8_t {
-  kSave,     // sealed pages through a PageWriter into a store that is full: older ones go
+  kSave,     // sealed pages through a PageWriter, at its own pace, into a store that is full: older
+             // ones go
   kRestore,  // pages that are on disk alone into the pool (Stitcher::Prefetch)
 };
 

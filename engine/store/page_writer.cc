@@ -1,5 +1,6 @@
 #include "engine/store/page_writer.h"
 
+#include <algorithm>
 #include <cassert>
 #include <condition_variable>
 #include <deque>
@@ -15,6 +16,7 @@ namespace holdfast {
 
 namespace {
 using Clock = std::chrono::steady_clock;
+constexpr size_t kHurryPart = 4;  // of the queue: from such a part on no page rests
 }  // namespace
 
 struct PageWriter::Impl {
@@ -30,6 +32,8 @@ struct PageWriter::Impl {
   bool dirty = false;                  // written since the last sync began
   bool syncing = false;                // one thread at a time; the other goes on writing
   bool stopping = false;
+  int flushing = 0;                    // who waits for what is queued
+  Clock::time_point rest_until = Clock::now();
   Clock::time_point last_sync = Clock::now(), last_idle = Clock::now();
   Status first_failure;                // since the last Flush
   PageWriterStats stats;
@@ -50,6 +54,13 @@ struct PageWriter::Impl {
     first_failure = Status();
   }
   Status WritePage(const SealedPage& page);
+  bool HurryLocked() const {
+    return stopping || flushing > 0 || queue.size() * kHurryPart >= options.queue_capacity;
+  }
+  bool WriteIsDueLocked() const {
+    if (queue.empty()) return false;
+    return HurryLocked() || (in_flight.empty() && Clock::now() >= rest_until);
+  }
   bool SyncIsDueLocked() const;
   bool IdleIsDueLocked() const;
   std::optional<Clock::time_point> NextWakeLocked() const;
@@ -108,7 +119,10 @@ Status PageWriter::WriteTail(const PageHeader& header,
 Status PageWriter::Flush() {
   std::unique_lock lock(impl_->mu);
   const uint64_t end = impl_->next_number;
+  ++impl_->flushing;
+  impl_->wake.notify_all();
   impl_->ended.wait(lock, [&] { return !impl_->PendingLocked(end) && !impl_->syncing; });
+  --impl_->flushing;
   Status failure = std::exchange(impl_->first_failure, Status());
   Status status = impl_->Sync(&lock);
   if (status.ok()) return failure;
@@ -151,10 +165,15 @@ bool PageWriter::Impl::IdleIsDueLocked() const {
 }
 
 std::optional<Clock::time_point> PageWriter::Impl::NextWakeLocked() const {
-  if (dirty && !syncing) return last_sync + options.sync_interval;
-  if (dirty) return Clock::now() + options.sync_interval;
-  if (options.when_idle) return last_idle + options.sync_interval;
-  return std::nullopt;
+  std::optional<Clock::time_point> at;
+  if (dirty) {
+    at = (syncing ? Clock::now() : last_sync) + options.sync_interval;
+  } else if (options.when_idle) {
+    at = last_idle + options.sync_interval;
+  }
+  // Where a page is in flight its end says when the next is due.
+  if (!queue.empty() && in_flight.empty()) at = std::min(at.value_or(rest_until), rest_until);
+  return at;
 }
 
 // Lets go of the lock while it syncs.
@@ -178,10 +197,13 @@ void PageWriter::Impl::WriteNext(std::unique_lock<std::mutex>* lock) {
   queue.pop_front();
   in_flight.insert(number);
   lock->unlock();
+  const std::chrono::nanoseconds before = ThreadCpuTime();
   Status status = WritePage(page);
   page.lease.Release();
+  const std::chrono::nanoseconds took = ThreadCpuTime() - before;
   lock->lock();
   in_flight.erase(number);
+  rest_until = Clock::now() + options.rest * took;
   ++(status.ok() ? stats.written : stats.failed);
   if (status.ok()) dirty = true;
   NoteFailureLocked(status);
@@ -194,9 +216,9 @@ void PageWriter::Impl::Run() {
   while (true) {
     if (SyncIsDueLocked()) {
       Sync(&lock).IgnoreError();  // kept as first_failure
-    } else if (!queue.empty()) {
+    } else if (WriteIsDueLocked()) {
       WriteNext(&lock);
-    } else if (stopping) {
+    } else if (stopping) {  // and nothing is queued: it would be due
       return;
     } else if (IdleIsDueLocked()) {
       last_idle = Clock::now();

@@ -236,6 +236,33 @@ TEST_CASE("idle time is used, one call at a time") {
   CHECK(together == 0);
 }
 
+TEST_CASE("few pages are written one at a time with a rest, many or flushed ones without") {
+  Fixture f;
+  f.options.queue_capacity = 40;
+  f.options.rest = 1'000'000'000;  // after the first page, for ever
+  f.Start();
+  const auto written = [&] { return f.writer->stats().written; };
+  REQUIRE(f.writer->Offer(f.Seal(1)));
+  while (written() < 1) std::this_thread::yield();
+  for (uint8_t n = 2; n <= 10; ++n) REQUIRE(f.writer->Offer(f.Seal(n)));
+  std::this_thread::sleep_for(std::chrono::milliseconds(50));
+  CHECK(written() == 1);
+  SUBCASE("a quarter of the queue") {
+    REQUIRE(f.writer->Offer(f.Seal(11)));
+    while (written() < 2) std::this_thread::yield();
+    std::this_thread::sleep_for(std::chrono::milliseconds(50));
+    CHECK(written() == 2);
+  }
+  SUBCASE("a flush") {
+    CHECK(f.writer->Flush().ok());
+    CHECK(written() == 10);
+  }
+  SUBCASE("the end") {
+    f.writer.reset();
+    for (uint8_t n = 1; n <= 10; ++n) CHECK(f.Has(n));
+  }
+}
+
 TEST_CASE("many threads offer and flush at once") {
   Fixture f;
   f.options.queue_capacity = 1000;
