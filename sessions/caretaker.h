@@ -8,7 +8,8 @@
 //   3 prefetch    heads whose next turn is expected (a tool's end, `wake_at`), and those asked for
 //   4 harden      while no turn runs: branches that are to be exact again, one in a round
 // In between, when a turn has its pages, after it, and with each prefetch that is asked for, it is
-// poked to do 1 and 3 at once: lining up costs more the more heads are known, so that it waits for its round.
+// poked to do 1 and 3 at once: lining up costs more the more heads are known, so that it waits for
+// its round.
 //
 // What goes is decided by retention.h alone, from the states in head_table.h. On disk a pass over
 // all branches of all tenants is cut into steps, so that prefetches do not wait for it.

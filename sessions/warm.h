@@ -1,8 +1,8 @@
 // Warm heads: timelines kept after their turns, so that the next one begins where it ended. Bounded
 // by count and by what the pool can spare; who goes first is retention's to say (retention.h).
 //
-// Before a warm head is let go its partial page is written to the page store under its tail key, and
-// so are sealed pages that the store lacks; a later Stitch of the same tokens ends with
+// Before a warm head is let go its partial page is written to the page store under its tail key,
+// and so are sealed pages that the store lacks; a later Stitch of the same tokens ends with
 // RestoreTail. Losing any of it costs a short prefill. WriteAhead, on the caretaker's thread, does
 // it for those that will go first while they are still warm: who lets go of them then only gives
 // back memory. Where it had no time for that, who wants the room writes them himself.
