@@ -35,6 +35,7 @@ class SessionBench {
   Engine& engine() { return *engine_; }
   PageStore& store() { return *store_; }
   Stitcher& stitcher() { return *stitcher_; }
+  Database& db() { return *db_; }
   // Computes what is pending, on the engine. `digests`: of the rows' logits, by index; may be null.
   Result<Timeline> Compute(Timeline timeline, std::map<int64_t, uint64_t>* digests);
   Result<Timeline> Compute(Timeline timeline, const ComputeOptions& options);

@@ -910,6 +910,10 @@ TEST_CASE("of four who delete a session at once three are told that there is non
 TEST_CASE("requests at one moment make no more sessions than the quota says") {
   SessionBench b({.quotas = {{"ann", {.sessions = 3}}}});
   std::atomic<int> made{0}, refused{0};
+  std::promise<void> go;  // until then nothing is written
+  REQUIRE(b.db().Submit([&](Txn&) { return go.get_future().wait(), Status(); }, WriteClass::kTurn,
+                        [](const Status&) {}).ok());
+  while (b.db().stats().queued > 0) std::this_thread::yield();
   std::vector<std::thread> threads;
   for (int i = 0; i < 8; ++i) {
     threads.emplace_back([&, i] {
@@ -925,6 +929,8 @@ TEST_CASE("requests at one moment make no more sessions than the quota says") {
       if (!s.ok()) CHECK(s.message().starts_with("quota_exceeded: "));
     });
   }
+  while (b.db().stats().queued < 8) std::this_thread::yield();  // all have seen that there is room
+  go.set_value();
   for (std::thread& t : threads) t.join();
   CHECK(made == 3);
   CHECK(refused == 5);
