@@ -82,7 +82,6 @@ class Cli(unittest.TestCase):
         for r in report["results"]:
             self.assertGreater(r["value"], 0)
             self.assertAlmostEqual(r["share"], r["value"] / r["limit"], places=6)
-            self.assertLess(r["share"], 1.5)  # it is a limit, but others may disturb its rates
         self.assertEqual(run("bench", "nonsense@1", "--model", SMOL)[0], 1)
 
     def test_bench_of_the_machine_needs_no_model(self):

@@ -517,8 +517,13 @@ void ScoreSeam(const AttendBlock& block, const TileView& view, int h, const RowS
   }
 }
 
+<<<<<<< HEAD
 // Scores each piece where it lies, straight into its lanes; what a vector writes beyond (read as in
 // PackKHalf) the next piece overwrites. Only where it would reach the next row are lanes moved.
+=======
+// Scores each piece's tokens where they lie, straight into its lanes: what vectors leave beyond
+// them (and read, as in PackKHalf) the next piece replaces. Only at the row's end are lanes moved.
+>>>>>>> rag
 template <class V>
 void ScoreApart(AttendBlock& block, const TileView& view, const RowSpan& span, float* s) {
   const int64_t k_bytes =
@@ -534,11 +539,9 @@ void ScoreApart(AttendBlock& block, const TileView& view, const RowSpan& span, f
                             AheadOf(*view.tile, view.next, p), turned,
                             int64_t{block.rows()} * kAttendTile},
                     span.rows, fits ? s + piece.lane : part);
-    for (int r = 0; !fits && r < span.rows; ++r) {
-      const float* from = part + r * kAttendTile;
-      float* to = s + r * kAttendTile + piece.lane;
+    for (int at = 0; !fits && at < span.rows * kAttendTile; at += kAttendTile) {
       for (int j = 0; j < piece.count; j += V::kWidth) {
-        V::StoreFirst(to + j, V::Load(from + j), piece.count - j);
+        V::StoreFirst(s + at + piece.lane + j, V::Load(part + at + j), piece.count - j);
       }
     }
   }
