@@ -37,6 +37,7 @@ constexpr int kHalf = kPageTokens;  // K is scored page by page, so a tile is tw
 static_assert(kAttendTile == 2 * kHalf);
 
 enum class Sum { kFromZero, kGoOn };
+
 struct ProductArgs {
   const float* a;      // [rows][64]
   const void* b;       // [count][b_stride]
@@ -517,13 +518,8 @@ void ScoreSeam(const AttendBlock& block, const TileView& view, int h, const RowS
   }
 }
 
-<<<<<<< HEAD
-// Scores each piece where it lies, straight into its lanes; what a vector writes beyond (read as in
-// PackKHalf) the next piece overwrites. Only where it would reach the next row are lanes moved.
-=======
 // Scores each piece's tokens where they lie, straight into its lanes: what vectors leave beyond
 // them (and read, as in PackKHalf) the next piece replaces. Only at the row's end are lanes moved.
->>>>>>> rag
 template <class V>
 void ScoreApart(AttendBlock& block, const TileView& view, const RowSpan& span, float* s) {
   const int64_t k_bytes =
