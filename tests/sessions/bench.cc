@@ -118,6 +118,7 @@ Result<Timeline> SessionBench::Compute(Timeline timeline, std::map<int64_t, uint
 
 Result<Timeline> SessionBench::Compute(Timeline timeline, const ComputeOptions& options) {
   if (timeline.pending() == 0) return timeline;
+  if (options.stop && options.stop()) return Status::Cancelled("told to stop");
   GenerateRequest request;
   request.output_begin = timeline.size();
   request.timeline = std::move(timeline);
@@ -127,7 +128,6 @@ Result<Timeline> SessionBench::Compute(Timeline timeline, const ComputeOptions& 
   }
   auto generation = engine_->Submit(std::move(request));
   if (!generation.ok()) return generation.status();
-  if (options.stop && options.stop()) (*generation)->Cancel();
   while (auto event = (*generation)->Next(-1)) {
     if (!event->finish) continue;
     if (!event->finish->status.ok()) return event->finish->status;
