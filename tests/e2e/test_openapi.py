@@ -519,15 +519,23 @@ class OpenApi(TinyServerTest):
         self.check("POST", "/v1/sessions", {"id": "s"}, status=409)
         self.check("POST", "/v1/admin/gc", {}, status=403)
         self.check("GET", "/v1/models", headers={"Host": "evil.example"}, status=403)
-        # Deleted while a turn runs, and after it.
+        self.delete_while_a_turn_runs()
+        self.check("DELETE", "/v1/sessions/r", status=200)
+
+    def delete_while_a_turn_runs(self, attempts=5):
         connection = http.client.HTTPConnection(self.server.host, self.server.port, timeout=60)
         connection.request("POST", CHAT, json.dumps({
             "messages": HELLO, "session_id": "busy", "stream": True, "max_tokens": 1500,
             "logit_bias": {"2": -100}}))
-        connection.getresponse().read(200)
-        self.check("DELETE", "/v1/sessions/busy", status=409)
-        connection.close()
-        self.check("DELETE", "/v1/sessions/r", status=200)
+        try:
+            connection.getresponse().read(200)
+            self.check("DELETE", "/v1/sessions/busy", status=409)
+        except AssertionError:  # the turn may have ended, and the session is gone
+            if attempts == 1:
+                raise
+            self.delete_while_a_turn_runs(attempts - 1)
+        finally:
+            connection.close()
 
     def with_keys(self):
         keyed = Server(self.model, os.path.join(self.folder.name, "keyed"), "--api-key", "a=secret")
