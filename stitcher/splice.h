@@ -45,7 +45,7 @@ class Splicer {
     PagePool* pool = nullptr;
     PageStore* store = nullptr;      // may be null
     Digest fp;
-    // Begins to load pages, front first; never null for a chain with blocks.
+    // Begins to load a chain's blocks, one at least, front first.
     std::function<std::shared_ptr<PageLoad>(PageLoad::Chain)> load;
     StitchRates rates;
     std::shared_ptr<const ModelCard> card;            // null: none

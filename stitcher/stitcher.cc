@@ -84,8 +84,8 @@ struct Stitcher::Impl {
     return chain;
   }
 
-  // Pages that are pinned, so that they do not make room for what follows them. They are released
-  // from the tail.
+  // Pages that are pinned, so that they do not make room for what follows them: by block, empty
+  // where the pool has none. They are released from the tail.
   struct Held {
     std::vector<PageLease> pages;
     Held() = default;
@@ -98,10 +98,10 @@ struct Stitcher::Impl {
   // Those of the chain that the pool has, up to its first gap.
   Held HoldThere(const StitchRequest& request, const Chain& chain) const {
     Held held;
-    for (size_t b = 0; b < chain.keys.size() && chain.tiers[b] != PageTier::kNone; ++b) {
+    for (size_t b = 0; b < chain.tiers.size() && chain.tiers[b] != PageTier::kNone; ++b) {
+      PageLease& page = held.pages.emplace_back();
       if (chain.tiers[b] != PageTier::kPool) continue;
-      held.pages.push_back(
-          pool->Find(chain.keys[b], request.tokens.subspan(b * kPageTokens, kPageTokens)));
+      page = pool->Find(chain.keys[b], request.tokens.subspan(b * kPageTokens, kPageTokens));
     }
     return held;
   }
@@ -124,9 +124,8 @@ struct Stitcher::Impl {
             chain.keys, std::move(blocks)};
   }
 
-  // Begins to load them on the I/O threads; null when there are none.
+  // Begins to load its blocks, one at least, on the I/O threads.
   std::shared_ptr<PageLoad> StartLoad(PageLoad::Chain chain, PageLoad::Order order) {
-    if (chain.blocks.empty()) return nullptr;
     const size_t threads = std::min<size_t>(kIoThreads, chain.blocks.size());
     auto load = std::make_shared<PageLoad>(pool, store, std::move(chain), order);
     for (size_t i = 0; i < threads; ++i) {
@@ -148,11 +147,10 @@ struct Stitcher::Impl {
     } while (!io.TryPush([this, weak] { LoadNext(weak); }));
   }
 
-  // Splices the whole pages [0, end) of the exact chain, those of `loads` as they have come; stops
-  // at the first that can't be had, and the report says why.
-  void SplicePrefix(const StitchRequest& request, const Chain& chain, const Plan& plan,
-                    std::span<const int64_t> loads, std::vector<Result<PageLease>> loaded,
-                    Stitched* out) {
+  // Splices the whole pages [0, end) of the exact chain, those of `loads` as they have come, the
+  // others from `held`; stops at the first that can't be had, and the report says why.
+  void SplicePrefix(const Plan& plan, Held held, std::span<const int64_t> loads,
+                    std::vector<Result<PageLease>> loaded, Stitched* out) {
     int64_t end = 0;
     for (const PlanStep& step : plan.steps) {
       if (step.action != PlanAction::kExact && step.action != PlanAction::kLoad) break;
@@ -162,7 +160,14 @@ struct Stitcher::Impl {
     for (int64_t b = 0; b < end; ++b) {
       const bool load = next_load < loads.size() && loads[next_load] == b;
       Status fault;
-      PageLease page = TakePage(request, chain, b, load ? &loaded[next_load] : nullptr, &fault);
+      PageLease page;
+      if (load && loaded[next_load].ok()) {
+        page = std::move(loaded[next_load]).value();
+      } else if (load) {
+        fault = loaded[next_load].status();
+      } else if (b < static_cast<int64_t>(held.pages.size())) {
+        page = std::move(held.pages[b]);
+      }
       next_load += load;
       if (!page) {
         out->report.miss = FaultName(fault);
@@ -178,17 +183,6 @@ struct Stitcher::Impl {
                                  .origin = KvOrigin::kExact,
                                  .tier = load ? KvTier::kStore : KvTier::kPool});
     }
-  }
-
-  PageLease TakePage(const StitchRequest& request, const Chain& chain, int64_t block,
-                     Result<PageLease>* loaded, Status* fault) {
-    if (loaded == nullptr) {
-      return pool->Find(chain.keys[block],
-                        request.tokens.subspan(block * kPageTokens, kPageTokens));
-    }
-    if (loaded->ok()) return std::move(*loaded).value();
-    *fault = loaded->status();
-    return {};
   }
 
   Splicer::Parts PartsOfSplicer(Stitcher* stitcher) {
@@ -377,9 +371,9 @@ int64_t Stitcher::Prefetch(const TenantScope& scope, std::span<const TokenId> to
   Impl::Held held = impl_->HoldThere(request, chain);
   if (static_cast<int64_t>(loads.size()) > max_pages) loads.resize(std::max<int64_t>(max_pages, 0));
   int64_t pages = 0;
-  if (const auto load =
-          impl_->StartLoad(impl_->ToLoad(request, chain, std::move(loads)),
-                           PageLoad::Order::kFront)) {
+  if (!loads.empty()) {
+    const auto load = impl_->StartLoad(impl_->ToLoad(request, chain, std::move(loads)),
+                                       PageLoad::Order::kFront);
     // Nobody computes meanwhile, so it may take as long as computing would.
     auto loaded = load->Take(10 * plan.wait_ms_max);
     while (!loaded.empty()) {  // released from the tail
@@ -441,14 +435,15 @@ void Stitcher::Impl::PutPages(const StitchRequest& request, const Beginning& beg
   const std::vector<int64_t> loads = BlocksToLoad(begin.chain, begin.plan);
   const auto order = begin.plan.TokensOf(PlanAction::kRace) > 0 ? PageLoad::Order::kBack
                                                                 : PageLoad::Order::kFront;
-  const Held held = HoldThere(request, begin.chain);
-  std::shared_ptr<PageLoad> load = StartLoad(ToLoad(request, begin.chain, loads), order);
+  Held held = HoldThere(request, begin.chain);
+  std::shared_ptr<PageLoad> load;
+  if (!loads.empty()) load = StartLoad(ToLoad(request, begin.chain, loads), order);
   std::vector<Result<PageLease>> loaded;
   if (load != nullptr && order == PageLoad::Order::kFront) {
     loaded = load->Take(begin.plan.wait_ms_max);
   }
   if (load != nullptr && !load->over()) out->loading = std::move(load);
-  SplicePrefix(request, begin.chain, begin.plan, loads, std::move(loaded), out);
+  SplicePrefix(begin.plan, std::move(held), loads, std::move(loaded), out);
   const int64_t at = out->timeline.size(), raced = begin.reach() - at;
   if (out->loading == nullptr || raced <= 0) return;
   out->timeline.Extend(request.tokens.subspan(at, raced));
