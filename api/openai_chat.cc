@@ -302,13 +302,7 @@ Json StitchJson(const StitchReport& s) {
   const ProvenanceTotals& t = s.totals;
   Json stitch = {{"policy", ReusePolicyName(s.policy)},
                  {"approximate", t.approximate > 0},
-                 {"tokens",
-                  {{"exact", t.exact},
-                   {"restored", t.restored},
-                   {"shifted", t.shifted},
-                   {"link", t.link},
-                   {"selected", t.selected},
-                   {"fresh", t.fresh}}},
+                 {"tokens", TotalsJson(t)},
                  {"tainted_tokens", t.approximate}};
   if (s.policy <= ReusePolicy::kExact) return stitch;
   stitch["expected_kl"] = s.expected_kl;
@@ -429,6 +423,11 @@ Json UsageJson(const ChatDone& done) {
             {"accepted_prediction_tokens", done.drafts.accepted},
             {"rejected_prediction_tokens", done.drafts.drafted - done.drafts.accepted}}},
           {"stitch", StitchJson(s)}};
+}
+
+Json TotalsJson(const ProvenanceTotals& t) {
+  return {{"exact", t.exact}, {"restored", t.restored}, {"shifted", t.shifted},
+          {"link", t.link},   {"selected", t.selected}, {"fresh", t.fresh}};
 }
 
 Json MissJson(const std::optional<Miss>& m) {

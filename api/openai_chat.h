@@ -48,6 +48,8 @@ void ReadForesight(Fields& body, std::optional<bool>* pin, int64_t* wake_at_ms);
 
 // The `miss` object of responses, or null.
 Json MissJson(const std::optional<Miss>& miss);
+// Tokens by how their KV was made.
+Json TotalsJson(const ProvenanceTotals& totals);
 // The `keeper` object of responses.
 Json KeeperJson(const TurnReport& report);
 Json UsageJson(const ChatDone& done);

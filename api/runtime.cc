@@ -28,8 +28,6 @@ constexpr uint64_t kWriterPoolPart = 8; // pages that wait to be written pin at 
 constexpr uint64_t kWriterMaxQueued = 1024;
 constexpr uint64_t kCompactBytes = uint64_t{8} << 20;  // in one idle step
 constexpr uint64_t kMinDiskBytes = uint64_t{64} << 20;
-constexpr int kLookForStopMs = 20;  // while something is computed in the background
-constexpr int kChunkWithoutReuse = 256;  // rows of a prefill pass, as the engine's own
 
 // ChatML, for a model file that brings no template.
 constexpr char kPlainTemplate[] =
@@ -84,40 +82,15 @@ Digest ParamsDigest(const ChatRequest& r) {
   return h.Finish();
 }
 
-// All pending rows, without an answer.
-Result<Timeline> ComputeAll(Engine& engine, GenerateRequest request, Timeline timeline,
-                            const std::function<bool()>& stop = {}) {
-  if (timeline.pending() == 0) return timeline;
-  request.output_begin = timeline.size();
-  request.timeline = std::move(timeline);
-  HOLDFAST_ASSIGN_OR_RETURN(const std::shared_ptr<Generation> generation,
-                            engine.Submit(std::move(request)));
-  while (true) {
-    auto event = generation->Next(stop ? kLookForStopMs : -1);
-    if (!event && stop && stop()) generation->Cancel();
-    if (!event || !event->finish) continue;
-    HOLDFAST_RETURN_IF_ERROR(event->finish->status);
-    return std::move(*event->finish->timeline);
-  }
-}
-
-GenerateRequest RequestFor(const ComputeOptions& options) {
-  GenerateRequest request;
-  if (!options.on_logits) return request;
-  request.observe_logits = options.on_logits;
-  request.observes = [from = options.logits_from](int64_t index) { return index >= from; };
-  return request;
-}
-
 // The windows at which the question, which is what follows the last run, looks at most.
 Result<std::vector<TokenRange>> ChooseByQuestion(Engine& engine, ProbeRequest probe) {
-  const int64_t tokens = probe.timeline->size();
+  Timeline timeline = std::move(probe.timeline).value();
+  const int64_t tokens = timeline.size();
   AttentionMass mass(engine.model(), tokens);
-  GenerateRequest request;
+  GenerateRequest request = ComputeRequest(std::move(timeline));
   request.observe_queries = QuestionProbe(
       &mass, engine.model(), probe.runs.empty() ? 0 : probe.runs.back().end, tokens);
-  HOLDFAST_RETURN_IF_ERROR(
-      ComputeAll(engine, std::move(request), std::move(*probe.timeline)).status());
+  HOLDFAST_RETURN_IF_ERROR(ComputeOn(engine, std::move(request)).status());
   return ChooseWindows(mass.mass(), probe.runs, probe.heads, probe.budget);
 }
 
@@ -304,7 +277,7 @@ Result<std::unique_ptr<Runtime>> Runtime::Open(const RuntimeOptions& options) {
                                               impl->engine->model().fingerprint());
   impl->stitcher->SetCompute(
       [engine = impl->engine.get()](Timeline timeline, const ComputeOptions& how) {
-        return ComputeAll(*engine, RequestFor(how), std::move(timeline), how.stop);
+        return ComputeOn(*engine, ComputeRequest(std::move(timeline), how), how.stop);
       });
   impl->stitcher->SetChooser([engine = impl->engine.get()](ProbeRequest probe) {
     return ChooseByQuestion(*engine, std::move(probe));
@@ -393,7 +366,7 @@ Result<std::unique_ptr<ChatStream>> Runtime::Impl::Start(const ChatRequest& requ
   generate.constraint = std::move(constraint.constraint);
   generate.forced = request.forced;
   // Nothing from the pool either, whatever else puts the same tokens there meanwhile.
-  if (request.reuse.policy == ReusePolicy::kOff) generate.chunk = kChunkWithoutReuse;
+  if (request.reuse.policy == ReusePolicy::kOff) generate.chunk = options.engine.prefill_chunk;
   auto generation = engine->Submit(std::move(generate));
   if (!generation.ok()) {
     TurnOutcome outcome;

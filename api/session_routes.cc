@@ -96,13 +96,7 @@ Json ProvenanceJson(const ProvenanceInfo& p) {
           {"expected_kl", p.expected_kl},
           {"kl_bound", p.kl_bound},
           {"measured", MeasuredJson(p.measured)},
-          {"totals",
-           {{"exact", t.exact},
-            {"restored", t.restored},
-            {"shifted", t.shifted},
-            {"link", t.link},
-            {"selected", t.selected},
-            {"fresh", t.fresh}}},
+          {"totals", TotalsJson(t)},
           {"spans", std::move(spans)}};
 }
 

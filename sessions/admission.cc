@@ -619,10 +619,13 @@ Status Admission::Stitch(const Place& place, Turn::Impl* turn) {
   std::optional<WarmHeads::Head> base = k_.warm.Take(turn->sid, turn->branch, turn->prompt);
   StitchRequest request{TenantScope(r_.tenant), turn->prompt,
                         base ? &base->timeline : nullptr, {}};
-  const std::vector<int64_t> boundaries = BoundariesOf(place);
   const std::optional<Recipe> recipe = RecipeAt(place);
+  std::vector<int64_t> boundaries;
   std::vector<FoundRun> runs;
-  if (r_.reuse.approximate()) runs = RunsOf(k_, tree_, request.scope, turn->prompt);
+  if (r_.reuse.approximate()) {
+    boundaries = BoundariesOf(place);
+    runs = RunsOf(k_, tree_, request.scope, turn->prompt);
+  }
   request.reuse = r_.reuse;
   request.runs = runs;
   request.boundaries = boundaries;

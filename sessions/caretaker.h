@@ -88,7 +88,7 @@ class Caretaker {
 
   std::mutex mu_;
   std::condition_variable changed_;
-  std::atomic<bool> poked_{false}, stopping_{false};  // set under mu_
+  std::atomic<bool> poked_{false}, stopping_{false};  // raised under mu_
   std::deque<PrefetchJob> jobs_;
   std::deque<IdleWork> idle_;
   std::thread thread_;

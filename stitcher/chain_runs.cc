@@ -11,16 +11,11 @@ namespace {
 
 // A run in a chain as a variant over the pages that cover it.
 FoundRun SliceOf(const ExactChain& chain, const FoundRun& run) {
-  const int64_t begin = run.offset, end = begin + run.end - run.begin;
-  const int64_t home = begin / kPageTokens * kPageTokens;
-  const int64_t last = (end + kPageTokens - 1) / kPageTokens * kPageTokens;
-  auto v = std::make_shared<Variant>();
-  v->parent = home == 0 ? chain.root : chain.keys[static_cast<size_t>(home / kPageTokens - 1)];
-  v->tokens.assign(chain.tokens.begin() + home, chain.tokens.begin() + last);
-  v->first = static_cast<int32_t>(begin - home);
-  v->count = static_cast<int32_t>(end - begin);
-  v->position = begin;
-  v->sink.assign(chain.tokens.begin(), chain.tokens.begin() + home);
+  const int64_t begin = run.offset, blocks = begin / kPageTokens;
+  const PageKey& parent = blocks == 0 ? chain.root : chain.keys[static_cast<size_t>(blocks - 1)];
+  auto v = std::make_shared<Variant>(
+      SliceOfChain(chain.tokens, parent, begin, begin + run.end - run.begin));
+  v->sink.assign(chain.tokens.begin(), chain.tokens.begin() + blocks * kPageTokens);
   return {run.begin, run.end, std::move(v), 0, run.shared_left};
 }
 

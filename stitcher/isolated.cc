@@ -42,26 +42,6 @@ Result<std::vector<TokenId>> PrefixOf(const Tokenizer& tokenizer,
   return sink;
 }
 
-// Runs `timeline` until every row is there.
-Result<Timeline> ComputeAll(Engine& engine, Timeline timeline) {
-  GenerateRequest generate;
-  generate.output_begin = timeline.size();
-  generate.timeline = std::move(timeline);
-  generate.max_tokens = 0;
-  HOLDFAST_ASSIGN_OR_RETURN(const std::shared_ptr<Generation> running,
-                            engine.Submit(std::move(generate)));
-  while (auto event = running->Next(-1)) {
-    if (!event->finish) continue;
-    FinishEvent& finish = *event->finish;
-    if (finish.reason != FinishReason::kLength || !finish.timeline) {
-      if (!finish.status.ok()) return std::move(finish.status);
-      return Status::Cancelled("segments: computing was stopped");
-    }
-    return std::move(*finish.timeline);
-  }
-  return Status::Cancelled("segments: computing was stopped");
-}
-
 }  // namespace
 
 Result<std::vector<TokenId>> SinkPrefix(const Tokenizer& tokenizer,
@@ -92,7 +72,7 @@ Result<Variant> ComputeIsolated(Engine& engine, Stitcher& stitcher,
   HOLDFAST_ASSIGN_OR_RETURN(Stitched stitched,
                             stitcher.Stitch({request.scope, tokens, nullptr, {}}));
   HOLDFAST_ASSIGN_OR_RETURN(const Timeline timeline,
-                            ComputeAll(engine, std::move(stitched.timeline)));
+                            ComputeOn(engine, ComputeRequest(std::move(stitched.timeline))));
   if (static_cast<int64_t>(timeline.ExactKeys().size()) * kPageTokens < end) {
     return Status::Corrupt("segments: the pages of an isolated variant were not sealed");
   }

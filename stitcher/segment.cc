@@ -30,14 +30,30 @@ const char* VariantKindName(VariantKind kind) {
   return kind == VariantKind::kIsolated ? "isolated" : "in_context";
 }
 
-std::vector<PageKey> Variant::PageKeys() const {
+std::vector<PageKey> KeysAfter(const PageKey& parent, std::span<const TokenId> tokens) {
   std::vector<PageKey> keys;
   PageKey key = parent;
   for (size_t at = 0; at + kPageTokens <= tokens.size(); at += kPageTokens) {
-    key = NextKey(key, std::span(tokens).subspan(at, kPageTokens), Digest{});
+    key = NextKey(key, tokens.subspan(at, kPageTokens), Digest{});
     keys.push_back(key);
   }
   return keys;
+}
+
+std::vector<PageKey> Variant::PageKeys() const { return KeysAfter(parent, tokens); }
+
+Variant SliceOfChain(std::span<const TokenId> chain, const PageKey& parent, int64_t begin,
+                     int64_t end) {
+  const int64_t from = begin / kPageTokens * kPageTokens;
+  const int64_t to = (end + kPageTokens - 1) / kPageTokens * kPageTokens;
+  const auto pages = chain.subspan(static_cast<size_t>(from), static_cast<size_t>(to - from));
+  Variant v;
+  v.parent = parent;
+  v.tokens.assign(pages.begin(), pages.end());
+  v.first = static_cast<int32_t>(begin - from);
+  v.count = static_cast<int32_t>(end - begin);
+  v.position = begin;
+  return v;
 }
 
 TokenHashes::TokenHashes(std::span<const TokenId> tokens) : prefix_(tokens.size() + 1) {

@@ -86,6 +86,14 @@ struct Variant {
   std::vector<PageKey> PageKeys() const;
 };
 
+// Keys of the whole pages of `tokens`, which follow `parent` in an exact chain.
+std::vector<PageKey> KeysAfter(const PageKey& parent, std::span<const TokenId> tokens);
+
+// The tokens [begin, end) of a chain, in the pages that cover them; `parent` is its key before
+// those. Only what follows from these is set: parent, tokens, first, count, position.
+Variant SliceOfChain(std::span<const TokenId> chain, const PageKey& parent, int64_t begin,
+                     int64_t end);
+
 // Tokens [begin, end) of a prompt that are body()[offset ..] of a variant, token by token. A run
 // of Splice: slot (first + offset) % 32 of page (first + offset) / 32, shift = begin - (position +
 // offset).

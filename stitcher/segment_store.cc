@@ -30,16 +30,11 @@ Status CheckSlice(const Variant& v, std::span<const TokenId> tokens) {
 
 Variant SliceOf(const Timeline& timeline, const Digest& fp, const TokenHashes& hashes,
                 int64_t begin, int64_t end) {
-  const int64_t from = begin / kPageTokens, to = (end + kPageTokens - 1) / kPageTokens;
-  assert(0 <= begin && begin < end && to * kPageTokens <= timeline.filled());
-  const auto pages = timeline.tokens().subspan(from * kPageTokens, (to - from) * kPageTokens);
-  Variant v;
+  assert(0 <= begin && begin < end &&
+         (end + kPageTokens - 1) / kPageTokens * kPageTokens <= timeline.filled());
+  const PageKey& parent = timeline.chain_key(begin / kPageTokens);
+  Variant v = SliceOfChain(timeline.tokens(), parent, begin, end);
   v.fp = fp;
-  v.parent = timeline.chain_key(from);
-  v.tokens.assign(pages.begin(), pages.end());
-  v.first = static_cast<int32_t>(begin % kPageTokens);
-  v.count = static_cast<int32_t>(end - begin);
-  v.position = begin;
   v.left = SuffixHashes(hashes, begin);
   return v;
 }

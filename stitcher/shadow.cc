@@ -27,10 +27,6 @@ Result<Logits> RowsOf(const ComputeFn& compute, Timeline* timeline, int64_t firs
   return rows;
 }
 
-size_t TopOf(std::span<const float> logits) {
-  return static_cast<size_t>(std::max_element(logits.begin(), logits.end()) - logits.begin());
-}
-
 }  // namespace
 
 Result<ShadowKl> CompareAnswers(const ComputeFn& compute, Timeline served, Timeline exact,
@@ -50,7 +46,7 @@ Result<ShadowKl> CompareAnswers(const ComputeFn& compute, Timeline served, Timel
       const double kl = KlDivergence(want[i], got[i]);
       sum += kl;
       out.largest = std::max(out.largest, kl);
-      same += TopOf(want[i]) == TopOf(got[i]);
+      same += RowTop(want[i]) == RowTop(got[i]);
     }
   }
   out.tokens = static_cast<int64_t>(answer.size());

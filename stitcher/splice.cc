@@ -29,11 +29,7 @@ RunSource SourceOf(const RecipeSource& recipe, int64_t shift) {
   source.tokens = recipe.tokens;
   source.left = recipe.left;
   source.shift = shift;
-  PageKey key = recipe.parent;
-  for (size_t at = 0; at + kPageTokens <= recipe.tokens.size(); at += kPageTokens) {
-    key = NextKey(key, std::span(recipe.tokens).subspan(at, kPageTokens), Digest{});
-    source.keys.push_back(key);
-  }
+  source.keys = KeysAfter(recipe.parent, recipe.tokens);
   return source;
 }
 

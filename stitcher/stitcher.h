@@ -22,6 +22,7 @@
 
 #include "engine/engine.h"
 #include "engine/kv/page_store.h"
+#include "stitcher/compute.h"
 #include "stitcher/page_load.h"
 #include "stitcher/plan.h"
 #include "stitcher/recipe.h"
@@ -103,15 +104,6 @@ struct Stitched {
 StitchReport Settled(StitchReport report, int64_t reused, const PageLoad* loading,
                      size_t page_bytes);
 
-struct ComputeOptions {
-  // Gets the logits of the pending rows from `logits_from` on, in order of index, on the model's
-  // thread; a row may come again. Null = none are made.
-  int64_t logits_from = 0;
-  std::function<void(int64_t index, std::span<const float> logits)> on_logits = {};
-  // Asked every now and then: true ends it (kCancelled). Pages that are sealed by then stay in the
-  // pool as cache, so that the next try goes on from there. Null = never.
-  std::function<bool()> stop = {};
-};
 // Computes all rows of a timeline that are pending, and gives it back. Blocks.
 using ComputeFn = std::function<Result<Timeline>(Timeline, const ComputeOptions&)>;
 

@@ -20,10 +20,6 @@ size_t PoolBytes(const Model& model, int64_t max_tokens) {
   return page * static_cast<size_t>(kPoolShare * (max_tokens / kPageTokens + 2));
 }
 
-TokenId Top(std::span<const float> logits) {
-  return static_cast<TokenId>(std::max_element(logits.begin(), logits.end()) - logits.begin());
-}
-
 // Compares rows with those of the answer as they come.
 class Comparison {
  public:
@@ -39,7 +35,7 @@ class Comparison {
     const double kl = KlDivergence(want, got);
     sum_ += kl;
     largest_ = std::max(largest_, kl);
-    if (Top(want) == Top(got)) {
+    if (RowTop(want) == RowTop(got)) {
       ++same_;
     } else if (first_ < 0) {
       first_ = static_cast<int>(next_) - 1;
@@ -111,7 +107,7 @@ Result<std::vector<TokenId>> TrialRunner::Decode(Timeline& timeline, ShiftReadin
       return;
     }
     on_logits(logits);
-    out.push_back(Top(logits));
+    out.push_back(static_cast<TokenId>(RowTop(logits)));
   };
   while (static_cast<int>(out.size()) < tokens) {
     options.logits_from = timeline.size() - 1;

@@ -6,6 +6,7 @@
 #include "api/bench/scratch.h"
 #include "api/bench/servers.h"
 #include "api/bench/turn.h"
+#include "engine/base/elapsed.h"
 #include "stitcher/anchor_index.h"
 #include "stitcher/segment_store.h"
 #include "stitcher/stitcher.h"
@@ -26,10 +27,6 @@ constexpr int kDecodeRuns = 10;
 constexpr int64_t kDecodeShift = 37, kDecodeLink = 32, kDecodePrefix = 512;
 constexpr const char* kSource = "default";
 constexpr const char* kFull = "full";    // its tenant has nothing that could be used
-
-double MsSince(Clock::time_point t) {
-  return std::chrono::duration<double, std::milli>(Clock::now() - t).count();
-}
 
 // Lines like a log's, of `tokens` tokens or a few more.
 Result<std::string> ToolOutput(int64_t tokens, int number, const CountTokens& count) {

@@ -151,10 +151,6 @@ double HalfWidth(std::span<const double> values) {
   return 1.96 * std::sqrt(squares / (n - 1) / n);
 }
 
-size_t Top(std::span<const float> logits) {
-  return static_cast<size_t>(std::max_element(logits.begin(), logits.end()) - logits.begin());
-}
-
 }  // namespace
 
 Result<Perplexity> MeasurePerplexity(Model& model, std::span<const TokenId> tokens,
@@ -195,7 +191,7 @@ Result<Divergence> MeasureDivergence(Model& model, Model& other, std::span<const
     of_window[row.window] += kl;
     sum += kl;
     result.largest_kl = std::max(result.largest_kl, kl);
-    same += Top(row.logits(0)) == Top(row.logits(1));
+    same += RowTop(row.logits(0)) == RowTop(row.logits(1));
     ++result.tokens;
   };
   const auto mean = [&] { return sum / static_cast<double>(result.tokens); };

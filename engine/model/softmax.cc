@@ -26,6 +26,10 @@ float RowMax(std::span<const float> x) {
   return *std::max_element(m, m + kChains);
 }
 
+size_t RowTop(std::span<const float> x) {
+  return static_cast<size_t>(std::max_element(x.begin(), x.end()) - x.begin());
+}
+
 float ExpRow(std::span<const float> x, float max, float temperature, float* out) {
   return RunExpRow({static_cast<int64_t>(x.size()), x.data(), max, temperature, out});
 }

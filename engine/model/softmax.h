@@ -4,12 +4,16 @@
 // best level that the processor has.
 #pragma once
 
+#include <cstddef>
 #include <span>
 
 namespace holdfast {
 
 // The largest of x, which is not empty and finite.
 float RowMax(std::span<const float> x);
+
+// The index of the largest of x, which is not empty; of equals the first.
+size_t RowTop(std::span<const float> x);
 
 // out[i] = ExpF((x[i] - max) / temperature); returns the row sum of out. temperature > 0. `out` has
 // x.size() numbers and may be x.

@@ -242,15 +242,15 @@ TEST_CASE("what leaves the pool first: superseded, then what was used longest ag
   CHECK(order == "tonp");
 }
 
+uint64_t SessionBytesOnDisk() {
+  RuntimeBench probe;
+  Converse(probe, "old");
+  Cool(probe);
+  return probe.runtime().stats().store.bytes;
+}
+
 TEST_CASE("what leaves the disk first, when that is full") {
-  uint64_t one = 0;  // bytes of a session on disk
-  {
-    RuntimeBench probe;
-    Converse(probe, "old");
-    Cool(probe);
-    one = probe.runtime().stats().store.bytes;
-  }
-  RuntimeBench b({.disk_bytes = 6 * one, .tend_every_ms = 0});
+  RuntimeBench b({.disk_bytes = 6 * SessionBytesOnDisk(), .tend_every_ms = 0});
   Converse(b, "pinned", Pin());
   Converse(b, "old");
   Talk gone = Converse(b, "gone");
@@ -320,14 +320,7 @@ TEST_CASE("pinned segments leave the pool last, unpinned ones first") {
 }
 
 TEST_CASE("pinned segments stay on a full disk, also after a restart") {
-  uint64_t one = 0;  // bytes of a session on disk
-  {
-    RuntimeBench probe;
-    Converse(probe, "old");
-    Cool(probe);
-    one = probe.runtime().stats().store.bytes;
-  }
-  RuntimeBench b({.disk_bytes = 6 * one, .tend_every_ms = 0});
+  RuntimeBench b({.disk_bytes = 6 * SessionBytesOnDisk(), .tend_every_ms = 0});
   const std::vector<PageKey> pinned = AddWarm(b, "pins", true);
   const std::vector<PageKey> other = AddWarm(b, "needles", false);
   b.Restart();

@@ -119,21 +119,7 @@ Result<Timeline> SessionBench::Compute(Timeline timeline, std::map<int64_t, uint
 Result<Timeline> SessionBench::Compute(Timeline timeline, const ComputeOptions& options) {
   if (timeline.pending() == 0) return timeline;
   if (options.stop && options.stop()) return Status::Cancelled("told to stop");
-  GenerateRequest request;
-  request.output_begin = timeline.size();
-  request.timeline = std::move(timeline);
-  request.observe_logits = options.on_logits;
-  if (options.on_logits) {
-    request.observes = [from = options.logits_from](int64_t index) { return index >= from; };
-  }
-  auto generation = engine_->Submit(std::move(request));
-  if (!generation.ok()) return generation.status();
-  while (auto event = (*generation)->Next(-1)) {
-    if (!event->finish) continue;
-    if (!event->finish->status.ok()) return event->finish->status;
-    return std::move(*event->finish->timeline);
-  }
-  return Status::Cancelled("no end");
+  return ComputeOn(*engine_, ComputeRequest(std::move(timeline), options));
 }
 
 std::vector<TokenId> SessionBench::Encode(std::string_view text) const {

@@ -19,14 +19,7 @@ inline std::vector<TokenId> RandomTokens(std::mt19937_64& rng, int64_t count, To
 
 // The slice [begin, end) of a chain of these tokens; `chain` reaches to the end of the last page.
 inline Variant SliceOfTokens(std::span<const TokenId> chain, int64_t begin, int64_t end) {
-  const int64_t from = begin / kPageTokens * kPageTokens;
-  const int64_t to = (end + kPageTokens - 1) / kPageTokens * kPageTokens;
-  Variant v;
-  const auto pages = chain.subspan(static_cast<size_t>(from), static_cast<size_t>(to - from));
-  v.tokens.assign(pages.begin(), pages.end());
-  v.first = static_cast<int32_t>(begin - from);
-  v.count = static_cast<int32_t>(end - begin);
-  v.position = begin;
+  Variant v = SliceOfChain(chain, PageKey{}, begin, end);
   v.left = SuffixHashes(TokenHashes(chain), begin);
   return v;
 }

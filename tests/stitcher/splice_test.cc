@@ -70,14 +70,7 @@ class SpliceRig {
     return Compute(std::move(timeline), options);
   }
   Result<Timeline> Compute(Timeline timeline, const ComputeOptions& options) {
-    GenerateRequest request;
-    request.output_begin = timeline.size();
-    request.timeline = std::move(timeline);
-    request.observe_logits = options.on_logits;
-    if (options.on_logits) {
-      request.observes = [from = options.logits_from](int64_t index) { return index >= from; };
-    }
-    Answer a = rig_.Run(std::move(request));
+    Answer a = rig_.Run(ComputeRequest(std::move(timeline), options));
     if (!a.finish.status.ok()) return a.finish.status;
     return std::move(*a.finish.timeline);
   }
@@ -101,17 +94,13 @@ class SpliceRig {
   // Tokens [begin, end) of a chain as a variant of it, and of a prompt that has them at `at`.
   FoundRun Find(const Tokens& chain, int64_t begin, int64_t end, int64_t at,
                 const std::string& tenant = "a") {
-    auto v = std::make_shared<Variant>();
-    v->fp = rig_.model().fingerprint();
-    v->position = begin;
-    v->first = static_cast<int32_t>(begin % kPageTokens);
-    v->count = static_cast<int32_t>(end - begin);
-    const int64_t home = begin - v->first, last = (end + 31) / kPageTokens * kPageTokens;
-    v->parent = RootKey(v->fp, TenantScope(tenant), Digest{});
-    for (int64_t b = 0; b < home; b += kPageTokens) {
-      v->parent = NextKey(v->parent, std::span(chain).subspan(b, kPageTokens), Digest{});
+    const Digest fp = rig_.model().fingerprint();
+    PageKey parent = RootKey(fp, TenantScope(tenant), Digest{});
+    for (int64_t b = 0; b + kPageTokens <= begin; b += kPageTokens) {
+      parent = NextKey(parent, std::span(chain).subspan(b, kPageTokens), Digest{});
     }
-    v->tokens.assign(chain.begin() + home, chain.begin() + last);
+    auto v = std::make_shared<Variant>(SliceOfChain(chain, parent, begin, end));
+    v->fp = fp;
     v->row = next_row_++;
     return {at, at + end - begin, v, 0};
   }
@@ -153,6 +142,19 @@ struct Edited {
   }
 };
 
+// The edited prompt as a request of policy fast, with the run in it and its source at hand.
+struct MovedRun {
+  MovedRun(SpliceRig& b, const Edited& e)
+      : source(b.Full(e.before, nullptr, "a")),
+        runs{e.Run(b)},
+        request(b.Request(e.after, ReusePolicy::kFast)) {
+    request.runs = runs;
+  }
+  const Timeline source;
+  const std::vector<FoundRun> runs;
+  StitchRequest request;
+};
+
 // The digests of `got` must be those of full prefill.
 void CheckSame(const Digests& got, const Digests& full) {
   REQUIRE(!got.empty());
@@ -175,11 +177,8 @@ void CheckSums(const Stitched& s) {
 TEST_CASE("a moved run is linked, used, labelled, and taints what follows it") {
   SpliceRig b;
   const Edited e;
-  const Timeline source = b.Full(e.before, nullptr, "a");
-  const std::vector<FoundRun> runs = {e.Run(b)};
-  StitchRequest request = b.Request(e.after, ReusePolicy::kFast);
-  request.runs = runs;
-  const Stitched s = b.Stitch(request);
+  const MovedRun moved(b, e);
+  const Stitched s = b.Stitch(moved.request);
   CheckSums(s);
   CHECK(s.report.from_pool == 64);
   CHECK(s.report.shifted == 268);
@@ -278,11 +277,8 @@ TEST_CASE("E3: what is linked never reads the rows that it takes the place of") 
 TEST_CASE("tainted KV never answers an exact request on the same tokens") {
   SpliceRig b;
   const Edited e;
-  const Timeline source = b.Full(e.before, nullptr, "a");
-  const std::vector<FoundRun> runs = {e.Run(b)};
-  StitchRequest request = b.Request(e.after, ReusePolicy::kFast);
-  request.runs = runs;
-  Stitched s = b.Stitch(request);
+  const MovedRun moved(b, e);
+  Stitched s = b.Stitch(moved.request);
   auto head = b.Compute(std::move(s.timeline), nullptr);
   REQUIRE(head.ok());
   const Tokens longer = Join({e.after, Text(50, 6)});
@@ -431,11 +427,8 @@ TEST_CASE("a recipe gives the same bits after everything was dropped") {
   Digests want, got;
   const Tokens longer = Join({e.after, Text(50, 6)});
   {
-    const Timeline source = b.Full(e.before, nullptr, "a");
-    const std::vector<FoundRun> runs = {e.Run(b)};
-    StitchRequest request = b.Request(e.after, ReusePolicy::kFast);
-    request.runs = runs;
-    Stitched s = b.Stitch(request);
+    const MovedRun moved(b, e);
+    Stitched s = b.Stitch(moved.request);
     recipe = *s.recipe;
     auto head = b.Compute(std::move(s.timeline), &want);
     REQUIRE(head.ok());
