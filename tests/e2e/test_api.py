@@ -108,9 +108,11 @@ class Replays(TinyServerTest):
     @classmethod
     def setUpClass(cls):
         super().setUpClass()
-        cls.server.chat([{"role": "user", "content": "one"}], session_id="s", temperature=1.0)
+        no_end = {"logit_bias": {"0": -100, "2": -100}}  # answers end where max_tokens says
+        cls.server.chat([{"role": "user", "content": "one"}], session_id="s", temperature=1.0,
+                        **no_end)
         cls.server.call("POST", "/v1/sessions/s/turns", {
-            "messages": [{"role": "user", "content": "two"}], "max_tokens": 12})
+            "messages": [{"role": "user", "content": "two"}], "max_tokens": 12, **no_end})
 
     def replay(self, body, session="s"):
         return self.server.call("POST", "/v1/sessions/%s/replay" % session, body)

@@ -45,6 +45,8 @@ class Jobs(TinyServerTest):
                 self.assertEqual(job["steps"], 40)
 
     def test_the_stream_resumes_and_ends_with_the_job(self):
+        for _ in range(10):  # so that it has not ended before it is listened to
+            self.create()
         path = self.create(mode="forced", top_k=1)
         stream = EventStream(self.server, path + "/steps", SSE)
         events = []
