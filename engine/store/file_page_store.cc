@@ -31,6 +31,7 @@ namespace {
 constexpr std::array<std::byte, kRecordAlign> kZeros{};
 constexpr uint64_t kFreeCheckBytes = 16 << 20;  // free space is asked for once per so many bytes
 constexpr size_t kRebuildBatch = 1024;          // entries that go to the index at once
+constexpr size_t kMaxForgotten = 4096;          // pages that wait for the index to let them go
 constexpr size_t kMaxNamed = 20;                // damaged pages that a check names
 constexpr int kMaxMoves = 3;                    // times that a Get follows a record being moved
 
@@ -95,9 +96,9 @@ struct FilePageStore::Impl {
   Status Recover();
   Status MakeRoomLocked(uint64_t length);
   Status CheckFreeSpace(uint64_t length);
-  Result<PagePlace> WriteRecord(const PageHeader& header,
-                                std::span<const std::span<const std::byte>> payload,
-                                RecordTag* tag);
+  Status WriteRecord(const PageHeader& header,
+                     std::span<const std::span<const std::byte>> payload, PagePlace* place,
+                     RecordTag* tag);
   Status ReadRecord(const PageHeader& expect, const CatalogEntry& entry,
                     std::span<const std::span<std::byte>> payload);
   void ForgetLocked(const PageKey& key);
@@ -112,7 +113,8 @@ struct FilePageStore::Impl {
   Status ReadSound(const IndexEntry& entry, std::vector<std::byte>* bytes, DecodedRecord* record);
   std::optional<IndexEntry> IndexedEntry(const PageKey& key);
   std::vector<PageKey> IndexedKeys();
-  Status ScanFile(const PageFiles::Usage& usage, std::vector<IndexEntry>* found);
+  Result<uint64_t> IndexFrom(const PagePlace& from);
+  Status ScanFile(const PageFiles::Usage& usage, uint64_t offset, std::vector<IndexEntry>* found);
   Status AddFound(std::vector<IndexEntry>* found, uint64_t* added);
 };
 
@@ -133,11 +135,15 @@ Result<std::unique_ptr<FilePageStore>> FilePageStore::Open(Options options) {
   HOLDFAST_ASSIGN_OR_RETURN(impl->files, PageFiles::Open({o.env, o.path, o.max_file_bytes}));
   HOLDFAST_ASSIGN_OR_RETURN(impl->index, PageIndex::Open({o.path + "/index", o.index_env}));
   HOLDFAST_RETURN_IF_ERROR(impl->Recover());
-  const bool scan = impl->index->made_empty();
-  std::unique_ptr<FilePageStore> store(new FilePageStore(std::move(impl)));
-  if (scan) HOLDFAST_RETURN_IF_ERROR(store->RebuildIndex().status());
-  store->impl_->files->RemoveDead();
-  return store;
+  // A process that died had written more than the index heard of.
+  const Status found = impl->IndexFrom(impl->index->end()).status();
+  if (impl->index->made_empty()) {
+    HOLDFAST_RETURN_IF_ERROR(found);
+  } else {
+    found.IgnoreError();  // it is the last second's pages, which a full disk may do without
+  }
+  impl->files->RemoveDead();
+  return std::unique_ptr<FilePageStore>(new FilePageStore(std::move(impl)));
 }
 
 // Takes over what the index says, less what is not there any more.
@@ -150,7 +156,7 @@ Status FilePageStore::Impl::Recover() {
       files->Retain(entry.place);
       catalog.Restore(entry);
     } else {
-      stale.deletes.push_back(entry.key);
+      stale.deletes.push_back(entry);
     }
   }));
   files->SkipNumbers(last_file);
@@ -199,9 +205,10 @@ Status FilePageStore::Impl::CheckFreeSpace(uint64_t length) {
   return Status();
 }
 
-Result<PagePlace> FilePageStore::Impl::WriteRecord(
-    const PageHeader& header, std::span<const std::span<const std::byte>> payload,
-    RecordTag* tag) {
+// `place` has a length as soon as bytes may have been written there.
+Status FilePageStore::Impl::WriteRecord(const PageHeader& header,
+                                        std::span<const std::span<const std::byte>> payload,
+                                        PagePlace* place, RecordTag* tag) {
   std::vector<LayerGroup> shapes;
   {
     std::lock_guard lock(mu);
@@ -213,12 +220,8 @@ Result<PagePlace> FilePageStore::Impl::WriteRecord(
   *tag = TagInHeader(bytes);
   const uint64_t length = LengthOf(payload);
   HOLDFAST_RETURN_IF_ERROR(CheckFreeSpace(length));
-  HOLDFAST_ASSIGN_OR_RETURN(const PagePlace place, files->Reserve(length));
-  Status status = files->Write(
-      place, RecordParts<const std::byte>(bytes, payload, kZeros));
-  if (status.ok()) return place;
-  files->Release(place, PageFiles::Space::kPunch);
-  return status;
+  HOLDFAST_ASSIGN_OR_RETURN(*place, files->Reserve(length));
+  return files->Write(*place, RecordParts<const std::byte>(bytes, payload, kZeros));
 }
 
 Status FilePageStore::Put(const PageHeader& header,
@@ -229,6 +232,9 @@ Status FilePageStore::Put(const PageHeader& header,
   {
     std::lock_guard lock(s.mu);
     if (s.catalog.Find(header.key) != nullptr) return Status();
+    if (s.forgotten.size() >= kMaxForgotten) {
+      return Status::Unavailable("page store: its index takes no changes");
+    }
     // Counted as a child before room is made, so that its own parent does not have to go for it.
     s.catalog.Begin(header.key, header.parent, 0);
     Status room = s.MakeRoomLocked(length);
@@ -239,24 +245,25 @@ Status FilePageStore::Put(const PageHeader& header,
     s.writing.emplace(number, header.key);
   }
   RecordTag tag;
-  const Result<PagePlace> place = s.WriteRecord(header, payload, &tag);
-  Status status = place.status();
+  PagePlace place;
+  Status status = s.WriteRecord(header, payload, &place, &tag);
   {
     std::lock_guard lock(s.mu);
     s.writing.erase(number);
-    if (status.ok() && s.files->Spoiled(place->file)) {
+    if (status.ok() && s.files->Spoiled(place.file)) {
       // A sync has failed since the write, perhaps with what was written.
       status = Status::Io("page store: a sync failed");
-      s.files->Release(*place, PageFiles::Space::kLeave);
     }
+    if (place.length > 0) s.catalog.Written(header.key, place, tag);
     if (status.ok()) {
-      s.catalog.Written(header.key, *place, tag);
       s.unsynced.push_back(header.key);
       ++s.stats.puts;
+    } else if (place.length > 0) {
+      s.ForgetLocked(header.key);  // a write that fails may leave all of the record
     } else {
       s.catalog.Erase(header.key);
-      if (status.code() == Code::kIo) ++s.stats.io_errors;
     }
+    if (status.code() == Code::kIo) ++s.stats.io_errors;
   }
   s.written.notify_all();
   return status;
@@ -264,17 +271,15 @@ Status FilePageStore::Put(const PageHeader& header,
 
 // ---- Sync --------------------------------------------------------------------------------------
 
-// Makes what was written durable; erases what was written to files for which that failed.
+// Makes what was written durable; forgets what was written to files for which that failed.
 Status FilePageStore::Impl::SyncFiles() {
   const Status status = files->Sync();
   if (status.ok()) return status;
   std::lock_guard lock(mu);
   ++stats.io_errors;
   std::erase_if(unsynced, [&](const PageKey& key) {
-    const PagePlace place = catalog.Find(key)->place;
-    if (!files->Spoiled(place.file)) return false;
-    catalog.Erase(key);
-    files->Release(place, PageFiles::Space::kLeave);
+    if (!files->Spoiled(catalog.Find(key)->place.file)) return false;
+    ForgetLocked(key);
     return true;
   });
   return status;
@@ -284,7 +289,7 @@ Status FilePageStore::Impl::SyncFiles() {
 // the forgotten wait for the next time.
 Status FilePageStore::Impl::ApplyForgotten(IndexBatch* batch,
                                            std::vector<IndexEntry>* forgetting) {
-  for (const IndexEntry& e : *forgetting) batch->deletes.push_back(e.key);
+  batch->deletes = *forgetting;
   if (batch->empty()) return Status();
   const Status status = index->Apply(*batch, PageIndex::Durability::kSynced);
   if (!status.ok()) {
@@ -331,11 +336,9 @@ Status FilePageStore::Impl::SyncLocked() {
   for (const PageKey& key : keys) {
     if (indexed.ok()) {
       catalog.Indexed(key);
-      continue;
+    } else {
+      ForgetLocked(key);  // the index may have it after all
     }
-    const PagePlace place = catalog.Find(key)->place;
-    catalog.Erase(key);
-    files->Release(place, PageFiles::Space::kLeave);  // the index may have it after all
   }
   return sync.ok() ? indexed : sync;
 }
@@ -551,12 +554,12 @@ void FilePageStore::Impl::SettleMoves(const std::vector<Move>& moved, Copies cop
 
 // ---- RebuildIndex ------------------------------------------------------------------------------
 
-// Finds the records of one file by their headers; whether they are sound is AddFound's to see.
-Status FilePageStore::Impl::ScanFile(const PageFiles::Usage& usage,
+// Finds the records of one file, from `offset` on, by their headers; whether they are sound is
+// AddFound's to see.
+Status FilePageStore::Impl::ScanFile(const PageFiles::Usage& usage, uint64_t offset,
                                      std::vector<IndexEntry>* found) {
   std::array<std::byte, kRecordHeaderBytes> bytes;
   const std::span<std::byte> whole(bytes);
-  uint64_t offset = 0;
   while (offset + kRecordHeaderBytes <= usage.bytes) {
     const Status read = files->Read({usage.file, offset, kRecordHeaderBytes}, {&whole, 1});
     if (read.code() == Code::kCorrupt) return Status();  // a torn tail
@@ -575,7 +578,8 @@ Status FilePageStore::Impl::ScanFile(const PageFiles::Usage& usage,
 }
 
 // Indexes the sound ones of `found` that are not known, and empties it. A record that a crash has
-// torn has its header too: an entry for it would name what is not on the disk.
+// torn has its header too: an entry for it would name what is not on the disk. So would one for
+// what a killed process had not synced: its files are synced first.
 Status FilePageStore::Impl::AddFound(std::vector<IndexEntry>* found, uint64_t* added) {
   IndexBatch batch;
   std::set<PageKey> seen;
@@ -589,9 +593,11 @@ Status FilePageStore::Impl::AddFound(std::vector<IndexEntry>* found, uint64_t* a
     if (seen.contains(e.key) || !ReadSound(e, &bytes, &record).ok()) continue;
     seen.insert(e.key);
     batch.puts.push_back(e);
+    files->MarkUnsynced(e.place.file);
   }
   found->clear();
   if (batch.empty()) return Status();
+  HOLDFAST_RETURN_IF_ERROR(SyncFiles());
   HOLDFAST_RETURN_IF_ERROR(index->Apply(batch, PageIndex::Durability::kSynced));
   std::lock_guard lock(mu);
   for (const IndexEntry& e : batch.puts) {
@@ -603,17 +609,23 @@ Status FilePageStore::Impl::AddFound(std::vector<IndexEntry>* found, uint64_t* a
   return Status();
 }
 
-Result<uint64_t> FilePageStore::RebuildIndex() {
-  Impl& s = *impl_;
-  std::lock_guard sync_lock(s.sync_mu);
+// Indexes the sound records at and behind `from` that the index does not know, with sync_mu held.
+Result<uint64_t> FilePageStore::Impl::IndexFrom(const PagePlace& from) {
   uint64_t added = 0;
   std::vector<IndexEntry> found;
-  for (const PageFiles::Usage& usage : s.files->usage()) {
-    HOLDFAST_RETURN_IF_ERROR(s.ScanFile(usage, &found));
-    if (found.size() >= kRebuildBatch) HOLDFAST_RETURN_IF_ERROR(s.AddFound(&found, &added));
+  for (const PageFiles::Usage& usage : files->usage()) {
+    if (usage.file < from.file) continue;
+    const uint64_t offset = usage.file == from.file ? from.offset : 0;
+    HOLDFAST_RETURN_IF_ERROR(ScanFile(usage, offset, &found));
+    if (found.size() >= kRebuildBatch) HOLDFAST_RETURN_IF_ERROR(AddFound(&found, &added));
   }
-  HOLDFAST_RETURN_IF_ERROR(s.AddFound(&found, &added));
+  HOLDFAST_RETURN_IF_ERROR(AddFound(&found, &added));
   return added;
+}
+
+Result<uint64_t> FilePageStore::RebuildIndex() {
+  std::lock_guard sync_lock(impl_->sync_mu);
+  return impl_->IndexFrom({});
 }
 
 // ---- CheckAll, DeleteUnless, CopyTo ------------------------------------------------------------
@@ -658,7 +670,7 @@ Result<FilePageStore::Check> FilePageStore::CheckAll(Repair repair) {
   std::vector<IndexEntry> found;
   for (const PageFiles::Usage& usage : s.files->usage()) {
     check.dead_bytes += usage.bytes - usage.live;
-    HOLDFAST_RETURN_IF_ERROR(s.ScanFile(usage, &found));
+    HOLDFAST_RETURN_IF_ERROR(s.ScanFile(usage, 0, &found));
   }
   for (const IndexEntry& e : found) {
     if (!s.IndexedEntry(e.key) && s.ReadSound(e, &bytes, &record).ok()) ++check.unindexed;

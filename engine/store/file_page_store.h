@@ -6,9 +6,11 @@
 //   Get    reads header and payloads in one call and verifies all of it
 //   Delete the index first, then a hole in the file; a file without live records is unlinked
 //
-// After a crash: entries that name what is not there are dropped, a torn tail is left behind, and a
-// lost or damaged index is rebuilt by scanning the files (deleted pages whose holes were not
-// punched yet may then come back). What cannot be read or is not what it must be is forgotten, so
+// After a crash: entries that name what is not there are dropped, records behind the last one that
+// the index names are verified and indexed, a torn tail is left behind, and a lost or damaged index
+// is rebuilt by scanning the files (deleted pages whose holes were not punched yet may then come
+// back). So a killed process loses no page that was put, a power cut at most those since the last
+// Sync. What cannot be read or is not what it must be is forgotten, so
 // that a new Put can take its place. Every fault costs a page, which is computed again.
 //
 // Evicted when over the byte limit: the least recently used (or renewed) page that no stored page
@@ -46,7 +48,7 @@ class FilePageStore : public PageStore {
   };
 
   static Result<std::unique_ptr<FilePageStore>> Open(Options options);
-  ~FilePageStore() override;  // without a Sync: what was not synced is lost
+  ~FilePageStore() override;  // without a Sync: see "After a crash"
 
   // Records of this model say from now on how their payloads are laid out, and Put checks lengths.
   void DescribeModel(const Digest& fp, std::vector<LayerGroup> groups);

@@ -134,6 +134,13 @@ Status PageFiles::Sync() {
   return first;
 }
 
+void PageFiles::MarkUnsynced(uint32_t file) {
+  std::lock_guard lock(mu_);
+  if (!slots_.contains(file)) return;
+  unsynced_.insert(file);
+  unnamed_.insert(file);
+}
+
 bool PageFiles::Spoiled(uint32_t file) const {
   std::lock_guard lock(mu_);
   const auto it = slots_.find(file);

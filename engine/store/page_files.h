@@ -47,6 +47,8 @@ class PageFiles {
   // Makes finished writes durable, new files' names first. Files for which that fails are spoiled;
   // the status is that of the first.
   Status Sync();
+  // The next Sync makes this file durable too, and its name: a process before this one wrote it.
+  void MarkUnsynced(uint32_t file);
   // Whether a sync of this file has failed.
   bool Spoiled(uint32_t file) const;
 

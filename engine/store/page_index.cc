@@ -7,6 +7,7 @@
 
 #include <cstring>
 #include <exception>
+#include <tuple>
 
 namespace holdfast {
 
@@ -15,6 +16,10 @@ namespace {
 // Value of an entry: version u8, file u32, offset u64, length u64, last use u64, tag, parent.
 constexpr uint8_t kEntryVersion = 1;
 constexpr size_t kValueBytes = 1 + 4 + 8 + 8 + 8 + 16 + 32;
+
+// The key of end(), which no page has. Its value: version u8, file u32, offset u64.
+constexpr char kEndKey[] = "end";
+constexpr size_t kEndBytes = 1 + 4 + 8;
 
 Status FromRocks(const rocksdb::Status& s, const char* what) {
   if (s.ok()) return Status();
@@ -105,6 +110,27 @@ bool DecodeEntry(const rocksdb::Slice& key, const rocksdb::Slice& value, IndexEn
   return true;
 }
 
+std::string EncodeEnd(const PagePlace& end) {
+  std::string value;
+  Append<uint8_t>(&value, kEntryVersion);
+  Append<uint32_t>(&value, end.file);
+  Append<uint64_t>(&value, end.offset);
+  return value;
+}
+
+bool DecodeEnd(const std::string& value, PagePlace* end) {
+  if (value.size() != kEndBytes || static_cast<uint8_t>(value[0]) != kEntryVersion) return false;
+  std::memcpy(&end->file, value.data() + 1, 4);
+  std::memcpy(&end->offset, value.data() + 5, 8);
+  return true;
+}
+
+// Moves `end` behind `place` where it is not.
+void Extend(const PagePlace& place, PagePlace* end) {
+  const PagePlace behind{place.file, place.offset + place.length, 0};
+  if (std::tie(behind.file, behind.offset) > std::tie(end->file, end->offset)) *end = behind;
+}
+
 }  // namespace
 
 struct PageIndex::Impl {
@@ -143,13 +169,25 @@ Result<std::unique_ptr<PageIndex>> PageIndex::Open(const Options& options) {
   HOLDFAST_RETURN_IF_ERROR(status);
   std::unique_ptr<PageIndex> index(new PageIndex(std::move(impl)));
   index->made_empty_ = !existed || replaced;
+  HOLDFAST_RETURN_IF_ERROR(index->ReadEnd());
   return index;
+}
+
+Status PageIndex::ReadEnd() {
+  return Guarded("end", [&]() -> Status {
+    std::string value;
+    const rocksdb::Status s = impl_->db->Get(rocksdb::ReadOptions(), kEndKey, &value);
+    if (s.IsNotFound()) return Status();  // new, or of before there was one: all is searched
+    if (s.ok() && !DecodeEnd(value, &end_)) return Status::Corrupt("page index: its end");
+    return FromRocks(s, "end");
+  });
 }
 
 Status PageIndex::ForEach(const std::function<void(const IndexEntry&)>& visit) {
   return Guarded("scan", [&]() -> Status {
     const std::unique_ptr<rocksdb::Iterator> it(impl_->db->NewIterator(rocksdb::ReadOptions()));
     for (it->SeekToFirst(); it->Valid(); it->Next()) {
+      if (it->key() == kEndKey) continue;
       IndexEntry entry;
       if (!DecodeEntry(it->key(), it->value(), &entry)) {
         return Status::Corrupt("page index: an entry that is not one");
@@ -164,8 +202,15 @@ Status PageIndex::Apply(const IndexBatch& batch, Durability durability) {
   return Guarded("write", [&]() -> Status {
     if (impl_->db == nullptr) HOLDFAST_RETURN_IF_ERROR(impl_->Open());
     rocksdb::WriteBatch writes;
-    for (const PageKey& key : batch.deletes) writes.Delete(KeySlice(key));
-    for (const IndexEntry& e : batch.puts) writes.Put(KeySlice(e.key), EncodeValue(e));
+    for (const IndexEntry& e : batch.deletes) {
+      writes.Delete(KeySlice(e.key));
+      Extend(e.place, &end_);
+    }
+    for (const IndexEntry& e : batch.puts) {
+      writes.Put(KeySlice(e.key), EncodeValue(e));
+      Extend(e.place, &end_);
+    }
+    writes.Put(kEndKey, EncodeEnd(end_));
     rocksdb::WriteOptions options;
     options.sync = durability == Durability::kSynced;
     const rocksdb::Status s = impl_->db->Write(options, &writes);

@@ -39,7 +39,7 @@ struct IndexEntry {
 
 struct IndexBatch {
   std::vector<IndexEntry> puts;  // after the deletes
-  std::vector<PageKey> deletes;
+  std::vector<IndexEntry> deletes;
   bool empty() const { return puts.empty() && deletes.empty(); }
 };
 
@@ -56,6 +56,10 @@ class PageIndex {
 
   bool made_empty() const { return made_empty_; }
 
+  // An empty place behind the last one of all that was ever put or deleted: what lies from there on
+  // in the page files this index has never heard of.
+  const PagePlace& end() const { return end_; }
+
   // kCorrupt: an entry cannot be read.
   Status ForEach(const std::function<void(const IndexEntry&)>& visit);
 
@@ -66,8 +70,10 @@ class PageIndex {
  private:
   struct Impl;
   explicit PageIndex(std::unique_ptr<Impl> impl);
+  Status ReadEnd();
   std::unique_ptr<Impl> impl_;
   bool made_empty_ = false;
+  PagePlace end_;
 };
 
 }  // namespace holdfast

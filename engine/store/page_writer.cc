@@ -53,6 +53,9 @@ struct PageWriter::Impl {
     first_failure.IgnoreError();
     first_failure = Status();
   }
+  void RestLocked(std::chrono::nanoseconds took) {
+    rest_until = std::max(rest_until, Clock::now() + options.rest * took);
+  }
   Status WritePage(const SealedPage& page);
   bool HurryLocked() const {
     return stopping || flushing > 0 || queue.size() * kHurryPart >= options.queue_capacity;
@@ -181,10 +184,13 @@ Status PageWriter::Impl::Sync(std::unique_lock<std::mutex>* lock) {
   syncing = true;
   dirty = false;
   lock->unlock();
+  const std::chrono::nanoseconds before = ThreadCpuTime();
   Status status = store->Sync();
+  const std::chrono::nanoseconds took = ThreadCpuTime() - before;
   lock->lock();
   syncing = false;
   last_sync = Clock::now();
+  RestLocked(took);
   ++(status.ok() ? stats.syncs : stats.failed_syncs);
   NoteFailureLocked(status);
   ended.notify_all();
@@ -203,7 +209,7 @@ void PageWriter::Impl::WriteNext(std::unique_lock<std::mutex>* lock) {
   const std::chrono::nanoseconds took = ThreadCpuTime() - before;
   lock->lock();
   in_flight.erase(number);
-  rest_until = Clock::now() + options.rest * took;
+  RestLocked(took);
   ++(status.ok() ? stats.written : stats.failed);
   if (status.ok()) dirty = true;
   NoteFailureLocked(status);

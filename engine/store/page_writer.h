@@ -9,9 +9,9 @@
 // up: nothing here ever degrades a turn.
 //
 // While few pages wait and nobody for them, they are written one at a time, with a rest after each
-// (Options::rest): whoever decodes beside it loses a few percent of the cores, at every token the
-// same. Where a quarter of the queue is full, or somebody flushes, both threads write without a
-// pause.
+// and after a sync (Options::rest): whoever decodes beside it loses a few percent of the cores, at
+// every token the same. Where a quarter of the queue is full, or somebody flushes, both threads
+// write without a pause.
 //
 // Thread-safe. Destroying the writer writes and syncs what is queued; nothing may be offered to it
 // from then on, and pool and store must outlive it.
@@ -44,7 +44,7 @@ class PageWriter {
     std::vector<LayerGroup> groups;  // the pool's
     size_t queue_capacity = 256;     // pages, each of which keeps its lease meanwhile
     int threads = 2;
-    int rest = 64;                   // after a page, in times of what writing it took of a core
+    int rest = 64;                   // after a page or a sync, in times of what it took of a core
     std::chrono::milliseconds sync_interval{1000};
     // Called by one of the threads when there is nothing to write, at most once per sync_interval:
     // the place for a step of compaction. May be empty.
