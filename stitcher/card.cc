@@ -26,6 +26,26 @@ const char* CardKindName(CardKind kind) {
   return kind == CardKind::kInContext ? "in_context" : "isolated";
 }
 
+ModelCard OpenCard(const Digest& model, CardKl kl) {
+  ModelCard card;
+  card.model = model;
+  card.name = "allows everything";
+  card.kv_type = "f16";
+  card.max_context = 1'000'000'000;
+  card.min_tokens = 1;
+  card.max_runs = 1 << 16;
+  for (const CardKind kind : {CardKind::kInContext, CardKind::kIsolated}) {
+    for (const CardSetting& s :
+         {CardSetting{32, 0}, {128, 0}, {32, 20}, {128, 20}, {128, 40}}) {
+      card.cells.push_back({.kind = kind,
+                            .runs = static_cast<int>(kCardRuns.size()) - 1,
+                            .setting = s,
+                            .kl = kl});
+    }
+  }
+  return card;
+}
+
 std::optional<CardKl> ExpectedKl(const ModelCard& card, const CardChoice& choice) {
   if (!Covers(card, choice)) return std::nullopt;
   std::optional<CardSetting> setting;

@@ -77,6 +77,13 @@ struct ModelCard {
   std::vector<CardCell> cells;
 };
 
+// Cells with fewer contexts than this are not used.
+inline constexpr int kCardMinContexts = 4;
+
+// A card by which every plan is allowed, measured by nobody: for benchmarks of speed, and for
+// tests. Every cell says `kl`.
+ModelCard OpenCard(const Digest& model, CardKl kl = {.contexts = kCardMinContexts});
+
 // What a plan would do with the runs of one kind. A prompt with runs of both kinds asks for each
 // with the number of all runs and takes the worse answer.
 struct CardChoice {
@@ -88,9 +95,6 @@ struct CardChoice {
   int generation = 1;      // 1: the runs' own KV rests on no reuse
   CardSetting setting;
 };
-
-// Cells with fewer contexts than this are not used.
-inline constexpr int kCardMinContexts = 4;
 
 // nullopt: outside what the card measured. Rules, in this order: the choice is within the card's
 // limits; of the settings that recompute no more than the choice's, in link and in windows alike,

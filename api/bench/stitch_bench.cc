@@ -229,25 +229,6 @@ Status MeasureOurs(const StitchOptions& options, Runtime& runtime, Prompt* befor
 
 }  // namespace
 
-ModelCard OpenCard(const Digest& model) {
-  ModelCard card;
-  card.model = model;
-  card.name = "allows everything";
-  card.max_context = int64_t{1} << 30;
-  card.min_tokens = 1;
-  card.max_runs = 1 << 16;
-  for (const CardKind kind : {CardKind::kInContext, CardKind::kIsolated}) {
-    for (const CardSetting& s :
-         {CardSetting{32, 0}, {128, 0}, {32, 20}, {128, 20}, {128, 40}}) {
-      card.cells.push_back({.kind = kind,
-                            .runs = static_cast<int>(kCardRuns.size()) - 1,
-                            .setting = s,
-                            .kl = {.contexts = kCardMinContexts}});
-    }
-  }
-  return card;
-}
-
 Result<StitchFigures> MeasureStitch(const StitchOptions& options) {
   StitchFigures figures;
   Prompt before;

@@ -17,9 +17,6 @@
 
 namespace holdfast {
 
-// A card of this model by which every plan is allowed; measured by nobody.
-ModelCard OpenCard(const Digest& model);
-
 enum class HistoryEdit : uint8_t {
   kInsert,   // a call and its output come in before all others
   kSwap,     // two outputs change places

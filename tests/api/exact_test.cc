@@ -8,9 +8,9 @@
 #include <cstring>
 #include <thread>
 
-#include "api/bench/stitch_bench.h"
 #include "api/segments.h"
 #include "engine/store/file_page_store.h"
+#include "stitcher/card.h"
 #include "tests/api/runtime_bench.h"
 
 namespace holdfast {

@@ -47,18 +47,8 @@ void RuntimeBench::Open() {
 }
 
 void RuntimeBench::GiveCard() {
-  ModelCard card;
-  card.model = runtime_->engine().model().fingerprint();
-  card.name = "tiny";
-  card.kv_type = "f16";
-  card.max_context = 10'000;
-  card.min_tokens = 64;
-  card.max_runs = 10;
-  for (CardKind kind : {CardKind::kInContext, CardKind::kIsolated}) {
-    for (CardSetting s : {CardSetting{32, 0}, {128, 0}, {32, 20}, {128, 20}, {128, 40}}) {
-      card.cells.push_back({kind, 0, 3, 0, s, {.mean = 0.01, .bound = 0.02, .contexts = 8}});
-    }
-  }
+  const ModelCard card = OpenCard(runtime_->engine().model().fingerprint(),
+                                  {.mean = 0.01, .bound = 0.02, .contexts = 8});
   const auto saved = SaveCard(runtime_->data_path(), card);
   REQUIRE_MESSAGE(saved.ok(), saved.status().ToString());
   Restart();

@@ -6,9 +6,9 @@
 
 #include <algorithm>
 
-#include "api/bench/stitch_bench.h"
 #include "api/openai_chat.h"
 #include "api/upkeep.h"
+#include "stitcher/card.h"
 #include "stitcher/isolated.h"
 #include "tests/api/runtime_bench.h"
 

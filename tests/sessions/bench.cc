@@ -84,7 +84,9 @@ void SessionBench::Open() {
                                          engine_->model().fingerprint());
   stitcher_->SetCompute([this](Timeline t, const ComputeOptions& options) {
     if (while_computing) while_computing();
-    return Compute(std::move(t), options);
+    auto computed = Compute(std::move(t), options);
+    if (when_computed) when_computed();
+    return computed;
   });
   KeeperOptions k;
   k.find_runs = options_.find_runs;

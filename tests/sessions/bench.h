@@ -41,6 +41,7 @@ class SessionBench {
   Result<Timeline> Compute(Timeline timeline, const ComputeOptions& options);
   int64_t now_ms = 1'000'000;  // the keeper's clock
   std::function<void()> while_computing;  // called as the stitcher's computing begins; or null
+  std::function<void()> when_computed;    // the same as it has ended
 
   // A turn that is answered with `answer` and the template's end token. Empty on error.
   std::unique_ptr<Turn> Begin(const TurnRequest& request);

@@ -21,15 +21,6 @@ std::string Words(int n, uint32_t seed) {
   return out;
 }
 
-std::shared_ptr<const ModelCard> AnyCard() {
-  auto card = std::make_shared<ModelCard>();
-  card->max_context = 10000;
-  card->max_runs = 10;
-  card->cells.push_back({CardKind::kInContext, 0, 2, 0, {32, 0},
-                         {.mean = 0.01, .bound = 0.02, .contexts = 8}});
-  return card;
-}
-
 // A session that had a long message in it, and then not any more.
 struct Scene {
   std::vector<TokenId> chain;  // of the first turn
@@ -40,7 +31,11 @@ struct Scene {
   Digests digests;  // of the turn last run
   TurnStart start;  // its
 
-  explicit Scene(int n = 150) : words(n) { b.stitcher().SetCard(AnyCard()); }
+  explicit Scene(int n = 150) : words(n) { SetCard(); }
+  void SetCard() {
+    b.stitcher().SetCard(std::make_shared<const ModelCard>(
+        OpenCard(b.engine().model().fingerprint(), {.mean = 0.01, .bound = 0.02, .contexts = 8})));
+  }
 
   // A turn, computed, and answered with a fixed text.
   void Run(Messages& messages, ReusePolicy policy, const std::string& session = "chat") {
@@ -137,7 +132,7 @@ TEST_CASE("a tainted head: its policy goes on with it, exact turns never see it"
   }
   SUBCASE("exact, in another session, after a restart") {
     s.b.Restart();
-    s.b.stitcher().SetCard(AnyCard());
+    s.SetCard();
     s.Run(s.edited, ReusePolicy::kExact, "elsewhere");
     CHECK(s.SameAs(full));
   }
@@ -152,7 +147,7 @@ TEST_CASE("after a restart, and with all pages gone, a tainted head has the same
     s.edited.push_back(User("and then?"));
     if (how > 0) {
       s.b.Restart();
-      s.b.stitcher().SetCard(AnyCard());
+      s.SetCard();
     }
     if (how == 2) {  // what the heads left in the store goes
       PageKey key = RootKey(s.b.engine().model().fingerprint(), TenantScope("ann"), Digest{});
@@ -220,6 +215,29 @@ TEST_CASE("harden leaves the head to turns: one that comes is not turned away") 
   CHECK(s.b.keeper().stats().hardened == 1);
 }
 
+TEST_CASE("harden begins anew where the head has moved meanwhile") {
+  Scene s;
+  s.Run(s.first, ReusePolicy::kExact);
+  s.Run(s.edited, ReusePolicy::kFast);
+  const std::string branch = s.start.branch;
+  REQUIRE(s.b.keeper().Harden("ann", "chat", branch).value());
+  s.edited.push_back(User("and then?"));
+  bool moved = false;
+  s.b.when_computed = [&] {
+    if (std::exchange(moved, true)) return;
+    s.Run(s.edited, ReusePolicy::kFast);
+  };
+  s.b.keeper().Tend();
+  REQUIRE(moved);
+  CHECK(s.b.keeper().stats().hardened == 0);
+  CHECK_FALSE(s.Map(branch).hardened);
+  CHECK(TotalsOf(s.Map(branch).spans).approximate > 0);
+  s.b.when_computed = {};
+  s.b.keeper().Tend();
+  CHECK(s.b.keeper().stats().hardened == 1);
+  CHECK(s.Map(branch).hardened);
+}
+
 TEST_CASE("verify: the answer is measured when no turn runs, and all are told") {
   Scene s(300);
   s.Run(s.first, ReusePolicy::kExact);
@@ -251,7 +269,7 @@ TEST_CASE("verify: the answer is measured when no turn runs, and all are told") 
   CHECK(keeper.stats().verified == 1);  // once
   // It stays, and the head goes on as it was.
   s.b.Restart();
-  s.b.stitcher().SetCard(AnyCard());
+  s.SetCard();
   CHECK(s.Map(branch).measured == map.measured);
   CHECK(TotalsOf(s.Map(branch).spans).shifted > 120);
 }

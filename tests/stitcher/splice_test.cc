@@ -33,25 +33,13 @@ Tokens Join(std::initializer_list<Tokens> parts) {
   return out;
 }
 
-std::shared_ptr<const ModelCard> AnyCard() {
-  auto card = std::make_shared<ModelCard>();
-  card->max_context = 10000;
-  card->min_tokens = 1;
-  card->max_runs = 10;
-  for (CardKind kind : {CardKind::kInContext, CardKind::kIsolated}) {
-    for (CardSetting s : {CardSetting{32, 0}, {128, 0}, {32, 20}, {128, 20}, {128, 40}}) {
-      card->cells.push_back({kind, 0, 2, 0, s, {.mean = 0.01, .bound = 0.02, .contexts = 8}});
-    }
-  }
-  return card;
-}
-
 // A stitcher over a tiny model with pages in the pool and in a store in memory.
 class SpliceRig {
  public:
   SpliceRig() : store_(MakeMemoryPageStore(0)) {
     stitcher_ = std::make_unique<Stitcher>(&rig_.pool(), store_.get(), rig_.model().fingerprint());
-    stitcher_->SetCard(AnyCard());
+    stitcher_->SetCard(std::make_shared<const ModelCard>(
+        OpenCard(rig_.model().fingerprint(), {.mean = 0.01, .bound = 0.02, .contexts = 8})));
     stitcher_->SetCompute([this](Timeline t, const ComputeOptions& options) -> Result<Timeline> {
       if (options.stop && options.stop()) return Status::Cancelled("told to stop");
       return Compute(std::move(t), options);
