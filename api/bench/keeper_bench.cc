@@ -20,6 +20,7 @@ constexpr int kForkSessions = 10, kForksOfSession = 20;  // durable ones
 constexpr int64_t kTurnsOfConversation = 10;
 constexpr int64_t kMessageTokens = 190, kAnswerTokens = 32;  // of a turn of MeasureWritten
 constexpr std::chrono::seconds kCheckpointWait{8};
+constexpr std::chrono::milliseconds kToolPause{100};  // in which the database makes its checkpoint
 
 // A Runtime in a folder of its own.
 struct Place {
@@ -150,7 +151,10 @@ Result<CommitFigures> MeasureCommit(const EngineOptions& engine, int64_t turns) 
   CommitFigures figures;
   std::vector<ChatMessage> messages;
   for (int64_t i = 0; i < turns; ++i) {
-    if (i % kTurnsOfConversation == 0) messages.clear();
+    if (i % kTurnsOfConversation == 0) {
+      messages.clear();
+      std::this_thread::sleep_for(kToolPause);
+    }
     const std::string n = std::to_string(i);
     messages.push_back(BenchMessage("user", "Step " + n + " went well. What is step " + n + "?"));
     const std::string session = "commit-" + std::to_string(i / kTurnsOfConversation);
