@@ -315,12 +315,13 @@ Result<Json> BenchManySessions(BenchRun& run, const BenchName& name) {
              .most = 2},
             &result);
   AddFigure({.what = "loading the model", .value = Median(figures.empty_s), .unit = "s"}, &result);
-  AddFigure({.what = "a page of the list, p99", .value = Percentile(figures.list_ms, 99),
-             .unit = "ms", .most = 10},
-            &result);
-  AddFigure({.what = "a session and its items, p99", .value = Percentile(figures.open_ms, 99),
-             .unit = "ms", .most = 10},
-            &result);
+  const auto add = [&result](const std::string& what, const std::vector<double>& ms) {
+    AddFigure({.what = what + ", p50", .value = Median(ms), .unit = "ms", .most = 10}, &result);
+    AddFigure({.what = what + ", p99", .value = Percentile(ms, 99), .unit = "ms", .most = 10},
+              &result);
+  };
+  add("a page of the list", figures.list_ms);
+  add("a session and its items", figures.open_ms);
   AddFigure({.what = "turns in it", .value = static_cast<double>(figures.turns), .unit = ""},
             &result);
   AddFigure({.what = "pages in it", .value = static_cast<double>(figures.pages), .unit = ""},
