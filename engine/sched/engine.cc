@@ -28,7 +28,8 @@ Result<std::unique_ptr<Engine>> Engine::Open(const EngineOptions& options) {
   }
   auto impl = std::make_unique<Impl>();
   HOLDFAST_ASSIGN_OR_RETURN(impl->backend, MakeCpuBackend(options.cpu));
-  impl->numerics = ComputeNumericsDigest(*impl->backend);
+  impl->numerics =
+      options.numerics != nullptr ? *options.numerics : ComputeNumericsDigest(*impl->backend);
   const LoadOptions load{.kv_type = options.kv_type,
                          .threads = options.cpu.threads,
                          .progress = options.progress,

@@ -11,6 +11,7 @@
 #include <doctest/doctest.h>
 
 #include <algorithm>
+#include <cstdio>
 #include <cstdlib>
 #include <cstring>
 #include <map>
@@ -25,6 +26,7 @@ namespace holdfast {
 namespace {
 
 constexpr size_t kMaxSessions = 6, kMaxBranches = 6, kMaxOpenTurns = 3, kMaxTokens = 500;
+constexpr int kStepsPerLine = 20'000;  // of progress
 constexpr char kAnn[] = "ann", kKey[] = "the walk's bundle key";
 
 using Tokens = std::vector<TokenId>;
@@ -86,6 +88,9 @@ class Walk {
       if (step_ % 64 == 63) CheckAll();
       if (step_ % 2000 == 1999) {
         Expect(bench_.keeper().CheckLog()->damaged() == 0, "the log is damaged");
+      }
+      if (step_ % kStepsPerLine == kStepsPerLine - 1) {
+        std::printf("  %d of %d steps\n", step_ + 1, steps);
       }
     }
     CheckAll();
@@ -532,6 +537,7 @@ uint64_t Setting(const char* name, uint64_t otherwise) {
 TEST_CASE("a random walk agrees with lists of tokens") {
   const uint64_t seed = Setting("HOLDFAST_SEED", std::random_device{}());
   const uint64_t steps = Setting("HOLDFAST_STEPS", 3000);
+  std::setvbuf(stdout, nullptr, _IOLBF, 0);
   MESSAGE("seed ", seed, ", ", steps, " steps");
   Walk(seed).Go(static_cast<int>(steps));
 }

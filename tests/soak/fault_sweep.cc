@@ -1,4 +1,4 @@
-// fault_sweep [--every N] [--seed S]: lets the n-th file operation of a whole life fail.
+// fault_sweep [--every N] [--seed S] [--skip L]: lets the n-th file operation of a whole life fail.
 //
 // A life: a data folder is made, and one client of load.h does every kind of step on it, alone.
 // For every n (or every N-th, from a random one on) and each fault the life is lived again with
@@ -8,15 +8,22 @@
 //   - with the disk well again, what was acknowledged is there and fsck is clean, in this process
 //     and in the next one; the branch of the step that failed is as before it or as after it
 //   - the life goes on to its end with the tokens of one that nothing disturbed
-// Exit 0: all held. A hang ends with SIGALRM.
+// Exit 0: all held. --skip leaves out the first L lives, which an earlier run of the same seed has
+// lived. A life that hangs ends the process, with a core.
 
 #include <unistd.h>
 
+#include <algorithm>
 #include <atomic>
+#include <chrono>
+#include <condition_variable>
 #include <cstdio>
+#include <cstdlib>
 #include <cstring>
 #include <filesystem>
+#include <mutex>
 #include <random>
+#include <thread>
 
 #include "tests/engine/base/hook_env.h"
 #include "tests/engine/store/fault_index_env.h"
@@ -30,7 +37,8 @@ using testing::DiskEvent;
 using testing::DiskFault;
 
 constexpr int kClient = 1;
-constexpr unsigned kHangSeconds = 120;  // of one life, which takes a fraction of a second
+constexpr int kHangSeconds = 120;        // of one life, which takes a fraction of a second
+constexpr uint64_t kLivesPerLine = 250;  // of progress
 const std::vector<StepKind> kLife = {
     StepKind::kTurn,   StepKind::kTurn, StepKind::kFork,    StepKind::kTurn,   StepKind::kSnapshot,
     StepKind::kEvict,  StepKind::kTurn, StepKind::kExport,  StepKind::kRewind, StepKind::kTurn,
@@ -46,6 +54,35 @@ constexpr Kind kKinds[] = {{"EIO", DiskFault::kIo, Repeat::kOnce},
                            {"ENOSPC", DiskFault::kNoSpace, Repeat::kOnce},
                            {"short", DiskFault::kShort, Repeat::kOnce},
                            {"EIO from then on", DiskFault::kIo, Repeat::kFromThenOn}};
+
+// Ends the process when a life takes kHangSeconds in which the process may run: a second in which it
+// is stopped, for however long, counts as one.
+class HangWatch {
+ public:
+  HangWatch() : thread_([this](std::stop_token stop) { Run(stop); }) {}
+  void NewLife(const std::string& about) {
+    std::lock_guard lock(mu_);
+    about_ = about;
+    seconds_ = 0;
+  }
+
+ private:
+  void Run(std::stop_token stop) {
+    std::unique_lock lock(mu_);
+    while (!stop.stop_requested()) {
+      changed_.wait_for(lock, stop, std::chrono::seconds(1), [] { return false; });
+      if (++seconds_ < kHangSeconds) continue;
+      std::fprintf(stderr, "campaign: %s: the life hangs\n", about_.c_str());
+      std::abort();
+    }
+  }
+
+  std::mutex mu_;
+  std::string about_;
+  int seconds_ = 0;
+  std::condition_variable_any changed_;
+  std::jthread thread_;
+};
 
 class FailingDisk : public testing::DiskHook {
  public:
@@ -70,7 +107,11 @@ class FailingDisk : public testing::DiskHook {
 
 class Sweep {
  public:
-  Sweep(uint64_t seed, uint64_t every) : seed_(seed), every_(every), random_(seed) {
+  struct Options {
+    uint64_t seed = 0, every = 60, skip = 0;
+  };
+  explicit Sweep(const Options& options)
+      : seed_(options.seed), every_(options.every), skip_(options.skip), random_(seed_) {
     folder_ = (std::filesystem::temp_directory_path() / "fault-sweep-XXXXXX").string();
     if (mkdtemp(folder_.data()) == nullptr) Fail("no temporary folder");
     model_ = Load::WriteModel(folder_);
@@ -84,7 +125,11 @@ class Sweep {
     const uint64_t operations = Live(0, kKinds[0]);
     learning_ = false;
     for (const Kind& kind : kKinds) {
-      for (uint64_t n = 1 + random_() % every_; n <= operations; n += every_) Live(n, kind);
+      for (uint64_t n = 1 + random_() % every_; n <= operations; n += every_) {
+        if (++turn_ <= skip_) continue;
+        Live(n, kind);
+        if (turn_ % kLivesPerLine == 0) Progress(operations);
+      }
     }
     std::filesystem::remove_all(folder_);
     std::printf("fault_sweep: %llu lives of about %llu file operations, %llu faults; %llu openings "
@@ -102,8 +147,8 @@ class Sweep {
   // One life with the n-th operation failing (0: none). Returns the operations until its first
   // failure, or its end.
   uint64_t Live(uint64_t n, const Kind& kind) {
-    alarm(kHangSeconds);
     where_ = std::string(kind.name) + " at operation " + std::to_string(n);
+    hang_.NewLife(where_);
     ++lives_;
     const std::string data = folder_ + "/data";
     Load load("fault-sweep", seed_, kLife);
@@ -144,7 +189,6 @@ class Sweep {
     }
     runtime->reset();
     std::filesystem::remove_all(data);
-    alarm(0);
     return operations;
   }
 
@@ -181,13 +225,23 @@ class Sweep {
     }
   }
 
+  void Progress(uint64_t operations) const {
+    std::printf("  %llu of about %llu lives; now %s; %llu openings and %llu steps failed\n",
+                static_cast<unsigned long long>(turn_),
+                static_cast<unsigned long long>(std::size(kKinds) * (operations / every_)),
+                where_.c_str(), static_cast<unsigned long long>(failed_opens_),
+                static_cast<unsigned long long>(failed_steps_));
+  }
+
   [[noreturn]] void FailHere(const std::string& why) { Fail(where_ + ": " + why); }
 
-  const uint64_t seed_, every_;
+  const uint64_t seed_, every_, skip_;
+  HangWatch hang_;
   std::mt19937_64 random_;
   std::string folder_, model_, where_, why_;
   std::vector<Ack> expected_;  // by step
   bool learning_ = false;
+  uint64_t turn_ = 0;  // of lives, those that were skipped too
   uint64_t lives_ = 0, faults_ = 0, failed_opens_ = 0, failed_steps_ = 0;
 };
 
@@ -196,16 +250,18 @@ class Sweep {
 
 int main(int argc, char** argv) {
   std::setvbuf(stdout, nullptr, _IOLBF, 0);
-  uint64_t every = 60, seed = std::random_device{}();
+  holdfast::soak::Sweep::Options options{.seed = std::random_device{}()};
   for (int i = 1; i < argc; i += 2) {
-    if (i + 1 < argc && std::strcmp(argv[i], "--every") == 0) {
-      every = std::max<uint64_t>(1, std::strtoull(argv[i + 1], nullptr, 10));
-    } else if (i + 1 < argc && std::strcmp(argv[i], "--seed") == 0) {
-      seed = std::strtoull(argv[i + 1], nullptr, 10);
-    } else {
-      std::fprintf(stderr, "usage: fault_sweep [--every N] [--seed S]\n");
+    uint64_t* const to = std::strcmp(argv[i], "--every") == 0  ? &options.every
+                         : std::strcmp(argv[i], "--seed") == 0 ? &options.seed
+                         : std::strcmp(argv[i], "--skip") == 0 ? &options.skip
+                                                               : nullptr;
+    if (to == nullptr || i + 1 == argc) {
+      std::fprintf(stderr, "usage: fault_sweep [--every N] [--seed S] [--skip L]\n");
       return 2;
     }
+    *to = std::strtoull(argv[i + 1], nullptr, 10);
   }
-  return holdfast::soak::Sweep(seed, every).Main();
+  options.every = std::max<uint64_t>(1, options.every);
+  return holdfast::soak::Sweep(options).Main();
 }
