@@ -190,7 +190,7 @@ void CutBlocks(const AttendArgs& args, int64_t work, int64_t tasks_wanted, Impl&
 
 // Scratch of one thread for blocks of up to `rows` query rows, in the order of AttendBlock.
 struct ThreadLayout {
-  int64_t turned, seam, k32, v32, states, total;
+  int64_t turned, seam, k32, v32, cut, states, total;
 
   ThreadLayout(int64_t rows, const LayerGroup& group) {
     int64_t at = 0;
@@ -203,6 +203,7 @@ struct ThreadLayout {
     seam = take(TurnedFloats(kMaxBlockRows, group.k_dim));
     k32 = take(int64_t{kAttendTile} * group.k_dim + 16);
     v32 = take(int64_t{kAttendTile} * group.v_dim);
+    cut = take(rows * kAttendTile);
     states = take(2 * RoundUp16(StateFloats(rows, group.v_dim)));
     total = at;
   }
@@ -266,6 +267,8 @@ Task::Task(const AttendArgs& args, const AttendKernels& kernels, const TaskPlan&
   block_.seam = scratch + layout.seam;
   block_.k32 = scratch + layout.k32;
   block_.v32 = scratch + layout.v32;
+  block_.cut = reinterpret_cast<CutScores*>(scratch + layout.cut);
+  for (int64_t r = 0; r < rows; ++r) block_.cut[r].k = nullptr;
   float* states = scratch + layout.states;
   total_ = StatesAt(states, rows, group_.v_dim);
   fresh_ = StatesAt(states + RoundUp16(StateFloats(rows, group_.v_dim)), rows, group_.v_dim);

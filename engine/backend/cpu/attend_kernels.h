@@ -395,12 +395,11 @@ static inline RowSpan MakeRowSpan(const AttendBlock& block, const KvTile& tile, 
 
 // (a) Scores: s[r][lane].
 
-// `columns` tokens (a multiple of 16) of K [k_dim][32] for up to V::kMaxRows rows of turned
-// queries, whose chunks of 64 dims lie `chunk_stride` apart.
+// A page's K [k_dim][32] for up to V::kMaxRows rows of turned queries, whose chunks of 64 dims lie
+// `chunk_stride` apart.
 struct ScoreArgs {
   const void* k;
   KvType type;
-  int columns;
   int64_t ahead;
   const float* turned;
   int64_t chunk_stride;
@@ -461,20 +460,21 @@ CodeProductFn CodeProductFor(int rows, std::integer_sequence<int, R...>) {
 template <class V>
 void ScoreCodes(const AttendBlock& block, ScoreArgs args, int rows, float* s) {
   constexpr int kWide = V::kCols * V::kWidth;
+  int left = kHalf;
   const auto step = [&](CodeProductFn fn, int columns) {
     fn(block, args, s);
     args.k = static_cast<const std::byte*>(args.k) + columns * 4;
-    args.columns -= columns;
+    left -= columns;
     s += columns;
   };
   if (rows <= V::kCodeRows) {
     const std::make_integer_sequence<int, V::kCodeRows> most;
     const CodeProductFn wide = CodeProductFor<V, V::kCols>(rows, most);
-    while (args.columns >= kWide) step(wide, kWide);
+    while (left >= kWide) step(wide, kWide);
   }
   const std::make_integer_sequence<int, V::kMaxRows> most;
   const CodeProductFn narrow = CodeProductFor<V, 1>(rows, most);
-  while (args.columns > 0) step(narrow, V::kWidth);
+  while (left > 0) step(narrow, V::kWidth);
 }
 
 template <class V>
@@ -489,7 +489,7 @@ void ScoreColumns(const AttendBlock& block, const ScoreArgs& args, int rows, flo
     const int count = block.k_dim - d < kAttendTile ? block.k_dim - d : kAttendTile;
     MultiplyInto<V>({turned, static_cast<const std::byte*>(args.k) + d * row_bytes, kHalf, count, s,
                      kAttendTile, args.ahead, d == 0 ? Sum::kFromZero : Sum::kGoOn},
-                    args.type, rows, args.columns);
+                    args.type, rows, kHalf);
     turned += args.chunk_stride;
   }
 }
@@ -504,7 +504,7 @@ void ScoreSeam(const AttendBlock& block, const TileView& view, int h, const RowS
     const KvPiece& piece = view.tile->piece[p];
     if (p == half.first || piece.shift != view.tile->piece[p - 1].shift) {
       TurnRows<V>(block, piece.shift, span.from, span.from + span.rows, block.seam);
-      ScoreColumns<V>(block, {half.k, half.type, kHalf, half.ahead, block.seam,
+      ScoreColumns<V>(block, {half.k, half.type, half.ahead, block.seam,
                               int64_t{span.rows} * kAttendTile},
                       span.rows, part);
     }
@@ -518,26 +518,29 @@ void ScoreSeam(const AttendBlock& block, const TileView& view, int h, const RowS
   }
 }
 
-// Scores each piece's tokens where they lie, straight into its lanes: what vectors leave beyond
-// them (and read, as in PackKHalf) the next piece replaces. Only at the row's end are lanes moved.
+// Scores page by page where the tokens lie: a page that the tile holds to its end straight into its
+// lanes (what that leaves beyond the piece, the next piece replaces), one that the tile's edge cuts
+// once for both tiles. So a run at any offset costs as many products as one that begins a page.
 template <class V>
 void ScoreApart(AttendBlock& block, const TileView& view, const RowSpan& span, float* s) {
-  const int64_t k_bytes =
-      block.k_type == KvType::kI8 ? 4 : static_cast<int64_t>(KvTypeBytes(block.k_type));
-  alignas(64) float part[V::kMaxRows * kAttendTile];
+  CutScores* cut = block.cut + span.from;
   for (int p = 0; p < view.tile->pieces; ++p) {
     const KvPiece& piece = view.tile->piece[p];
     if (piece.lane >= span.last || piece.lane + piece.count <= span.first) continue;
-    const int columns = (piece.count + 15) / 16 * 16;
-    const bool fits = piece.lane + columns <= kAttendTile;
-    const float* turned = Turned<V>(block, piece.shift) + span.from * RowFloats(block);
-    ScoreColumns<V>(block, {piece.k + piece.slot * k_bytes, block.k_type, columns,
-                            AheadOf(*view.tile, view.next, p), turned,
-                            int64_t{block.rows()} * kAttendTile},
-                    span.rows, fits ? s + piece.lane : part);
-    for (int at = 0; !fits && at < span.rows * kAttendTile; at += kAttendTile) {
+    const bool whole = piece.slot == 0 && piece.lane + kHalf <= kAttendTile;
+    if (whole || cut->k != piece.k || cut->shift != piece.shift) {
+      const float* turned = Turned<V>(block, piece.shift) + span.from * RowFloats(block);
+      ScoreColumns<V>(block, {piece.k, block.k_type, AheadOf(*view.tile, view.next, p), turned,
+                              int64_t{block.rows()} * kAttendTile},
+                      span.rows, whole ? s + piece.lane : cut->score);
+    }
+    if (whole) continue;
+    cut->k = piece.k;
+    cut->shift = piece.shift;
+    for (int r = 0; r < span.rows; ++r) {
+      const float* from = cut[r].score + piece.slot;
       for (int j = 0; j < piece.count; j += V::kWidth) {
-        V::StoreFirst(s + at + piece.lane + j, V::Load(part + at + j), piece.count - j);
+        V::StoreFirst(s + r * kAttendTile + piece.lane + j, V::Load(from + j), piece.count - j);
       }
     }
   }
@@ -553,7 +556,7 @@ void Score(AttendBlock& block, const TileView& view, const RowSpan& span, float*
     const HalfView& half = view.half[h];
     if (span.first >= (h + 1) * kHalf || span.last <= h * kHalf) continue;
     if (half.one_shift) {
-      ScoreColumns<V>(block, {half.k, half.type, kHalf, half.ahead,
+      ScoreColumns<V>(block, {half.k, half.type, half.ahead,
                               half.turned + span.from * RowFloats(block),
                               int64_t{block.rows()} * kAttendTile},
                       span.rows, s + h * kHalf);

@@ -37,6 +37,15 @@ struct KvTile {
   KvPiece piece[kAttendTile];
 };
 
+// A query row's scores of a page that a tile's edge cuts: the next tile begins with the rest of it.
+struct alignas(64) CutScores {
+  float score[kPageTokens];
+  const std::byte* k;  // the page's; null: none
+  int shift;
+  float pad[kAttendTile - kPageTokens - 3];  // rows are kAttendTile floats apart, as all scores are
+};
+static_assert(sizeof(CutScores) == kAttendTile * sizeof(float));
+
 // Softmax states of a block's query rows, over one split or over several merged.
 struct SoftmaxStates {
   float* m = nullptr;       // [rows]
@@ -73,6 +82,7 @@ struct AttendBlock {
   float* seam = nullptr;  // turned queries of up to kMaxBlockRows rows, where shifts meet
   float* k32 = nullptr;   // K of a tile as fp32: [2][k_dim][32] and 16 floats more
   float* v32 = nullptr;   // V of a tile as fp32: [64][v_dim]
+  CutScores* cut = nullptr;  // [rows] none when the block begins
 
   int rows() const { return positions * group; }
 };
