@@ -4,6 +4,7 @@
 
 #include <CLI/CLI.hpp>
 #include <charconv>
+#include <chrono>
 #include <cmath>
 #include <cstdio>
 #include <cstdlib>
@@ -18,6 +19,7 @@ namespace {
 
 constexpr const char* kVersion = "0.1.0";
 constexpr int kBarWidth = 30;
+constexpr std::chrono::seconds kProgressLineEvery{10};
 constexpr int kUsage = 2;
 
 }  // namespace
@@ -115,7 +117,14 @@ Result<EngineOptions> EngineOptionsOf(const CommonFlags& flags) {
 
 void ShowProgress(const std::string& what, double fraction) {
   static const bool terminal = isatty(STDERR_FILENO) != 0;
-  if (!terminal) return;
+  if (!terminal) {
+    static auto last = std::chrono::steady_clock::now();
+    const auto now = std::chrono::steady_clock::now();
+    if (now - last < kProgressLineEvery) return;
+    last = now;
+    std::fprintf(stderr, "%3.0f %% %s\n", fraction * 100, what.c_str());
+    return;
+  }
   const int filled = static_cast<int>(std::lround(fraction * kBarWidth));
   std::string bar(static_cast<size_t>(std::clamp(filled, 0, kBarWidth)), '#');
   bar.resize(kBarWidth, '.');

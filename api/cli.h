@@ -54,7 +54,7 @@ std::string ModelNameOf(const CommonFlags& flags);
 Result<size_t> ParseBytes(const std::string& text);  // "512MiB", "2GiB", "1000000"; "" = 0
 KvType KvTypeOf(const CommonFlags& flags);
 Result<EngineOptions> EngineOptionsOf(const CommonFlags& flags);
-// A progress bar on a terminal, one line at the end elsewhere. Any number of calls; 1.0 ends it.
+// A progress bar on a terminal, a line every ten seconds elsewhere. Any number of calls; 1.0 ends.
 void ShowProgress(const std::string& what, double fraction);
 
 int RunCli(int argc, char** argv);

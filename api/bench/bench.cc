@@ -91,6 +91,12 @@ EngineWork WorkOf(const BenchName& name, int64_t n, EngineBench& bench) {
           [=, &bench] { return bench.Agents(s, n); }};
 }
 
+Json RatesJson(const MachineRates& rates) {
+  return {{"read_bytes_per_s", rates.read},
+          {"int8_ops_per_s", rates.int8},
+          {"fp32_ops_per_s", rates.fp32}};
+}
+
 Result<Json> BenchEngine(BenchRun& run, const BenchName& name) {
   HOLDFAST_RETURN_IF_ERROR(run.Open());
   if (name.sequences > 1) run.bench().Forget();
@@ -105,12 +111,13 @@ Result<Json> BenchEngine(BenchRun& run, const BenchName& name) {
   HOLDFAST_ASSIGN_OR_RETURN(const Samples samples, run.Measure(name.text, work.ours, work.test,
                                                                run.threads(), run.options().reps));
   if (name.sequences > 1) run.bench().Forget();
-  const Limit limit = LimitOf(run.cost(), run.Rates(run.threads()), work.pass);
+  const Limit limit = LimitOf(run.cost(), samples.rates, work.pass);
   Json result = ResultJson(run.options(), name, samples, work.tokens / limit.seconds());
   result["limited_by"] = limit.by_arithmetic() ? "arithmetic" : "bytes";
   result["limit_ms"] = {{"bytes", limit.bytes_s * 1000},
                         {"int8", limit.int8_s * 1000},
                         {"fp32", limit.fp32_s * 1000}};
+  result["rates"] = RatesJson(samples.rates);
   if (n != name.n) result["context"] = n;
   return result;
 }
@@ -126,7 +133,7 @@ Result<Json> BenchLoad(BenchRun& run, const BenchName& name) {
   std::error_code ignored;
   const auto bytes =
       static_cast<double>(std::filesystem::file_size(options.engine.model_path, ignored));
-  return ResultJson(options, name, samples, bytes / run.Rates(run.threads()).read);
+  return ResultJson(options, name, samples, bytes / samples.rates.read);
 }
 
 // The limit is that of decoding a token per pass: speculation may pass it.
@@ -255,12 +262,7 @@ Result<BenchName> ParseName(const std::string& text) {
 
 Json MachineJson(BenchRun& run, bool with_model) {
   Json machine = {{"cpu", CpuModel()}, {"threads", run.threads()}, {"level", run.level()}};
-  if (with_model) {
-    const MachineRates& rates = run.Rates(run.threads());
-    machine["read_bytes_per_s"] = rates.read;
-    machine["int8_ops_per_s"] = rates.int8;
-    machine["fp32_ops_per_s"] = rates.fp32;
-  }
+  if (with_model) machine.update(RatesJson(run.Rates(run.threads())));
   return machine;
 }
 

@@ -49,14 +49,12 @@ void AddFigure(const Figure& figure, Json* result) {
   (*result)["figures"].push_back(std::move(json));
 }
 
-const MachineRates& BenchRun::Rates(int threads) {
-  const auto known = rates_.find(threads);
-  if (known != rates_.end()) return known->second;
+MachineRates BenchRun::Rates(int threads) const {
   std::error_code none;
   const auto file = std::filesystem::file_size(options_.engine.model_path, none);
   const int64_t bytes = none ? kLeastRead : std::max(kLeastRead, static_cast<int64_t>(file));
   const Roofline r = MeasureRoofline({.level = level_, .threads = threads, .dram_bytes = bytes});
-  return rates_[threads] = {.read = r.dram_read, .int8 = r.int8, .fp32 = r.fp32};
+  return {.read = r.dram_read, .int8 = r.int8, .fp32 = r.fp32};
 }
 
 Status BenchRun::Open(int threads) {
@@ -92,9 +90,11 @@ Result<Samples> BenchRun::Measure(const std::string& what,
                                   const std::optional<PeerTest>& test, int threads,
                                   int peer_reps) {
   Samples samples;
+  std::vector<MachineRates> rates;
   HOLDFAST_RETURN_IF_ERROR(ours().status());
   for (int rep = 0; rep < options_.reps; ++rep) {
     if (options_.progress) options_.progress(what, static_cast<double>(rep) / options_.reps);
+    rates.push_back(Rates(threads));
     HOLDFAST_ASSIGN_OR_RETURN(const double value, ours());
     samples.ours.push_back(value);
     if (!test.has_value() || rep >= peer_reps) continue;
@@ -108,6 +108,8 @@ Result<Samples> BenchRun::Measure(const std::string& what,
       }
     }
   }
+  rates.push_back(Rates(threads));
+  samples.rates = MedianOf(rates);
   return samples;
 }
 

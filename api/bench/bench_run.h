@@ -21,6 +21,7 @@ struct Samples {
   std::vector<double> ours;
   std::map<std::string, std::vector<double>> peers;
   std::map<std::string, std::string> notes;  // of peers that have no figure, or not all
+  MachineRates rates = {};  // of Measure: medians of those before each of ours and after the last
 };
 
 class BenchRun;
@@ -86,9 +87,9 @@ class BenchRun {
   const std::string& level() const { return level_; }
   int threads() const { return options_.engine.cpu.threads; }
 
-  // The machine's rates with so many threads, memory read over as many bytes as the model has.
-  // Measured once.
-  const MachineRates& Rates(int threads);
+  // The machine's rates with so many threads, memory read over as many bytes as the model has:
+  // those of this moment, since others may use the machine too. Takes about a second.
+  MachineRates Rates(int threads) const;
   // An engine with so many threads; the one before goes. Null after Close.
   Status Open(int threads);
   Status Open() { return Open(threads()); }
@@ -111,7 +112,6 @@ class BenchRun {
  private:
   const BenchOptions& options_;
   const std::string level_;
-  std::map<int, MachineRates> rates_;
   std::unique_ptr<Engine> engine_;
   std::unique_ptr<EngineBench> bench_;
   int engine_threads_ = 0;

@@ -25,6 +25,15 @@ int64_t VisibleTokens(int64_t context, int64_t rows, int64_t window) {
 
 }  // namespace
 
+MachineRates MedianOf(const std::vector<MachineRates>& rates) {
+  const auto of = [&](double MachineRates::* rate) {
+    std::vector<double> values;
+    for (const MachineRates& r : rates) values.push_back(r.*rate);
+    return Median(std::move(values));
+  };
+  return {of(&MachineRates::read), of(&MachineRates::int8), of(&MachineRates::fp32)};
+}
+
 Limit LimitOf(const ModelCost& model, const MachineRates& rates, const PassWork& work) {
   const auto sequences = static_cast<double>(work.sequences);
   const double rows = sequences * static_cast<double>(work.rows);

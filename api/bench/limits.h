@@ -25,6 +25,7 @@ struct MachineRates {
   double int8 = 0;  // operations/s
   double fp32 = 0;
 };
+MachineRates MedianOf(const std::vector<MachineRates>& rates);  // of each rate alone
 
 struct ModelCost {
   double weight_bytes = 0;                       // of all matrices that a pass reads

@@ -39,7 +39,7 @@ Status AddPoint(BenchRun& run, const Place& place, ScaleResult* result) {
   ScaleResult::Point point = {
       .x = place.x,
       .ours_ms = step_ms(Median(samples.ours)),
-      .limit_ms = 1000 * LimitOf(run.cost(), run.Rates(place.threads), pass).seconds(),
+      .limit_ms = 1000 * LimitOf(run.cost(), samples.rates, pass).seconds(),
       .peers_ms = {}};
   for (const auto& [peer, rates] : samples.peers) point.peers_ms[peer] = step_ms(Median(rates));
   for (const auto& [peer, note] : samples.notes) result->notes[peer] = note;

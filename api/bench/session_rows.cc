@@ -239,7 +239,7 @@ Result<Json> BenchRestore(BenchRun& run, const BenchName& name) {
                             MeasureRestore(options.engine, name.n, options.reps));
   Samples samples = OursAlone(figures.restart_ms);
   AddPeerSlots(run, figures.text, figures.prompt, &PeerSlotFigures::restart_ms, &samples);
-  const MachineRates& rates = run.Rates(run.threads());
+  const MachineRates rates = run.Rates(run.threads());
   const double pages = KvBytes(figures.cost, figures.restored) / rates.read;
   const Limit pass = LimitOf(figures.cost, rates, {.rows = figures.computed,
                                                    .context = figures.restored, .logits = 1});
@@ -269,7 +269,7 @@ Result<Json> BenchSwitch(BenchRun& run, const BenchName& name) {
   HOLDFAST_ASSIGN_OR_RETURN(SwitchFigures figures, MeasureSwitch(what));
   const Samples samples = {std::move(figures.ours), std::move(figures.peers),
                            std::move(figures.notes)};
-  const MachineRates& rates = run.Rates(run.threads());
+  const MachineRates rates = run.Rates(run.threads());
   const Limit pass = LimitOf(cost, rates, {.rows = 32, .context = name.n, .logits = 1});
   Json result = ResultJson(options, name, samples,
                            1000 * (KvBytes(cost, name.n) / rates.read + pass.seconds()));

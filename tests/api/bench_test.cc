@@ -91,6 +91,13 @@ TEST_CASE("a limit is the larger of bytes and arithmetic") {
   }
 }
 
+TEST_CASE("rates of several moments count by the median of each") {
+  const MachineRates rates = MedianOf({{30, 500, 7}, {10, 700, 9}, {20, 600, 8}});
+  CHECK(rates.read == 20);
+  CHECK(rates.int8 == 600);
+  CHECK(rates.fp32 == 8);
+}
+
 TEST_CASE("keys in INT8 and matrices in float count at their own rates") {
   ModelCost model = SmallModel();
   model.groups[0].int8_keys = true;
