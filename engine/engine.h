@@ -40,8 +40,6 @@ struct EngineOptions {
   int prefill_chunk = 256;      // rows of a prefill pass
   bool speculate = true;        // draft tokens where measurements say that it pays (lossless)
   std::function<void(double fraction)> progress;  // while loading
-  // What Engine::numerics() gave in this process, for who opens many; null: it is computed.
-  const NumericsDigest* numerics = nullptr;
 };
 
 enum class FinishReason : uint8_t { kEnd, kStopString, kLength, kCancelled, kError };

@@ -1,6 +1,8 @@
 #include "engine/engine.h"
 
 #include <algorithm>
+#include <map>
+#include <mutex>
 
 #include "engine/base/memory.h"
 #include "engine/sched/scheduler.h"
@@ -11,11 +13,24 @@ namespace {
 constexpr size_t kFreeFraction = 4;             // of free memory for pages
 constexpr size_t kKvBytesLeast = 64u << 20;     // what is assumed free where nothing can be read
 
+// It follows from the level alone, and a tiny model takes longer over it than over all else of its
+// opening: a process computes it once.
+const NumericsDigest& NumericsOf(Backend& backend) {
+  static std::mutex mutex;
+  static std::map<std::string, NumericsDigest, std::less<>> known;
+  const std::lock_guard lock(mutex);
+  auto at = known.find(backend.name());
+  if (at == known.end()) {
+    at = known.emplace(backend.name(), ComputeNumericsDigest(backend)).first;
+  }
+  return at->second;
+}
+
 }  // namespace
 
 struct Engine::Impl {
   std::unique_ptr<Backend> backend;
-  NumericsDigest numerics;
+  const NumericsDigest* numerics = nullptr;
   std::unique_ptr<Model> model;
   std::unique_ptr<PagePool> pool;
   int64_t context_max = 0;
@@ -28,12 +43,11 @@ Result<std::unique_ptr<Engine>> Engine::Open(const EngineOptions& options) {
   }
   auto impl = std::make_unique<Impl>();
   HOLDFAST_ASSIGN_OR_RETURN(impl->backend, MakeCpuBackend(options.cpu));
-  impl->numerics =
-      options.numerics != nullptr ? *options.numerics : ComputeNumericsDigest(*impl->backend);
+  impl->numerics = &NumericsOf(*impl->backend);
   const LoadOptions load{.kv_type = options.kv_type,
                          .threads = options.cpu.threads,
                          .progress = options.progress,
-                         .numerics = &impl->numerics};
+                         .numerics = impl->numerics};
   HOLDFAST_ASSIGN_OR_RETURN(impl->model, Model::Load(options.model_path, *impl->backend, load));
   const size_t bytes = options.kv_bytes != 0
                            ? options.kv_bytes
@@ -71,7 +85,7 @@ const Model& Engine::model() const { return *impl_->model; }
 const Tokenizer& Engine::tokenizer() const { return impl_->model->tokenizer(); }
 PagePool& Engine::pool() { return *impl_->pool; }
 int64_t Engine::max_context() const { return impl_->context_max; }
-const NumericsDigest& Engine::numerics() const { return impl_->numerics; }
+const NumericsDigest& Engine::numerics() const { return *impl_->numerics; }
 std::string_view Engine::cpu_level() const { return impl_->backend->name(); }
 
 EngineStats Engine::stats() const {

@@ -4,7 +4,6 @@
 
 #include "api/card_json.h"
 #include "api/chat_stream.h"
-#include "tests/fixtures/known_numerics.h"
 #include "tests/fixtures/tiny_model.h"
 
 namespace holdfast {
@@ -35,7 +34,6 @@ void RuntimeBench::Open() {
   r.engine.model_path = folder_.File("tiny.gguf");
   r.engine.kv_bytes = options_.kv_bytes;
   r.engine.cpu.level = options_.cpu;
-  if (options_.cpu.empty()) r.engine.numerics = &KnownNumerics();
   r.data_dir = folder_.File("data");
   r.disk_bytes = options_.disk_bytes;
   r.tend_every_ms = options_.tend_every_ms;

@@ -5,7 +5,6 @@
 
 #include <chrono>
 
-#include "tests/fixtures/known_numerics.h"
 #include "tests/fixtures/tiny_model.h"
 
 namespace holdfast {
@@ -64,7 +63,6 @@ void SessionBench::Open() {
   EngineOptions engine;
   engine.model_path = folder_ / "tiny.gguf";
   engine.kv_bytes = options_.kv_bytes;
-  engine.numerics = &KnownNumerics();
   auto opened = Engine::Open(engine);
   REQUIRE_MESSAGE(opened.ok(), opened.status().ToString());
   engine_ = std::move(opened).value();

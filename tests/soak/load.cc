@@ -9,7 +9,6 @@
 #include "api/chat_stream.h"
 #include "api/upkeep.h"
 #include "tests/api/bundle_bench.h"
-#include "tests/fixtures/known_numerics.h"
 #include "tests/fixtures/tiny_model.h"
 
 namespace holdfast::soak {
@@ -157,7 +156,6 @@ RuntimeOptions Load::OptionsFor(const std::string& model, const std::string& dat
   options.engine.model_path = model;
   options.engine.kv_bytes = 16u << 20;
   options.engine.cpu.threads = 1;
-  options.engine.numerics = &KnownNumerics();
   options.data_dir = data;
   options.disk_bytes = 512u << 20;
   return options;

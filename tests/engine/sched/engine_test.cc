@@ -49,22 +49,6 @@ TEST_CASE("an engine opens a model and answers") {
   CHECK((*engine)->Submit(std::move(late)).status().code() == Code::kUnavailable);
 }
 
-TEST_CASE("an engine takes over numerics that are known") {
-  testing::TempDir dir;
-  EngineOptions options = TinyOptions(dir);
-  auto first = Engine::Open(options);
-  REQUIRE(first.ok());
-  NumericsDigest known = (*first)->numerics();
-  options.numerics = &known;
-  auto second = Engine::Open(options);
-  REQUIRE(second.ok());
-  CHECK((*second)->model().fingerprint() == (*first)->model().fingerprint());
-  for (NumericsDigest::Entry& entry : known.ops) entry.digest.bytes[0] ^= 1;
-  auto third = Engine::Open(options);
-  REQUIRE(third.ok());
-  CHECK_FALSE((*third)->model().fingerprint() == (*first)->model().fingerprint());
-}
-
 TEST_CASE("an engine that can't open says why") {
   testing::TempDir dir;
   EngineOptions options = TinyOptions(dir);
