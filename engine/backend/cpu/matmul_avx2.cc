@@ -234,6 +234,7 @@ void FewQuantized(const MatMulCall& c, int64_t row, int64_t tile) {
     }
     for (int64_t g = begin; g < end; ++g) {
       const GroupPlace place = PlaceOf(TileShapeOf(kType), data, g);
+      FetchPiece(data, c.w.tile_bytes, g, c.groups, kFetchAhead);
       __m256i s[2][kRows], s1[2][kRows];
 #pragma GCC unroll 4
       for (int r = 0; r < kRows; ++r) {
@@ -293,6 +294,7 @@ void FewFloat(const MatMulCall& c, int64_t row, int64_t tile) {
       for (auto& a : half) a = _mm256_setzero_ps();
     }
     for (int64_t i = begin; i < end; ++i) {
+      __builtin_prefetch(codes + kFetchAhead + i * (kType == W::kF32 ? 64 : 32), 0, 2);
 #pragma GCC unroll 2
       for (int h = 0; h < 2; ++h) {
         const __m256 w = LoadWeights(codes, i, h, kType);

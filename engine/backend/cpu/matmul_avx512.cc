@@ -188,15 +188,12 @@ struct Pass {
   int count = 1;
 };
 
-// With several passes memory would rest during the later ones: each asks for its share of the tile
-// that follows, `bytes` on. What a single pass reads the processor fetches ahead on its own.
-[[gnu::always_inline]] inline void PrefetchShare(const uint8_t* tile, int64_t bytes, int64_t g,
-                                                 int64_t groups, const Pass& pass) {
-  if (pass.count == 1) return;
-  const int64_t share = (bytes / 64 + groups * pass.count - 1) / (groups * pass.count) * 64;
-  const int64_t begin = (pass.index * groups + g) * share;
-  const int64_t end = begin + share < bytes ? begin + share : bytes;
-  for (int64_t at = begin; at < end; at += 64) _mm_prefetch(tile + bytes + at, _MM_HINT_T1);
+// With several passes memory would rest during the later ones: each asks for its share of the tiles
+// that follow.
+[[gnu::always_inline]] inline void FetchNext(const uint8_t* tiles, int64_t bytes, int64_t g,
+                                             int64_t groups, const Pass& pass) {
+  FetchPiece(tiles, bytes, pass.index * groups + g, pass.count * groups,
+             pass.count > 1 ? bytes : kFetchAhead);
 }
 
 // Rows [row, row + kRows) times kTiles tiles.
@@ -218,7 +215,7 @@ void FewQuantized(const MatMulCall& c, const Pass& pass, int64_t tile) {
       const GroupPlace place[2] = {PlaceOf(TileShapeOf(kType), data, g),
                                    PlaceOf(TileShapeOf(kType), data + (kTiles - 1) * stride, g)};
       const Group<kType> group[2] = {Group<kType>(place[0].codes), Group<kType>(place[1].codes)};
-      PrefetchShare(data, kTiles * stride, g, c.groups, pass);
+      FetchNext(data, kTiles * stride, g, c.groups, pass);
       __m512i s[kTiles][kRows], s1[kTiles][kRows];
 #pragma GCC unroll 8
       for (int r = 0; r < kRows; ++r) {
@@ -288,7 +285,9 @@ void FewFloat(const MatMulCall& c, int64_t row, int64_t tile) {
     for (int64_t i = begin; i < end; ++i) {
 #pragma GCC unroll 4
       for (int t = 0; t < kTiles; ++t) {
-        const __m512 w = LoadWeights(codes + t * stride, i, kType);
+        const uint8_t* at = codes + t * stride;
+        const __m512 w = LoadWeights(at, i, kType);
+        __builtin_prefetch(at + kFetchAhead + i * (kType == W::kF32 ? 64 : 32), 0, 2);
 #pragma GCC unroll 8
         for (int r = 0; r < kRows; ++r) {
           acc[t][r] = _mm512_fmadd_ps(w, _mm512_set1_ps(x[r * inputs + i]), acc[t][r]);

@@ -39,6 +39,19 @@ struct MatMulCall {
   int64_t y_stride = 0;
 };
 
+// How far ahead of a row's one pass through the weights their stream is asked for. What Intel's
+// prefetchers fetch on their own is a half to two thirds of what memory gives; 4 to 16 KiB are alike.
+inline constexpr int64_t kFetchAhead = 8 << 10;
+
+// Asks for piece n of `pieces` of the `bytes` that lie `ahead` of `from`.
+[[gnu::always_inline, maybe_unused]] static inline void FetchPiece(const uint8_t* from,
+                                                                   int64_t bytes, int64_t n,
+                                                                   int64_t pieces, int64_t ahead) {
+  const int64_t piece = (bytes / 64 + pieces - 1) / pieces * 64, begin = n * piece;
+  const int64_t end = begin + piece < bytes ? begin + piece : bytes;
+  for (int64_t at = begin; at < end; at += 64) __builtin_prefetch(from + ahead + at, 0, 2);
+}
+
 // One part of 32 outputs, unpacked. What a kernel reads of it fits into L1 or little more.
 struct alignas(64) Panel {
   int64_t first_output = 0;
