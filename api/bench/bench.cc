@@ -108,8 +108,10 @@ Result<Json> BenchEngine(BenchRun& run, const BenchName& name) {
                              "is too small for it");
   }
   const EngineWork work = WorkOf(name, n, run.bench());
-  HOLDFAST_ASSIGN_OR_RETURN(const Samples samples, run.Measure(name.text, work.ours, work.test,
-                                                               run.threads(), run.options().reps));
+  HOLDFAST_ASSIGN_OR_RETURN(
+      const Samples samples,
+      run.Measure(name.text, work.ours, work.test, run.threads(), run.options().reps,
+                  PassBytes(run.cost(), work.pass)));
   if (name.sequences > 1) run.bench().Forget();
   const Limit limit = LimitOf(run.cost(), samples.rates, work.pass);
   Json result = ResultJson(run.options(), name, samples, work.tokens / limit.seconds());

@@ -49,11 +49,14 @@ void AddFigure(const Figure& figure, Json* result) {
   (*result)["figures"].push_back(std::move(json));
 }
 
-MachineRates BenchRun::Rates(int threads) const {
+MachineRates BenchRun::Rates(int threads, double bytes) const {
   std::error_code none;
   const auto file = std::filesystem::file_size(options_.engine.model_path, none);
-  const int64_t bytes = none ? kLeastRead : std::max(kLeastRead, static_cast<int64_t>(file));
-  const Roofline r = MeasureRoofline({.level = level_, .threads = threads, .dram_bytes = bytes});
+  if (bytes == 0 && !none) bytes = static_cast<double>(file);
+  const Roofline r =
+      MeasureRoofline({.level = level_,
+                       .threads = threads,
+                       .dram_bytes = std::max(kLeastRead, static_cast<int64_t>(bytes))});
   return {.read = r.dram_read, .int8 = r.int8, .fp32 = r.fp32};
 }
 
@@ -88,13 +91,13 @@ std::function<void(double)> BenchRun::ProgressOf(const BenchName& name) const {
 Result<Samples> BenchRun::Measure(const std::string& what,
                                   const std::function<Result<double>()>& ours,
                                   const std::optional<PeerTest>& test, int threads,
-                                  int peer_reps) {
+                                  int peer_reps, double bytes) {
   Samples samples;
   std::vector<MachineRates> rates;
   HOLDFAST_RETURN_IF_ERROR(ours().status());
   for (int rep = 0; rep < options_.reps; ++rep) {
     if (options_.progress) options_.progress(what, static_cast<double>(rep) / options_.reps);
-    rates.push_back(Rates(threads));
+    rates.push_back(Rates(threads, bytes));
     HOLDFAST_ASSIGN_OR_RETURN(const double value, ours());
     samples.ours.push_back(value);
     if (!test.has_value() || rep >= peer_reps) continue;
@@ -108,7 +111,7 @@ Result<Samples> BenchRun::Measure(const std::string& what,
       }
     }
   }
-  rates.push_back(Rates(threads));
+  rates.push_back(Rates(threads, bytes));
   samples.rates = MedianOf(rates);
   return samples;
 }

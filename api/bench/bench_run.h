@@ -87,9 +87,10 @@ class BenchRun {
   const std::string& level() const { return level_; }
   int threads() const { return options_.engine.cpu.threads; }
 
-  // The machine's rates with so many threads, memory read over as many bytes as the model has:
-  // those of this moment, since others may use the machine too. Takes about a second.
-  MachineRates Rates(int threads) const;
+  // The machine's rates with so many threads, memory read over so many bytes (0: those of the
+  // model), which a cache may hold: those of this moment, since others may use the machine too.
+  // Takes about a second.
+  MachineRates Rates(int threads, double bytes = 0) const;
   // An engine with so many threads; the one before goes. Null after Close.
   Status Open(int threads);
   Status Open() { return Open(threads()); }
@@ -105,9 +106,10 @@ class BenchRun {
   std::vector<Chart> TakeCharts() { return std::move(charts_); }
 
   // Runs `ours` once to warm up, then it and each peer's `test` (none: our figures alone) in turn,
-  // `reps` times; `peer_reps` of a peer.
+  // `reps` times; `peer_reps` of a peer. `bytes` as in Rates.
   Result<Samples> Measure(const std::string& what, const std::function<Result<double>()>& ours,
-                          const std::optional<PeerTest>& test, int threads, int peer_reps);
+                          const std::optional<PeerTest>& test, int threads, int peer_reps,
+                          double bytes = 0);
 
  private:
   const BenchOptions& options_;

@@ -34,22 +34,28 @@ MachineRates MedianOf(const std::vector<MachineRates>& rates) {
   return {of(&MachineRates::read), of(&MachineRates::int8), of(&MachineRates::fp32)};
 }
 
+double PassBytes(const ModelCost& model, const PassWork& work) {
+  double bytes = model.weight_bytes;
+  for (const ModelCost::Group& g : model.groups) {
+    const auto tokens = static_cast<double>(VisibleTokens(work.context, work.rows, g.window));
+    bytes += static_cast<double>(work.sequences) * g.layers * g.kv_bytes * tokens;
+  }
+  return bytes;
+}
+
 Limit LimitOf(const ModelCost& model, const MachineRates& rates, const PassWork& work) {
   const auto sequences = static_cast<double>(work.sequences);
   const double rows = sequences * static_cast<double>(work.rows);
   const double heads = sequences * static_cast<double>(work.logits);
-  double bytes = model.weight_bytes;
   double int8 = 2 * (rows * model.int8_elements + heads * model.int8_head);
   double fp32 = 2 * (rows * model.fp32_elements + heads * model.fp32_head);
   for (const ModelCost::Group& g : model.groups) {
-    const auto tokens = static_cast<double>(VisibleTokens(work.context, work.rows, g.window));
     const double pairs = sequences * g.layers * VisiblePairs(work.context, work.rows, g.window);
-    bytes += sequences * g.layers * g.kv_bytes * tokens;
     (g.int8_keys ? int8 : fp32) += pairs * g.qk_ops;
     fp32 += pairs * g.pv_ops;
   }
   const auto over = [](double amount, double rate) { return rate > 0 ? amount / rate : 0; };
-  return {over(bytes, rates.read), over(int8, rates.int8), over(fp32, rates.fp32)};
+  return {over(PassBytes(model, work), rates.read), over(int8, rates.int8), over(fp32, rates.fp32)};
 }
 
 double KvBytes(const ModelCost& model, int64_t tokens) {

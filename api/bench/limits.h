@@ -47,6 +47,8 @@ struct PassWork {
   int64_t logits = 0;  // of each sequence: rows that meet the head
 };
 
+double PassBytes(const ModelCost& model, const PassWork& work);  // weights and KV that it reads
+
 struct Limit {
   double bytes_s = 0, int8_s = 0, fp32_s = 0;
   double arithmetic_s() const { return int8_s + fp32_s; }

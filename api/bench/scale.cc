@@ -27,12 +27,12 @@ Status AddPoint(BenchRun& run, const Place& place, ScaleResult* result) {
   if (place.with_peers) test = PeerTest{kind, place.context, kDecodeTokens, place.sequences};
   char what[64];
   std::snprintf(what, sizeof(what), "%s %g", result->name.c_str(), place.x);
+  const PassWork pass = {.sequences = place.sequences, .rows = 1,
+                         .context = place.context + kDecodeTokens / 2, .logits = 1};
   HOLDFAST_ASSIGN_OR_RETURN(
       const Samples samples,
       run.Measure(what, [&] { return run.bench().Agents(place.sequences, place.context); }, test,
-                  place.threads, 1));
-  const PassWork pass = {.sequences = place.sequences, .rows = 1,
-                         .context = place.context + kDecodeTokens / 2, .logits = 1};
+                  place.threads, 1, PassBytes(run.cost(), pass)));
   // tok/s of all sequences; a new token of each comes with every step.
   const double per_step = 1000 * static_cast<double>(place.sequences);
   const auto step_ms = [&](double rate) { return per_step / rate; };

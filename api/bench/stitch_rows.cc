@@ -105,8 +105,9 @@ Result<Json> BenchStitchDecode(BenchRun& run, const BenchName& name) {
   HOLDFAST_ASSIGN_OR_RETURN(
       const StitchDecodeFigures figures,
       MeasureStitchDecode(run.engine(), run.bench(), name.n, run.options().reps));
-  const Limit limit = LimitOf(run.cost(), run.Rates(run.threads()),
-                              {.context = figures.tokens + kDecodeTokens / 2, .logits = 1});
+  const PassWork pass = {.context = figures.tokens + kDecodeTokens / 2, .logits = 1};
+  const Limit limit =
+      LimitOf(run.cost(), run.Rates(run.threads(), PassBytes(run.cost(), pass)), pass);
   Json result = ResultJson(run.options(), name, {figures.stitched, {}, {}}, 1 / limit.seconds());
   const double exact = Median(figures.exact), stitched = Median(figures.stitched);
   AddFigure({.what = "longer than after an exact context", .value = 100 * (exact / stitched - 1),
