@@ -395,8 +395,7 @@ static inline RowSpan MakeRowSpan(const AttendBlock& block, const KvTile& tile, 
 
 // (a) Scores: s[r][lane].
 
-// A page's K [k_dim][32] for up to V::kMaxRows rows of turned queries, whose chunks of 64 dims lie
-// `chunk_stride` apart.
+// A page's K for up to V::kMaxRows rows of turned queries, whose chunks of 64 dims lie so far apart.
 struct ScoreArgs {
   const void* k;
   KvType type;

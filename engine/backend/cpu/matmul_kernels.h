@@ -40,7 +40,8 @@ struct MatMulCall {
 };
 
 // How far ahead of a row's one pass through the weights their stream is asked for. What Intel's
-// prefetchers fetch on their own is a half to two thirds of what memory gives; 4 to 16 KiB are alike.
+// prefetchers fetch on their own is a half to two thirds of what memory gives; 4 to 16 KiB are
+// alike.
 inline constexpr int64_t kFetchAhead = 8 << 10;
 
 // Asks for piece n of `pieces` of the `bytes` that lie `ahead` of `from`.

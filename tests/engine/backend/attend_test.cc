@@ -40,7 +40,8 @@ struct Shape {
 enum class Cut {
   kWhole,       // full pages and a partial last one, at home
   kMoved,       // the same, some of them from elsewhere: more shifts than a block keeps queries for
-  kMisaligned   // runs of any count, first slot and shift
+  kMisaligned,  // runs of any count, first slot and shift
+  kAgain        // the same, often in the page of the run before
 };
 
 // Some sequences, their pages and the rows that look at them.
@@ -65,7 +66,7 @@ class Scene {
     for (int index = 0; index < length;) {
       KvRun run;
       run.count = std::min(length - index, kPageTokens);
-      if (cut == Cut::kMisaligned) {
+      if (cut == Cut::kMisaligned || cut == Cut::kAgain) {
         run.count = std::min(run.count, 1 + Below(Below(3) == 0 ? 4 : kPageTokens));
         run.first = Below(kPageTokens - run.count + 1);
         const int kind = Below(4);
@@ -76,7 +77,13 @@ class Scene {
       } else if (cut == Cut::kMoved) {
         run.shift = -kPageTokens * Below(8);
       }
-      run.page = NewPage(run);
+      if (cut != Cut::kAgain) {
+        run.page = NewPage(run);
+      } else if (index > 0 && Below(2) == 0) {
+        run.page = part.runs.back().page;
+      } else {
+        run.page = NewPage({.page = nullptr, .first = 0, .count = kPageTokens, .shift = 0});
+      }
       part.runs.push_back(run);
       index += run.count;
     }
@@ -261,6 +268,19 @@ TEST_CASE("attend: runs cut and shifted anyhow") {
     Scene scene(shape, seed);
     const int length = 1 + scene.Below(600), rows = 1 + scene.Below(std::min(length, 9));
     scene.Sequence(length, Cut::kMisaligned, Range(length - rows, length)).Check();
+  }
+}
+
+TEST_CASE("attend: pages seen again at other shifts and slots") {
+  for (uint32_t seed = 0; seed < 40; ++seed) {
+    CAPTURE(seed);
+    Shape shape;
+    shape.k_type = std::array{KvType::kF32, KvType::kF16, KvType::kI8}[seed % 3];
+    shape.per_kv_head = std::array{1, 3, 7}[seed % 3];
+    if (seed % 4 == 0) shape.window = 70;
+    Scene scene(shape, seed);
+    const int length = 100 + scene.Below(500), rows = 1 + scene.Below(9);
+    scene.Sequence(length, Cut::kAgain, Range(length - rows, length)).Check();
   }
 }
 
