@@ -5,6 +5,7 @@
 #include <cstdio>
 #include <iostream>
 #include <memory>
+#include <vector>
 
 #include "api/card_json.h"
 #include "api/cli.h"
@@ -17,6 +18,7 @@ struct CalibrateFlags {
   int contexts = 0;  // of each edit; 0 = the sweep's own
   double minutes = 60;
   bool is_quick = false, only_shows = false;
+  std::vector<std::string> text;  // files or folders
 };
 
 volatile std::sig_atomic_t interrupted = 0;
@@ -56,6 +58,11 @@ Result<ModelCard> Measure(const CommonFlags& flags, const CalibrateFlags& calibr
   using Clock = std::chrono::steady_clock;
   SweepOptions sweep = CardSweep(calibrate.is_quick ? SweepSize::kQuick : SweepSize::kWhole);
   if (calibrate.contexts > 0) sweep.contexts = calibrate.contexts;
+  std::vector<TextFile> texts;
+  if (!calibrate.text.empty()) {
+    HOLDFAST_ASSIGN_OR_RETURN(texts, ReadTextFiles(calibrate.text));
+    sweep.texts = texts;
+  }
   std::vector<Trial> trials;
   const auto start = Clock::now();
   sweep.on_trial = [&](const Trial& t) { trials.push_back(t); };
@@ -124,6 +131,9 @@ void AddCalibrateCommand(CLI::App& app, CommonFlags* flags, Command* chosen) {
   command->add_option("--minutes", calibrate->minutes, "Stop then, with what was measured")
       ->check(CLI::Range(0.1, 10000.0))
       ->capture_default_str();
+  command->add_option("--text", calibrate->text,
+                      "Files or folders whose text the contexts are made of (default: made-up "
+                      "tables, logs and prose). May be given again");
   command->add_flag("--quick", calibrate->is_quick, "Few edits, few settings");
   command->add_flag("--show", calibrate->only_shows, "Show the card that there is");
   command->callback([=] { *chosen = [=] { return Calibrate(*flags, *calibrate); }; });

@@ -69,7 +69,7 @@ SweepOptions CardSweep(SweepSize size) {
 }
 
 Status RunSweep(Model& model, Model* other, const SweepOptions& options) {
-  HOLDFAST_ASSIGN_OR_RETURN(const auto maker, ContextMaker::Create(model));
+  HOLDFAST_ASSIGN_OR_RETURN(const auto maker, ContextMaker::Create(model, options.texts));
   TrialRunner runner(model, other, kMaxTrialTokens);
   const int64_t most = std::min<int64_t>(kMaxTrialTokens, model.config().context_length);
   double total = 0, done = 0;  // trials

@@ -29,6 +29,7 @@ struct SweepOptions {
   uint64_t first_seed = 1;
   int contexts = 12;              // of each edit
   int answer_tokens = kAnswerTokens;
+  std::span<const TextFile> texts;  // what contexts are made of; empty: made-up ones
   // Called after each trial and before each method; false ends the sweep, and what is done stays.
   std::function<bool(double fraction)> go_on;
   std::function<void(const Trial& trial)> on_trial;

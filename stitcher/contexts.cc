@@ -105,12 +105,14 @@ std::string ProseLine(SeededRandom* r) {
 using Line = std::string (*)(SeededRandom*);
 constexpr Line kLines[] = {LogLine, TableLine, JsonLine, CodeLine, ListingLine, ProseLine};
 
-// JSON's spelling of a string; control characters do not come in.
+// JSON's spelling of a string; other control characters do not come in.
 std::string Quoted(const std::string& text) {
   std::string out = "\"";
   for (const char c : text) {
     if (c == '\n') {
       out += "\\n";
+    } else if (c == '\t') {
+      out += "\\t";
     } else {
       if (c == '"' || c == '\\') out += '\\';
       out += c;
@@ -171,19 +173,46 @@ int64_t ContextMaker::CountTokens(const std::string& text) const {
   return tokens.ok() ? static_cast<int64_t>(tokens->size()) : 0;
 }
 
-std::string ContextMaker::OutputOf(int64_t tokens, const std::vector<std::string>& facts,
-                                   SeededRandom* random) const {
+// From anywhere on; where the text ends, what is missing comes from before.
+std::vector<std::string> ContextMaker::Lines(const TextFile& text, int64_t tokens,
+                                             SeededRandom* random) const {
+  const auto count = static_cast<int64_t>(text.lines.size());
+  int64_t begin = random->Below(count), end = begin;
+  for (int64_t n = 0; n < tokens && end - begin < count;) {
+    n += CountTokens(text.lines[end < count ? end++ : --begin]);
+  }
+  return {text.lines.begin() + begin, text.lines.begin() + end};
+}
+
+std::vector<std::string> ContextMaker::MadeUpLines(int64_t tokens, SeededRandom* random) const {
   const Line line = kLines[random->Below(std::size(kLines))];
   std::vector<std::string> lines;
   for (int64_t n = 0; n < tokens;) {
     lines.push_back(line(random));
     n += CountTokens(lines.back());
   }
+  return lines;
+}
+
+ToolOutput ContextMaker::OutputOf(int64_t tokens, const std::vector<std::string>& facts,
+                                  SeededRandom* random) const {
+  ToolOutput out;
+  std::vector<std::string> lines;
+  if (texts_.empty()) {
+    const std::string service = random->Pick(kServices);
+    out.file = "src/" + service + "/notes_" + Number(random, 1, 99) + ".txt";
+    lines = MadeUpLines(tokens, random);
+  } else {
+    const TextFile& text = *texts_[random->Below(static_cast<int64_t>(texts_.size()))];
+    out.file = text.path;
+    lines = Lines(text, tokens, random);
+  }
   for (const std::string& fact : facts) {  // neither first nor last
     const auto at = 1 + random->Below(std::max<int64_t>(1, static_cast<int64_t>(lines.size()) - 1));
     lines.insert(lines.begin() + at, fact + "\n");
   }
-  return std::accumulate(lines.begin(), lines.end(), std::string());
+  out.text = std::accumulate(lines.begin(), lines.end(), std::string());
+  return out;
 }
 
 Result<std::vector<TokenId>> ContextMaker::ChunkOf(int64_t tokens,
@@ -191,23 +220,25 @@ Result<std::vector<TokenId>> ContextMaker::ChunkOf(int64_t tokens,
                                                    SeededRandom* random) const {
   // Facts go into the first three quarters, so that the cut at the end leaves them whole.
   std::string text = "Document " + std::to_string(random->In(100, 999)) + ":\n";
-  text += OutputOf(tokens / 2, facts, random) + "\n";
-  while (CountTokens(text) < tokens) text += OutputOf(tokens / 4 + 8, {}, random) + "\n";
+  text += OutputOf(tokens / 2, facts, random).text + "\n";
+  while (CountTokens(text) < tokens) text += OutputOf(tokens / 4 + 8, {}, random).text + "\n";
   HOLDFAST_ASSIGN_OR_RETURN(std::vector<TokenId> out, tokenizer_.EncodePlain(text));
   out.resize(tokens);
   return out;
 }
 
-std::vector<TestMessage> AgentHistory(const std::vector<std::string>& outputs,
+TestMessage CallFor(const ToolOutput& output) {
+  return {"assistant", "I will read " + output.file + " next."};
+}
+
+std::vector<TestMessage> AgentHistory(const std::vector<ToolOutput>& outputs,
                                       SeededRandom* random) {
   const std::string task = random->Pick(kTasks);
   std::vector<TestMessage> messages = {
       {"system", kSystem}, {"user", Format(task.c_str(), random->Pick(kThings))}};
-  for (const std::string& output : outputs) {
-    const std::string service = random->Pick(kServices);
-    messages.push_back({"assistant", "I will read src/" + service + "/notes_" +
-                                         Number(random, 1, 99) + ".txt next."});
-    messages.push_back({"tool", output});
+  for (const ToolOutput& output : outputs) {
+    messages.push_back(CallFor(output));
+    messages.push_back({"tool", output.text});
   }
   messages.push_back({"assistant", "I have read these files. They tell about the " +
                                        std::string(random->Pick(kThings)) + " and the " +
@@ -219,12 +250,20 @@ std::vector<TestMessage> AgentHistory(const std::vector<std::string>& outputs,
 
 // ---- Rendering.
 
-Result<std::unique_ptr<ContextMaker>> ContextMaker::Create(const Model& model) {
+Result<std::unique_ptr<ContextMaker>> ContextMaker::Create(const Model& model,
+                                                           std::span<const TextFile> texts) {
   const Tokenizer& tokenizer = model.tokenizer();
   if (model.chat_template().empty()) {
     return Status::Invalid("contexts: the model has no chat template");
   }
   std::unique_ptr<ContextMaker> maker(new ContextMaker(tokenizer));
+  for (const TextFile& text : texts) {
+    const auto takes = [&](const std::string& line) { return tokenizer.EncodePlain(line).ok(); };
+    if (std::all_of(text.lines.begin(), text.lines.end(), takes)) maker->texts_.push_back(&text);
+  }
+  if (!texts.empty() && maker->texts_.empty()) {
+    return Status::Invalid("contexts: no text of " + std::to_string(texts.size()) + " is UTF-8");
+  }
   ChatTemplateSpec spec;
   spec.source = model.chat_template();
   if (tokenizer.bos() != kNoToken) spec.bos_text = tokenizer.TokenText(tokenizer.bos());
@@ -377,11 +416,12 @@ Result<TestContext> ContextMaker::Make(ContextEdit edit, uint64_t seed) const {
   const auto output = [&] {
     return OutputOf(is_short ? random.In(70, 200) : random.In(200, 600), {}, &random);
   };
-  std::vector<std::string> outputs;
+  std::vector<ToolOutput> outputs;
   const int n = static_cast<int>(is_thin ? random.In(6, 20) : random.In(3, 5));
   for (int i = 0; i < n; ++i) outputs.push_back(output());
   const auto messages = AgentHistory(outputs, &random);
-  const std::vector<TestMessage> fresh = {messages[kHistoryHead], {"tool", output()}};
+  const ToolOutput more = output();
+  const std::vector<TestMessage> fresh = {CallFor(more), {"tool", more.text}};
   const auto known = static_cast<int>(messages.size());
   std::vector<std::pair<int, int>> outputs_now;  // call and output, as indices of messages
   for (int i = 0; i < n; ++i) {

@@ -1,14 +1,16 @@
-// Contexts to measure reuse on: agent-like, synthetic, the same from the same seed on every
-// machine and for every model (but for its tokenizer and chat template).
+// Contexts to measure reuse on: agent-like, the same from the same seed and texts on every machine
+// and for every model (but for its tokenizer and chat template).
 //
 // A context is a prompt with the runs of it whose KV exists from elsewhere. Histories are a system
-// message, a task, tool calls with outputs of several kinds (logs, tables, JSON, code, listings,
-// prose), an answer, and a question that comes new; they are edited above the question. Chunks are
-// pieces of text in one message, each computed alone behind that message's own beginning.
+// message, a task, tool calls with their outputs, an answer, and a question that comes new; they
+// are edited above the question. Chunks are pieces of text in one message, each computed alone
+// behind that message's own beginning. Outputs and chunks are stretches of text files, or, where there are
+// none, made up: logs, tables, JSON, code, listings and prose of random words and numbers.
 #pragma once
 
 #include <cstdint>
 #include <memory>
+#include <span>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -16,6 +18,7 @@
 #include "engine/base/status.h"
 #include "engine/model/model.h"
 #include "stitcher/card.h"
+#include "stitcher/texts.h"
 
 namespace holdfast {
 
@@ -73,11 +76,17 @@ struct TestContext {
   int64_t exact = 0;                          // tokens of that prefix
 };
 
+struct ToolOutput {
+  std::string file, text;  // of that file
+};
+
 class ContextMaker {
  public:
-  // `model` (its tokenizer and template) must outlive this. kInvalid: it has no chat template, or
-  // one that renders a message differently when others follow.
-  static Result<std::unique_ptr<ContextMaker>> Create(const Model& model);
+  // `model` (its tokenizer and template) and `texts` must outlive this. Texts that are not UTF-8
+  // are left out; without any, text is made up. kInvalid: the model has no chat template, or one
+  // that renders a message differently when others follow; no text is UTF-8.
+  static Result<std::unique_ptr<ContextMaker>> Create(const Model& model,
+                                                      std::span<const TextFile> texts = {});
 
   Result<TestContext> Make(ContextEdit edit, uint64_t seed) const;
 
@@ -93,12 +102,14 @@ class ContextMaker {
   // Exactly `tokens` tokens of text; `facts` are lines that stand in it somewhere, unbroken.
   Result<std::vector<TokenId>> ChunkOf(int64_t tokens, const std::vector<std::string>& facts,
                                        SeededRandom* random) const;
-  // Text like a tool's output, of about `tokens` tokens.
-  std::string OutputOf(int64_t tokens, const std::vector<std::string>& facts,
+  // What a tool returns, about `tokens` tokens.
+  ToolOutput OutputOf(int64_t tokens, const std::vector<std::string>& facts,
                        SeededRandom* random) const;
 
  private:
   explicit ContextMaker(const Tokenizer& tokenizer) : tokenizer_(tokenizer) {}
+  std::vector<std::string> Lines(const TextFile& text, int64_t tokens, SeededRandom* random) const;
+  std::vector<std::string> MadeUpLines(int64_t tokens, SeededRandom* random) const;
   // The tokens of each message; the last one's end with the generation prompt.
   Result<std::vector<std::vector<TokenId>>> Pieces(const std::vector<TestMessage>& messages) const;
   Result<std::string> Render(const std::vector<TestMessage>& messages,
@@ -106,14 +117,16 @@ class ContextMaker {
   int64_t CountTokens(const std::string& text) const;
 
   const Tokenizer& tokenizer_;
+  std::vector<const TextFile*> texts_;
   std::unique_ptr<ChatTemplate> template_;
   std::string bos_text_;
 };
 
 // A system message and the first words of an agent's session, with `outputs` as tool outputs, each
 // after its call, and an answer at the end.
-std::vector<TestMessage> AgentHistory(const std::vector<std::string>& outputs,
+std::vector<TestMessage> AgentHistory(const std::vector<ToolOutput>& outputs,
                                       SeededRandom* random);
+TestMessage CallFor(const ToolOutput& output);  // the message before it
 inline constexpr int kHistoryHead = 2;  // messages before the first call; then call, output, ...
 
 }  // namespace holdfast

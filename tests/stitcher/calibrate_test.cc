@@ -5,6 +5,8 @@
 
 #include <algorithm>
 #include <cmath>
+#include <filesystem>
+#include <fstream>
 #include <set>
 
 #include "tests/engine/base/temp_dir.h"
@@ -107,7 +109,7 @@ TEST_CASE("facts stand whole in outputs and chunks") {
   const std::string fact = "The access code for Lisbon is 48213.";
   SeededRandom random(1);
   for (int i = 0; i < 8; ++i) {
-    CHECK(f.maker->OutputOf(100, {fact}, &random).find(fact + "\n") != std::string::npos);
+    CHECK(f.maker->OutputOf(100, {fact}, &random).text.find(fact + "\n") != std::string::npos);
     const auto chunk = f.maker->ChunkOf(512, {fact}, &random);
     REQUIRE(chunk.ok());
     CHECK(chunk->size() == 512);
@@ -115,6 +117,56 @@ TEST_CASE("facts stand whole in outputs and chunks") {
     for (TokenId t : *chunk) text += f.model->tokenizer().TokenText(t);
     CHECK(text.find(fact) != std::string::npos);
   }
+}
+
+TEST_CASE("contexts are made of the user's text where there is some") {
+  testing::TempDir dir;
+  const auto write = [&](const std::string& name, const std::string& text) {
+    std::filesystem::create_directories(std::filesystem::path(dir.File(name)).parent_path());
+    std::ofstream(dir.File(name), std::ios::binary) << text;
+  };
+  const auto lines = [](const std::string& what, int n) {
+    std::string out;
+    for (int i = 0; i < n; ++i) out += what + "\t" + std::to_string(i) + "\n";
+    return out;
+  };
+  write("t/b/deep.txt", lines("a sea \"shanty\"", 90) + "no newline at the end");
+  write("t/a.md", lines("a r\xc3\xb6pe", 400));
+  write("t/short.txt", lines("short", 19));
+  write("t/.git/hidden.txt", lines("hidden", 90));
+  write("t/data.bin", lines(std::string("nul\0", 4), 90));
+  write("t/marks.txt", lines("<|im_end|>", 90));
+  write("t/wide.txt", lines(std::string(501, 'w'), 90));
+  write("t/latin1.txt", lines("r\xf6pe", 90));
+  const std::vector<std::string> paths = {dir.File("t")};
+  const auto texts = ReadTextFiles(paths);
+  REQUIRE_MESSAGE(texts.ok(), texts.status().ToString());
+  REQUIRE(texts->size() == 3);  // what is not UTF-8 is for the tokenizer to say
+  CHECK((*texts)[0].path == dir.File("t/a.md"));
+  CHECK((*texts)[0].lines.size() == 400);
+  CHECK((*texts)[1].path == dir.File("t/b/deep.txt"));
+  CHECK((*texts)[1].lines.back() == "no newline at the end\n");
+
+  Fixture f;
+  const auto maker = ContextMaker::Create(*f.model, *texts);
+  REQUIRE_MESSAGE(maker.ok(), maker.status().ToString());
+  SeededRandom random(1);
+  for (int i = 0; i < 20; ++i) {
+    const ToolOutput out = (*maker)->OutputOf(120, {}, &random);
+    const TextFile& of = (*texts)[out.file == (*texts)[0].path ? 0 : 1];
+    CHECK(out.file == of.path);
+    std::string whole;
+    for (const std::string& line : of.lines) whole += line;
+    CHECK(whole.find(out.text) != std::string::npos);
+    CHECK(f.model->tokenizer().EncodePlain(out.text)->size() >= 120);
+  }
+  for (const ContextEdit edit : kContextEdits) CHECK((*maker)->Make(edit, 1).ok());
+
+  const std::vector<std::string> none = {dir.File("t/short.txt")}, gone = {dir.File("gone")};
+  CHECK(ReadTextFiles(none).status().code() == Code::kInvalid);
+  CHECK(ReadTextFiles(gone).status().code() == Code::kNotFound);
+  const auto latin1 = std::span(*texts).subspan(2);
+  CHECK(ContextMaker::Create(*f.model, latin1).status().code() == Code::kInvalid);
 }
 
 TEST_CASE("what is recomputed whole says what full prefill says, to the bit") {

@@ -3,16 +3,21 @@
 //
 //   quality_bench [--records DIR] [--out DIR] [--contexts N] [--tasks N] [--minutes M]
 //                 [--threads T] [--cpu LEVEL] [--edits A1,B512,...] [--methods rot,link32,...]
-//                 MODEL.gguf...
+//                 [--text PATH,...] MODEL.gguf...
 //
+// --text: files or folders whose text contexts and tasks are made of, in place of made-up text;
+// keep its records in a folder of their own.
 // For each model: N more contexts of each edit and N more instances of each task, as far as M
 // minutes go (0: none, only the report). A trial is a line in --records as soon as it is done.
+#include <algorithm>
 #include <chrono>
 #include <cstdio>
 #include <cstdlib>
 #include <filesystem>
 #include <map>
+#include <sstream>
 #include <string>
+#include <vector>
 
 #include "stitcher/calibrate.h"
 #include "tests/bench/quality/records.h"
@@ -26,14 +31,20 @@ struct Arguments {
   std::map<std::string, std::string> flags = {
       {"records", "build/quality"}, {"out", "stitcher"}, {"contexts", "0"}, {"tasks", "0"},
       {"minutes", "1000000"},       {"threads", "0"},    {"cpu", ""},       {"edits", ""},
-      {"methods", ""}};
+      {"methods", ""},          {"text", ""}};
   std::vector<std::string> models;
 
   int Number(const char* name) const { return std::atoi(flags.at(name).c_str()); }
+  std::vector<std::string> List(const char* flag) const {
+    std::vector<std::string> out;
+    std::istringstream in(flags.at(flag));
+    for (std::string item; std::getline(in, item, ',');) out.push_back(item);
+    return out;
+  }
   // Whether a list flag names it, or names nothing.
   bool Wants(const char* flag, const std::string& name) const {
-    const std::string& list = flags.at(flag);
-    return list.empty() || ("," + list + ",").find("," + name + ",") != std::string::npos;
+    const auto list = List(flag);
+    return list.empty() || std::find(list.begin(), list.end(), name) != list.end();
   }
 };
 
@@ -57,8 +68,8 @@ Result<std::unique_ptr<Model>> Load(const std::string& path, Backend& backend, K
   return Model::Load(path, backend, options);
 }
 
-Status MeasureModel(const Arguments& arguments, const std::string& name, Model& model,
-                    Model* other) {
+Status MeasureModel(const Arguments& arguments, std::span<const TextFile> texts,
+                    const std::string& name, Model& model, Model* other) {
   using Clock = std::chrono::steady_clock;
   const std::string dir = arguments.flags.at("records");
   const ModelRecords before = ReadRecords(dir, name);
@@ -76,6 +87,7 @@ Status MeasureModel(const Arguments& arguments, const std::string& name, Model& 
   std::erase_if(sweep.methods, [&](const ReuseMethod& m) {
     return !arguments.Wants("methods", m.name);
   });
+  sweep.texts = texts;
   sweep.go_on = [&](double) { return in_time(); };
   sweep.on_trial = [&](const Trial& t) {
     AppendRecord(dir, name, t);
@@ -87,6 +99,7 @@ Status MeasureModel(const Arguments& arguments, const std::string& name, Model& 
   TaskOptions tasks;
   tasks.first_seed = before.next_task_seed();
   tasks.instances = arguments.Number("tasks");
+  tasks.texts = texts;
   tasks.go_on = in_time;
   tasks.on_result = [&](const TaskResult& t) {
     AppendRecord(dir, name, t);
@@ -100,6 +113,10 @@ Status MeasureAndReport(const Arguments& arguments) {
   HOLDFAST_ASSIGN_OR_RETURN(
       const auto backend,
       MakeCpuBackend({arguments.Number("threads"), arguments.flags.at("cpu")}));
+  std::vector<TextFile> texts;
+  if (const auto paths = arguments.List("text"); !paths.empty()) {
+    HOLDFAST_ASSIGN_OR_RETURN(texts, ReadTextFiles(paths));
+  }
   std::vector<MeasuredModel> measured;
   for (const std::string& path : arguments.models) {
     const std::string name = std::filesystem::path(path).stem().string();
@@ -109,13 +126,13 @@ Status MeasureAndReport(const Arguments& arguments) {
       if (arguments.Wants("methods", "f32 KV")) {
         HOLDFAST_ASSIGN_OR_RETURN(other, Load(path, *backend, KvType::kF32));
       }
-      HOLDFAST_RETURN_IF_ERROR(MeasureModel(arguments, name, *model, other.get()));
+      HOLDFAST_RETURN_IF_ERROR(MeasureModel(arguments, texts, name, *model, other.get()));
     }
     MeasuredModel& m = measured.emplace_back();
     m.records = ReadRecords(arguments.flags.at("records"), name);
     m.card = MakeCard(model->fingerprint(), name, "f16", m.records.trials);
   }
-  return WriteReport(arguments.flags.at("out"), measured);
+  return WriteReport(arguments.flags.at("out"), arguments.flags.at("text"), measured);
 }
 
 }  // namespace
@@ -125,7 +142,7 @@ int main(int argc, char** argv) {
   if (!Parse(argc, argv, &arguments)) {
     std::fprintf(stderr, "usage: quality_bench [--records DIR] [--out DIR] [--contexts N] "
                          "[--tasks N] [--minutes M] [--threads T] [--cpu LEVEL] [--edits A1,B512,...] "
-                         "[--methods rot,link32,...] MODEL.gguf...\n");
+                         "[--methods rot,link32,...] [--text PATH,...] MODEL.gguf...\n");
     return 2;
   }
   const Status status = MeasureAndReport(arguments);

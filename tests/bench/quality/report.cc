@@ -46,9 +46,8 @@ share of the reusable tokens that is computed after all. Rows: rows computed, th
 against full prefill, both counted behind the exact prefix. Same answer: contexts without any
 divergence in top-1.
 
-Contexts are synthetic agent sessions in the model's own chat template: a system message, a task,
-tool calls with outputs of 70-600 tokens (logs, tables, JSON, code, listings, prose), an answer, a
-new question. A1: an early tool output and its call deleted; A2: one replaced; A3: one inserted near
+Contexts are agent sessions in the model's own chat template: a system message, a task, tool calls
+with outputs of 70-600 tokens, an answer, a new question. A1: an early tool output and its call deleted; A2: one replaced; A3: one inserted near
 the front; A4: first and last swapped; A5: every other of many deleted. B256, B512, B1024: text in
 chunks of that many tokens, each computed alone behind the role's real beginning, put together.
 Methods: rot: runs only re-positioned; link-k: the first k tokens of each run recomputed; win20: 20 %
@@ -57,8 +56,9 @@ Controls and noise: no rotation: queries not turned; prefix only: everything beh
 computed (must be 0); translated: all computed, for positions 77 later, read by turned queries; f32
 KV: all computed with F32 instead of F16 KV.
 
-**Reading it.** A synthetic set is no user's workload: `holdfast calibrate` measures on the user's
-model, and `verify` mode on the user's traffic. Where a table has few contexts its intervals say so.
+**Reading it.** No such set is a user's workload: `holdfast calibrate --text` measures on the user's
+model and text, and `verify` mode on the user's traffic. Where a table has few contexts its
+intervals say so.
 
 ![KL against share recomputed](quality.svg)
 )";
@@ -275,8 +275,11 @@ ContractCheck CheckContract(const std::vector<Trial>& trials, double max_kl) {
   return check;
 }
 
-Status WriteReport(const std::string& dir, const std::vector<MeasuredModel>& models) {
+Status WriteReport(const std::string& dir, const std::string& source,
+                   const std::vector<MeasuredModel>& models) {
   std::string text = kIntro;
+  text += source.empty() ? "\nThe text is made up: logs, tables, JSON, code, listings, prose.\n"
+                         : "\nThe text: stretches of files under " + source + ".\n";
   for (const MeasuredModel& m : models) {
     text += "\n## " + m.records.name + "\n\n";
     Targets(m, &text);

@@ -25,7 +25,8 @@ struct ContractCheck {
 };
 ContractCheck CheckContract(const std::vector<Trial>& trials, double max_kl);
 
-// kIo: a file can't be written.
-Status WriteReport(const std::string& dir, const std::vector<MeasuredModel>& models);
+// `source`: of the text that was measured on; empty: it was made up. kIo: a file can't be written.
+Status WriteReport(const std::string& dir, const std::string& source,
+                   const std::vector<MeasuredModel>& models);
 
 }  // namespace holdfast

@@ -69,7 +69,7 @@ TEST_CASE("a report has its tables, its figure and a card per model") {
   m.records.tasks.push_back({"one key", "A", 1, "full", 1, 1, "48213", 1});
   m.records.tasks.push_back({"one key", "A", 1, "rot", 0, 1, "no", 0.1});
   m.card = MakeCard(Digest{}, "some-0.5b", "f16", m.records.trials);
-  REQUIRE(WriteReport(dir.path(), {m}).ok());
+  REQUIRE(WriteReport(dir.path(), "", {m}).ok());
   const std::string text = Read(dir.File("QUALITY.md"));
   CHECK(text.find("| A1 | link128 | 8 | 0.00100 (0.00100-0.00100)") != std::string::npos);
   CHECK(text.find("| <= 0.006 | median 0.00100") != std::string::npos);

@@ -134,7 +134,7 @@ std::vector<std::vector<std::string>> Spread(const Question& q) {
 Result<TestContext> HistoryOf(const ContextMaker& maker, const Question& q, SeededRandom* random) {
   auto facts = Spread(q);
   if (!q.removed.empty()) facts[0].push_back(q.removed);
-  std::vector<std::string> outputs;
+  std::vector<ToolOutput> outputs;
   for (const auto& f : facts) outputs.push_back(maker.OutputOf(kOutputTokens, f, random));
   const auto messages = AgentHistory(outputs, random);
   std::vector<int> order(messages.size());
@@ -143,7 +143,7 @@ Result<TestContext> HistoryOf(const ContextMaker& maker, const Question& q, Seed
   if (q.instead.empty()) {
     order.erase(order.begin() + kHistoryHead, order.begin() + kHistoryHead + 2);
   } else {
-    fresh.push_back({"tool", maker.OutputOf(kOutputTokens, {q.instead}, random)});
+    fresh.push_back({"tool", maker.OutputOf(kOutputTokens, {q.instead}, random).text});
     order[kHistoryHead + 1] = static_cast<int>(messages.size());
   }
   return maker.History(messages, fresh, order, q.text);
@@ -202,7 +202,7 @@ Status RunOne(TrialRunner& runner, const Tokenizer& tokenizer, const TestContext
 }  // namespace
 
 Status RunTasks(Model& model, const TaskOptions& options) {
-  HOLDFAST_ASSIGN_OR_RETURN(const auto maker, ContextMaker::Create(model));
+  HOLDFAST_ASSIGN_OR_RETURN(const auto maker, ContextMaker::Create(model, options.texts));
   TrialRunner runner(model, nullptr, 4096);
   for (int i = 0; i < options.instances; ++i) {
     const uint64_t seed = options.first_seed + static_cast<uint64_t>(i);

@@ -25,6 +25,7 @@ struct TaskResult {
 struct TaskOptions {
   uint64_t first_seed = 1;
   int instances = 4;  // of each category and edit
+  std::span<const TextFile> texts;  // that facts stand in; empty: made-up ones
   std::function<bool()> go_on;
   std::function<void(const TaskResult&)> on_result;
 };
