@@ -257,9 +257,9 @@ struct TileView {
   VStretch stretch[kAttendTile];
 };
 
-// Bytes from a piece to the same place of the next tile; 0 where that is cut otherwise.
+// Bytes from a piece's page to that of the next tile's piece of the same number, if it has one.
 static inline int64_t AheadOf(const KvTile& tile, const KvTile* next, int piece) {
-  if (next == nullptr || next->pieces != tile.pieces) return 0;
+  if (next == nullptr || piece >= next->pieces) return 0;
   return next->piece[piece].k - tile.piece[piece].k;
 }
 
@@ -395,7 +395,7 @@ static inline RowSpan MakeRowSpan(const AttendBlock& block, const KvTile& tile, 
 
 // (a) Scores: s[r][lane].
 
-// A page's K for up to V::kMaxRows rows of turned queries, whose chunks of 64 dims lie so far apart.
+// A page, and up to V::kMaxRows turned queries, whose chunks of 64 dims lie `chunk_stride` apart.
 struct ScoreArgs {
   const void* k;
   KvType type;
