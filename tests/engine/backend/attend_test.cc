@@ -271,12 +271,18 @@ TEST_CASE("attend: runs cut and shifted anyhow") {
   }
 }
 
+// Over seeds each type of K, with a number of query heads of its own.
+Shape ShapeOfEachType(uint32_t seed) {
+  Shape shape;
+  shape.k_type = std::array{KvType::kF32, KvType::kF16, KvType::kI8}[seed % 3];
+  shape.per_kv_head = std::array{1, 3, 7}[seed % 3];
+  return shape;
+}
+
 TEST_CASE("attend: pages seen again at other shifts and slots") {
   for (uint32_t seed = 0; seed < 40; ++seed) {
     CAPTURE(seed);
-    Shape shape;
-    shape.k_type = std::array{KvType::kF32, KvType::kF16, KvType::kI8}[seed % 3];
-    shape.per_kv_head = std::array{1, 3, 7}[seed % 3];
+    Shape shape = ShapeOfEachType(seed);
     if (seed % 4 == 0) shape.window = 70;
     Scene scene(shape, seed);
     const int length = 100 + scene.Below(500), rows = 1 + scene.Below(9);
@@ -287,9 +293,7 @@ TEST_CASE("attend: pages seen again at other shifts and slots") {
 TEST_CASE("attend: whole pages of many shifts") {
   for (uint32_t seed = 0; seed < 30; ++seed) {
     CAPTURE(seed);
-    Shape shape;
-    shape.k_type = std::array{KvType::kF32, KvType::kF16, KvType::kI8}[seed % 3];
-    shape.per_kv_head = std::array{1, 3, 7}[seed % 3];
+    Shape shape = ShapeOfEachType(seed);
     Scene scene(shape, seed);
     const int length = 300 + scene.Below(600), rows = std::array{1, 3, 40}[scene.Below(3)];
     scene.Sequence(length, Cut::kMoved, Range(length - rows, length)).Check();
