@@ -282,6 +282,8 @@ Result<std::unique_ptr<Runtime>> Runtime::Open(const RuntimeOptions& options) {
   impl->stitcher->SetChooser([engine = impl->engine.get()](ProbeRequest probe) {
     return ChooseByQuestion(*engine, std::move(probe));
   });
+  impl->stitcher->SetRunning(
+      [engine = impl->engine.get()] { return engine->stats().running > 0; });
   // Without one, or with one that can't be read, only exact reuse is offered.
   auto card = FindCard(impl->folder->path(), impl->engine->model().fingerprint());
   if (card.ok() && *card) {

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <atomic>
 #include <chrono>
+#include <condition_variable>
 #include <functional>
 #include <mutex>
 #include <thread>
@@ -20,6 +21,9 @@ namespace {
 
 constexpr int kIoThreads = 2;
 constexpr size_t kIoQueue = 256;    // loads waiting; what is beyond is computed
+// After a page that is loaded beside running sequences, in times of what it took of a core: reading
+// and checking takes memory's rate too, which standing back does not give back.
+constexpr int kRest = 5;
 constexpr int64_t kMinObservedRows = 16;  // fewer say more about overhead than about rows
 
 int64_t CommonPrefix(std::span<const TokenId> a, std::span<const TokenId> b) {
@@ -41,10 +45,12 @@ struct Stitcher::Impl {
   Digest fp;
   BoundedQueue<std::function<void()>> io{kIoQueue};
   std::vector<std::thread> io_threads;
+  std::condition_variable closing;   // with rates_mu: cuts rests short
   mutable std::mutex rates_mu;
   MovingMedian load_ms_per_page, compute_ms_per_token;
   ComputeFn compute;                 // constant once anything is stitched
   ChooseWindowsFn choose;
+  std::function<bool()> running;
   mutable std::mutex card_mu;
   std::shared_ptr<const ModelCard> card;
 
@@ -138,12 +144,17 @@ struct Stitcher::Impl {
   // Loads one page of it, and then lets other loads have their turn. Runs on an I/O thread.
   void LoadNext(const std::weak_ptr<PageLoad>& weak) {
     do {
-      const std::shared_ptr<PageLoad> load = weak.lock();
+      std::shared_ptr<PageLoad> load = weak.lock();
       if (load == nullptr || io.closed()) return;
+      const std::chrono::nanoseconds before = ThreadCpuTime();
       const std::optional<double> ms = load->Step();
       if (!ms) return;
-      std::lock_guard lock(rates_mu);
-      load_ms_per_page.Add(*ms / kIoThreads);
+      load.reset();
+      std::chrono::duration<double, std::milli> rest{};
+      if (running && running()) rest = kRest * (ThreadCpuTime() - before);
+      std::unique_lock lock(rates_mu);
+      closing.wait_for(lock, rest, [this] { return io.closed(); });
+      load_ms_per_page.Add((*ms + rest.count()) / kIoThreads);
     } while (!io.TryPush([this, weak] { LoadNext(weak); }));
   }
 
@@ -236,11 +247,13 @@ Stitcher::Stitcher(PagePool* pool, PageStore* store, Digest fp) : impl_(new Impl
 
 Stitcher::~Stitcher() {
   impl_->io.Close();
+  impl_->closing.notify_all();
   for (std::thread& t : impl_->io_threads) t.join();
 }
 
 void Stitcher::SetCompute(ComputeFn compute) { impl_->compute = std::move(compute); }
 void Stitcher::SetChooser(ChooseWindowsFn choose) { impl_->choose = std::move(choose); }
+void Stitcher::SetRunning(std::function<bool()> running) { impl_->running = std::move(running); }
 
 void Stitcher::SetCard(std::shared_ptr<const ModelCard> card) {
   std::lock_guard lock(impl_->card_mu);

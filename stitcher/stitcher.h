@@ -9,7 +9,8 @@
 // policy and the model card allow (run_plan.h); that is an approximation, and labelled so, token by
 // token (recipe.h).
 //
-// Thread-safe; blocks on page I/O, so never called by the model thread. Owns two I/O threads.
+// Thread-safe; blocks on page I/O, so never called by the model thread. Owns two I/O threads, which
+// stand back where others want the cores.
 #pragma once
 
 #include <cstdint>
@@ -150,6 +151,9 @@ class Stitcher {
   // without `choose` no plan has windows.
   void SetCompute(ComputeFn compute);
   void SetChooser(ChooseWindowsFn choose);
+  // Whether sequences run now; asked by the I/O threads. While they do, a rest follows each page
+  // that is loaded, so that they keep their pace. Without `running` none does.
+  void SetRunning(std::function<bool()> running);
   // The model's card, or null: from the next Stitch on.
   void SetCard(std::shared_ptr<const ModelCard> card);
   std::shared_ptr<const ModelCard> card() const;

@@ -13,6 +13,7 @@
 #include <thread>
 #include <vector>
 
+#include "engine/base/background.h"
 #include "engine/kv/memory_page_store.h"
 #include "tests/engine/kv/toy_kv.h"
 #include "tests/engine/sched/sched_rig.h"
@@ -36,6 +37,7 @@ void Spend(double ms) {
 class SlowStore : public PageStore {
  public:
   void SetGetMs(double ms) { get_ms_ = ms; }
+  void SetGetWork(std::chrono::milliseconds core) { get_work_ = core; }
   // After so many more pages none comes until Release, or for 10 s.
   void StallAfter(int gets) {
     std::lock_guard lock(mu_);
@@ -64,6 +66,9 @@ class SlowStore : public PageStore {
       released_.wait_for(lock, std::chrono::seconds(10), [&] { return mine <= stall_after_; });
     }
     Spend(get_ms_);
+    const auto end = ThreadCpuTime() + get_work_.load();
+    while (ThreadCpuTime() < end) {
+    }
     if (fails_.exchange(false)) return Status::Io("the disk can't be read");
     return inner_->Get(expect, payload);
   }
@@ -75,6 +80,7 @@ class SlowStore : public PageStore {
  private:
   const std::unique_ptr<PageStore> inner_ = MakeMemoryPageStore(0);
   std::atomic<double> get_ms_{0};
+  std::atomic<std::chrono::milliseconds> get_work_{std::chrono::milliseconds(0)};
   std::atomic<bool> fails_{false};
   mutable std::mutex mu_;
   std::condition_variable released_;
@@ -239,6 +245,20 @@ TEST_CASE_FIXTURE(Fixture, "a page whose read fails is computed; those behind it
   const StitchReport report = Prefill(&s, 0);
   CHECK(report.to_compute == kPageTokens + 1);
   CHECK(report.from_store + report.from_pool == (kPages - 1) * kPageTokens);
+}
+
+TEST_CASE_FIXTURE(Fixture, "beside running sequences a rest follows each page") {
+  std::atomic<bool> running{false};
+  stitcher.SetRunning([&] { return running.load(); });
+  Learn(0, 200);
+  KeepPages(prompt);
+  store.SetGetWork(std::chrono::milliseconds(2));
+  constexpr double kPageMs = (2 + 5 * 2) / 2.0;  // by one of two threads, the rest included
+  running = true;
+  const auto start = Clock::now();
+  CHECK(Start(prompt).report.from_store == kPages * kPageTokens);
+  CHECK(Since(start) >= (kPages - 2) * kPageMs);  // nobody waits for the last rests
+  CHECK(stitcher.rates().load_ms_per_page >= kPageMs);
 }
 
 // A prompt that has pages 4 .. 23 of `prompt` 8 tokens later than they were computed.
