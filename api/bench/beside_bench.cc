@@ -21,8 +21,8 @@ constexpr int kAgents = 2;
 constexpr int kToRestore = 4, kToSave = 6, kStored = 4;
 constexpr std::chrono::milliseconds kSyncInterval{250};
 constexpr int64_t kAgentTokens = 512, kOtherTokens = 1024;
-constexpr int kPhases = 4;  // of each kind
-constexpr std::chrono::milliseconds kLook{2};
+constexpr int kPhases = 8;  // of each kind; an even number
+constexpr std::chrono::milliseconds kLook{20};  // often enough beside the writer's rests
 
 bool Meets(const BesideSpan& a, const BesideSpan& b) {
   return a.first < b.second && b.first < a.second;
@@ -50,6 +50,7 @@ class Others {
     writer_ = std::make_unique<PageWriter>(store_.get(), std::move(writer));
     stitcher_ = std::make_unique<Stitcher>(&engine_.pool(), store_.get(),
                                            engine_.model().fingerprint());
+    stitcher_->SetRunning([this] { return engine_.stats().running > 0; });
     for (int i = 0; i < sessions_; ++i) {
       HOLDFAST_ASSIGN_OR_RETURN(Timeline timeline,
                                 bench.Context(static_cast<size_t>(kAgents + i), kOtherTokens, 1));
@@ -192,7 +193,8 @@ Result<BesideFigures> MeasureBeside(Engine& engine, const BesideOptions& options
   for (int phase = 0; phase < 2 * kPhases; ++phase) {
     if (options.progress) options.progress(static_cast<double>(phase) / (2 * kPhases));
     const auto begin = Clock::now(), end = begin + options.phase;
-    if (phase % 2 == 0) {
+    // Without, with, with, without, and so on: both kinds meet contexts of equal length on average.
+    if (phase % 4 == 0 || phase % 4 == 3) {
       std::this_thread::sleep_until(end);
       quiet.emplace_back(begin, end);
       continue;

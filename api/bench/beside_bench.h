@@ -20,7 +20,7 @@ enum class Beside : uint8_t {
 
 struct BesideOptions {
   Beside what = Beside::kSave;
-  std::chrono::milliseconds phase{2500};    // four with them, four without, in turn
+  std::chrono::milliseconds phase{1250};    // eight with them, eight without
   std::function<void(double fraction)> progress;
 };
 struct BesideFigures {
