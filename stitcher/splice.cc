@@ -106,7 +106,7 @@ void Splicer::Pin(std::span<Wanted> wanted) {
     for (size_t i = 0; i < loaded.size(); ++i) {
       if (loaded[i].ok()) {
         m.of->source->pages[m.pages[i]] = std::move(loaded[i]).value();
-      } else {
+      } else if (m.of->status.ok()) {  // the first fault says why
         m.of->status = loaded[i].status();
       }
     }
