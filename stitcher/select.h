@@ -2,9 +2,12 @@
 //
 // A probe runs the question's rows over the KV as it stands (every run reused, nothing repaired)
 // and throws its own KV away. AttentionMass adds up what each earlier token gets of these rows'
-// attention, over all layers and heads; ChooseWindows takes the whole windows of a page's size
-// (kPageTokens, on the prompt's own blocks, so that what is recomputed fills whole pages) with the
-// largest sums. Contiguous, because a recomputed token among stale ones inherits their staleness.
+// attention; the probe counts all heads of the later half of the layers, where a question looks for
+// its answer (earlier layers look at neighbours and at what every text has: counting them as well
+// chose worse on isolated chunks, stitcher/README.md). ChooseWindows takes the whole windows of a
+// page's size (kPageTokens, on the prompt's own blocks, so that what is recomputed fills whole
+// pages) with the largest sums. Contiguous, because a recomputed token among stale ones inherits
+// their staleness.
 //
 // The scores are plain C++ over the pages' stored form, in a fixed order: equal on every machine
 // and for any number of threads. They are no operation of the backend: a row's result never
@@ -54,8 +57,9 @@ class AttentionMass {
   std::vector<double> mass_;      // [tokens]
 };
 
-// An observer for GenerateRequest::observe_queries: adds the last kProbeRows rows of a prompt of
-// `tokens` tokens whose question begins at `question`. `mass` is borrowed.
+// An observer for GenerateRequest::observe_queries: adds, of the later half of the layers, the last
+// kProbeRows rows of a prompt of `tokens` tokens whose question begins at `question`. `mass` is
+// borrowed.
 class QuestionProbe {
  public:
   QuestionProbe(AttentionMass* mass, const Model& model, int64_t question, int64_t tokens);
@@ -65,7 +69,8 @@ class QuestionProbe {
  private:
   AttentionMass* mass_;
   const Model* model_;
-  int64_t first_;  // index of the first row that is scored
+  int64_t first_;    // index of the first row that is scored
+  int first_layer_;  // that counts
 };
 
 // Windows inside `runs` (ascending, disjoint; what is to be recomputed anyway is not in them),
