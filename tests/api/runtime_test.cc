@@ -137,6 +137,11 @@ TEST_CASE("a cancelled turn asked again gives the same tokens") {
   ChatRequest r = talk.Request();
   r.sampling.temperature = 1.0f;  // and no seed: the session's decides
   r.max_tokens = 300;
+  const Tokenizer& tokenizer = b.runtime().engine().tokenizer();
+  // Whatever the seed, it ends at max_tokens.
+  for (TokenId t = 0; t < static_cast<TokenId>(tokenizer.vocab_size()); ++t) {
+    if (tokenizer.IsEndOfGeneration(t)) r.sampling.logit_bias.emplace_back(t, -100.0f);
+  }
   std::vector<TokenId> seen;
   {
     std::unique_ptr<ChatStream> stream;
