@@ -176,14 +176,11 @@ void AttentionMass::Add(int layer, std::span<const float> q, std::span<const int
 
 QuestionProbe::QuestionProbe(AttentionMass* mass, const Model& model, int64_t question,
                              int64_t tokens)
-    : mass_(mass),
-      model_(&model),
-      first_(std::max(question, tokens - kProbeRows)),
-      first_layer_(model.config().layers / 2) {}
+    : mass_(mass), model_(&model), first_(std::max(question, tokens - kProbeRows)) {}
 
 void QuestionProbe::operator()(int layer, const Timeline& timeline, std::span<const int64_t> rows,
                                std::span<const float> q) const {
-  if (layer < first_layer_) return;
+  if (layer < model_->config().layers / 2) return;
   const auto from = std::lower_bound(rows.begin(), rows.end(), first_) - rows.begin();
   const auto scored = rows.subspan(from);
   if (scored.empty()) return;

@@ -2,12 +2,10 @@
 //
 // A probe runs the question's rows over the KV as it stands (every run reused, nothing repaired)
 // and throws its own KV away. AttentionMass adds up what each earlier token gets of these rows'
-// attention; the probe counts all heads of the later half of the layers, where a question looks for
-// its answer (earlier layers look at neighbours and at what every text has: counting them as well
-// chose worse on isolated chunks, stitcher/README.md). ChooseWindows takes the whole windows of a
-// page's size (kPageTokens, on the prompt's own blocks, so that what is recomputed fills whole
-// pages) with the largest sums. Contiguous, because a recomputed token among stale ones inherits
-// their staleness.
+// attention; the probe counts the later half of the layers, since counting earlier ones as well
+// chose worse (stitcher/README.md). ChooseWindows takes the whole windows of a page's size
+// (kPageTokens, on the prompt's own blocks, so that what is recomputed fills whole pages) with the
+// largest sums. Contiguous, because a recomputed token among stale ones inherits their staleness.
 //
 // The scores are plain C++ over the pages' stored form, in a fixed order: equal on every machine
 // and for any number of threads. They are no operation of the backend: a row's result never
@@ -69,8 +67,7 @@ class QuestionProbe {
  private:
   AttentionMass* mass_;
   const Model* model_;
-  int64_t first_;    // index of the first row that is scored
-  int first_layer_;  // that counts
+  int64_t first_;  // index of the first row that is scored
 };
 
 // Windows inside `runs` (ascending, disjoint; what is to be recomputed anyway is not in them),
