@@ -86,9 +86,12 @@ EngineWork WorkOf(const BenchName& name, int64_t n, EngineBench& bench) {
             [=, &bench] { return bench.Decode(n); }};
   }
   const int64_t s = name.sequences;
-  return {{.sequences = s, .context = n + half, .logits = 1}, static_cast<double>(s),
-          {PeerTest::Kind::kAgents, n, kDecodeTokens, s},
-          [=, &bench] { return bench.Agents(s, n); }};
+  const bool shared = name.Is("shared");
+  return {{.sequences = s, .context = n + half, .logits = 1, .shared = shared ? n : 0},
+          static_cast<double>(s), {PeerTest::Kind::kAgents, n, kDecodeTokens, s, shared},
+          [=, &bench] {
+            return bench.Agents(s, n, shared ? Prompts::kShared : Prompts::kOwn);
+          }};
 }
 
 Json RatesJson(const MachineRates& rates) {
@@ -204,6 +207,7 @@ constexpr BenchKind kKinds[] = {
     {"decode", "tok/s", true, 4096, 1, &BenchEngine},
     {"append16", "tok/s", true, 4096, 1, &BenchEngine},
     {"agents", "tok/s", true, 1024, 0, &BenchEngine},
+    {"shared", "tok/s", true, 4096, 0, &BenchEngine},
     {"load", "s", false, 0, 1, &BenchLoad},
     {"rewrite", "tok/s", true, 0, 1, &BenchRewrite},
     {"soak", "tok/s", true, 30, 16, &BenchSoak},
@@ -239,7 +243,7 @@ Result<BenchName> ParseName(const std::string& text) {
   BenchName name{.text = text};
   int64_t sequences = 0;
   bool good = true;
-  for (const char* several : {"agents", "soak", "switch"}) {
+  for (const char* several : {"agents", "shared", "soak", "switch"}) {
     if (!kind.starts_with(several) || kind == several) continue;
     good = ReadNumber(std::string_view(kind).substr(std::strlen(several)), 1, kSequencesMost,
                       &sequences);
@@ -272,8 +276,9 @@ Json MachineJson(BenchRun& run, bool with_model) {
 
 std::vector<std::string> BenchNames() {
   return {"roofline",    "prefill@512",  "decode@0", "decode@4096",  "decode@8192",
-          "append16@4096", "agents8",    "fork@4096", "save@4000",    "commit",
-          "written",     "restore@4000", "load",     "rewrite",      "stitch-plan@100"};
+          "append16@4096", "agents8",      "shared8@4096", "fork@4096", "save@4000",
+          "commit",      "written",      "restore@4000", "load",     "rewrite",
+          "stitch-plan@100"};
 }
 
 std::vector<std::string> BenchScaleNames() {

@@ -6,6 +6,7 @@
 //   decode@N      tok/s  one sequence, 64 tokens after N
 //   append16@N    tok/s  16 new tokens on N cached ones, the first token drawn
 //   agentsS@N     tok/s  S sequences of N tokens decode 64 each, together; of all (agents8@1024)
+//   sharedS@N     tok/s  the same behind one context that all share (shared8@4096)
 //   fork@N        ms     p99 of forking a timeline of N tokens in memory; any length, pages taken,
 //                        and forks and rewinds through the keeper beside a sync
 //   save@N        ms     a snapshot of a session of N tokens after a short turn, until label, pages
@@ -47,12 +48,12 @@
 //                        slope, the limit's slope; drawn by `plot`
 //
 // Ours and the peers' runs alternate; each figure is the median of `reps`. A peer runs llama-bench,
-// for agents llama-batched-bench (-npp N -ntg 64 -npl S, no shared prompt). A peer that lacks a
+// for agents llama-batched-bench (-npp N -ntg 64 -npl S, of shared with -pps). A peer that lacks a
 // program or a test, or fails, gets a note in the place of its figure. Where a context does not fit
 // the model or the memory for KV, ours and the peers' take the largest that does ("context").
 //
 // `limit` is what the machine allows (limits.h) at the rates of roofline, reads measured over as
-// many bytes as the model file has, so that the share of it that a large cache holds counts alike;
+// many bytes as the pass reads, so that the share of it that a large cache holds counts alike;
 // `share` is the part of it that is reached. fork: its table's bytes. save, commit: a sync.
 // written: the pages. restore: the pages' bytes and a pass over what is computed. load: the file's
 // bytes.

@@ -67,10 +67,11 @@ Result<Timeline> EngineBench::Fill(Timeline timeline) {
   return std::move(*run.timeline);
 }
 
-Result<double> EngineBench::Agents(int64_t sequences, int64_t n) {
+Result<double> EngineBench::Agents(int64_t sequences, int64_t n, Prompts prompts) {
   std::vector<Timeline> forks;
   for (int64_t i = 0; i < sequences; ++i) {
-    HOLDFAST_ASSIGN_OR_RETURN(Timeline fork, Context(static_cast<size_t>(i), n, 1));
+    const auto base = static_cast<size_t>(prompts == Prompts::kOwn ? i : 0);
+    HOLDFAST_ASSIGN_OR_RETURN(Timeline fork, Context(base, n, 1));
     forks.push_back(std::move(fork));
   }
   std::vector<std::shared_ptr<Generation>> running;

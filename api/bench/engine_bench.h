@@ -16,6 +16,9 @@ namespace holdfast {
 inline constexpr int kDecodeTokens = 64;   // timed, after the first one
 inline constexpr int kAppendTokens = 16;
 
+// What sequences that decode together go on from: a context of their own, or one for all.
+enum class Prompts : uint8_t { kOwn, kShared };
+
 class EngineBench {
  public:
   explicit EngineBench(Engine* engine) : engine_(engine) {}
@@ -28,7 +31,8 @@ class EngineBench {
   Result<double> Prefill(int64_t n);                    // n tokens from nothing
   Result<double> Append(int64_t n);                     // kAppendTokens on n cached ones
   Result<double> Decode(int64_t n);                     // kDecodeTokens after n cached ones
-  Result<double> Agents(int64_t sequences, int64_t n);  // of all together, each as Decode
+  // Of all together, each as Decode.
+  Result<double> Agents(int64_t sequences, int64_t n, Prompts prompts = Prompts::kOwn);
   // p99 in ms of forking a context of n tokens at `length` or up to 31 tokens before.
   Result<double> ForkP99(int64_t n, int64_t length);
   // Pages of the pool that a fork at `length`, inside a page, takes until it has a row of its own.

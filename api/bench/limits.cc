@@ -37,8 +37,10 @@ MachineRates MedianOf(const std::vector<MachineRates>& rates) {
 double PassBytes(const ModelCost& model, const PassWork& work) {
   double bytes = model.weight_bytes;
   for (const ModelCost::Group& g : model.groups) {
-    const auto tokens = static_cast<double>(VisibleTokens(work.context, work.rows, g.window));
-    bytes += static_cast<double>(work.sequences) * g.layers * g.kv_bytes * tokens;
+    const int64_t again = g.window == 0 ? (work.sequences - 1) * work.shared : 0;
+    const int64_t tokens =
+        work.sequences * VisibleTokens(work.context, work.rows, g.window) - again;
+    bytes += g.layers * g.kv_bytes * static_cast<double>(tokens);
   }
   return bytes;
 }

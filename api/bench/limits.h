@@ -5,11 +5,12 @@
 //
 // Bytes are counted once per pass: every matrix that is multiplied, as the model file holds it (the
 // embedding only where it is the head too; of its table one row per token is read, which is
-// nothing), and the KV that rows see. Operations are a multiply and an add for each element of a
-// matrix and row (of the head only for rows whose logits are wanted), and the same for QK and PV of
-// each pair of a row and a token that it sees (causal, inside the layer's window). QK counts as
-// INT8 where K is stored so, else both are FP32, as the engine computes them. Norms, activations,
-// rotations and what is written are left out: a limit is never too low.
+// nothing), and the KV that rows see, once where sequences share it. Operations are a multiply and
+// an add for each element of a matrix and row (of the head only for rows whose logits are wanted),
+// and the same for QK and PV of each pair of a row and a token that it sees (causal, inside the
+// layer's window). QK counts as INT8 where K is stored so, else both are FP32, as the engine
+// computes them. Norms, activations, rotations and what is written are left out: a limit is never
+// too low.
 #pragma once
 
 #include <cstddef>
@@ -45,6 +46,7 @@ struct ModelCost {
 struct PassWork {
   int64_t sequences = 1, rows = 1, context = 0;
   int64_t logits = 0;  // of each sequence: rows that meet the head
+  int64_t shared = 0;  // of the context: tokens that all sequences have in common, read once
 };
 
 double PassBytes(const ModelCost& model, const PassWork& work);  // weights and KV that it reads

@@ -39,6 +39,7 @@ Result<std::vector<std::string>> PeerCommand(const std::string& program, const P
     add({"-fa", "1", "-c", n(test.sequences * (test.context + test.tokens)), "-npp",
          n(test.context), "-ntg", n(test.tokens), "-npl", n(test.sequences), "--output-format",
          "jsonl"});
+    if (test.shared) add({"-pps"});
     return command;
   }
   add({"-fa", "1", "-ctk", "f16", "-ctv", "f16", "-r", "1", "-o", "json"});

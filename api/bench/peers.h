@@ -27,6 +27,7 @@ struct PeerTest {
   int64_t context = 0;    // cached tokens before
   int64_t tokens = 0;     // computed (of each sequence)
   int64_t sequences = 1;  // kAgents
+  bool shared = false;    // the context is one for all of them
 };
 
 // Tokens per second, once. kNotFound: the program is not there; kInvalid: it has no such test; kIo:

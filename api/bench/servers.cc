@@ -52,7 +52,8 @@ Result<ServerProcess> ServerProcess::Start(const std::string& program, const Eng
                                            const std::string& data_dir) {
   std::vector<std::string> argv = {program, "serve", "--json", "--port", "0", "--model",
                                    engine.model_path, "--data", data_dir, "--threads",
-                                   std::to_string(engine.cpu.threads)};
+                                   std::to_string(engine.cpu.threads), "--kv-type",
+                                   KvTypeName(engine.kv_type)};
   if (!engine.cpu.level.empty()) argv.insert(argv.end(), {"--cpu", engine.cpu.level});
   if (engine.kv_bytes != 0) {
     argv.insert(argv.end(), {"--kv-memory", std::to_string(engine.kv_bytes)});

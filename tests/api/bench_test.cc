@@ -79,6 +79,8 @@ TEST_CASE("a limit is the larger of bytes and arithmetic") {
        2 * 12 * (4 + 5)},
       {"agents", {.sequences = 3, .context = 9, .logits = 1}, 1000 + 3 * 200, 3 * 2 * 600,
        3 * 2 * 12 * 10},
+      {"agents behind one prompt", {.sequences = 3, .context = 9, .logits = 1, .shared = 7},
+       1000 + 3 * 200 - 2 * 7 * 20, 3 * 2 * 600, 3 * 2 * 12 * 10},
   };
   for (const Case& c : cases) {
     CAPTURE(c.what);
@@ -332,6 +334,7 @@ TEST_CASE("a peer's command says the test") {
   CHECK(command({Kind::kPrefill, 4096, 16, 1}, false).find("no -d") != std::string::npos);
   CHECK(command({Kind::kAgents, 1024, 64, 8}, false) ==
         "p -m m -t 2 -fa 1 -c 8704 -npp 1024 -ntg 64 -npl 8 --output-format jsonl");
+  CHECK(command({Kind::kAgents, 1024, 64, 8, true}, false).ends_with("--output-format jsonl -pps"));
 }
 
 TEST_CASE("a peer's figure is found in its output") {

@@ -1,11 +1,16 @@
 // Plans an attention call as tasks and walks each task's runs tile by tile; the arithmetic is in
 // attend_kernels.h.
 //
-// A *block* is some rows of one sequence for one KV head. Usually a task is a block over all that
-// it sees; its splits are merged as they come. Where that gives too few tasks for the threads, a
-// block's splits are shared out in *stretches*. Merging goes left to right and is not associative,
-// so only a block's first stretch may merge its splits at once; the others leave one state per
-// split in `Impl::shared`, and whoever finishes the block's last stretch merges them all.
+// A *block* is some query rows for one KV head, as a rule of one sequence. Usually a task is a
+// block over all that it sees; its splits are merged as they come. Where that gives too few tasks
+// for the threads, a block's splits are shared out in *stretches*. Merging goes left to right and
+// is not associative, so only a block's first stretch may merge its splits at once; the others
+// leave one state per split in `Impl::shared`, and whoever ends the block's last stretch merges all.
+//
+// Sequences whose first splits lie in the same pages (agents behind one prompt, forks) go through
+// those as one *common* block, so that the pages are read, and K and V converted, once for all of
+// them. Each one's *own* block begins behind it, and its splits are merged onto its rows of the
+// common block's states. A row's chains are the same either way.
 #include "engine/backend/cpu/attend.h"
 
 #include <algorithm>
@@ -13,6 +18,7 @@
 #include <cassert>
 #include <cstdlib>
 #include <new>
+#include <utility>
 #include <vector>
 
 #include "engine/backend/cpu/attend_tile.h"
@@ -56,14 +62,29 @@ struct RunPlace {
 };
 
 struct BlockPlan {
-  int sequence = 0;
-  int first_row = 0, positions = 0;   // of the sequence's rows
+  int sequence = 0;                   // whose runs are read
+  const int32_t* row = nullptr;       // [positions], as in AttendSequence
+  const int32_t* position = nullptr;
+  int positions = 0;
   int head = 0;                       // KV head
-  int64_t begin = 0, end = 0;         // indices that any row sees
+  int64_t begin = 0, end = 0;         // indices that any row sees, and that are read here
   int stretches = 1;
   int64_t work = 0;                   // pairs of query row and index
-  int64_t shared = 0;                 // where stretches > 1: its first state in Impl::shared
-  int64_t counter = 0;                // and its entry of Impl::left
+  int members = 0;                    // of a common block: sequences with rows in it
+  int common = -1;                    // of an own block behind one: which
+  int common_position = 0;            // and the first of its positions there
+  // Of a block whose states other tasks need:
+  int64_t merged = 0;                 // splits that its first stretch merges at once
+  int64_t shared = 0;                 // its first state in Impl::shared
+  int64_t counter = 0;                // its entry of Impl::left, where it is not a common block
+
+  int64_t FirstSplit() const { return begin / kAttendSplit; }
+  int64_t LastSplit() const { return (end + kAttendSplit - 1) / kAttendSplit; }
+  bool shares() const { return stretches > 1 || members > 0 || common >= 0; }
+  // Its states in Impl::shared: that of the merged splits, which an own block has none of, then one
+  // for each further split.
+  int64_t first_state() const { return common < 0 ? 1 : 0; }
+  int64_t states() const { return first_state() + LastSplit() - FirstSplit() - merged; }
 };
 
 struct TaskPlan {
@@ -88,14 +109,12 @@ SoftmaxStates StatesAt(float* at, int64_t rows, int v_dim) {
   return states;
 }
 
-int64_t FirstSplit(const BlockPlan& block) { return block.begin / kAttendSplit; }
-int64_t LastSplit(const BlockPlan& block) {
-  return (block.end + kAttendSplit - 1) / kAttendSplit;
-}
-
 }  // namespace
 
 struct AttendScratch::Impl {
+  std::vector<char> is_planned;      // [sequences]
+  std::vector<std::pair<int64_t, int>> alike;  // sequences that share pages with one, and splits
+  std::vector<int32_t> row, position;  // of the common blocks
   std::vector<RunPlace> places;      // of every split of every sequence
   std::vector<int64_t> first_place;  // [sequences] its split 0 in `places`
   std::vector<BlockPlan> blocks;
@@ -131,25 +150,127 @@ void FindSplits(const AttendArgs& args, Impl& impl) {
   }
 }
 
-void AddBlocks(const AttendArgs& args, int s, Impl& impl) {
+int GroupOf(const AttendArgs& args) { return args.q_heads / args.group->heads; }
+int MostPositions(const AttendArgs& args) { return std::max(1, kBlockRows / GroupOf(args)); }
+
+// Plans `plan`, of which rows and runs are set, for every KV head.
+void AddBlock(const AttendArgs& args, BlockPlan plan, Impl& impl) {
+  for (plan.head = 0; plan.head < args.group->heads; ++plan.head) {
+    impl.blocks.push_back(plan);
+    if (plan.common >= 0) ++plan.common;
+  }
+}
+
+// The blocks of sequence `s`, for the indices from `from` on. `behind`: of a common block, the
+// number of the first head's, or -1.
+void AddBlocks(const AttendArgs& args, int s, int64_t from, int behind, int common_position,
+               Impl& impl) {
   const AttendSequence& sequence = args.sequences[s];
-  const int group = args.q_heads / args.group->heads, window = args.group->window;
+  const int group = GroupOf(args), window = args.group->window;
   const int rows = static_cast<int>(sequence.row.size());
-  const int most = std::max(1, kBlockRows / group), blocks = (rows + most - 1) / most;
+  const int most = MostPositions(args), blocks = (rows + most - 1) / most;
   for (int b = blocks - 1; b >= 0; --b) {  // of a prefill, the long ones first
+    const int first = static_cast<int>(int64_t{rows} * b / blocks);
     BlockPlan plan;
     plan.sequence = s;
-    plan.first_row = static_cast<int>(int64_t{rows} * b / blocks);
-    plan.positions = static_cast<int>(int64_t{rows} * (b + 1) / blocks) - plan.first_row;
+    plan.row = sequence.row.data() + first;
+    plan.position = sequence.position.data() + first;
+    plan.positions = static_cast<int>(int64_t{rows} * (b + 1) / blocks) - first;
     plan.begin = INT64_MAX;
-    for (int n = plan.first_row; n < plan.first_row + plan.positions; ++n) {
-      const int64_t end = int64_t{sequence.position[n]} + 1;
-      const int64_t begin = window > 0 ? std::max<int64_t>(0, end - window) : 0;
+    plan.common = behind;
+    plan.common_position = common_position;
+    for (int n = 0; n < plan.positions; ++n) {
+      const int64_t end = int64_t{plan.position[n]} + 1;
+      const int64_t begin = std::max(from, window > 0 ? end - window : 0);
       plan.begin = std::min(plan.begin, begin);
       plan.end = std::max(plan.end, end);
       plan.work += (end - begin) * group;
     }
-    for (plan.head = 0; plan.head < args.group->heads; ++plan.head) impl.blocks.push_back(plan);
+    AddBlock(args, plan, impl);
+  }
+}
+
+// Splits at the front that every row of a sequence sees whole, with something left behind them; 0:
+// its rows are too many to go with others', or it sees through a window.
+int64_t SplitsToShare(const AttendArgs& args, const AttendSequence& sequence) {
+  const auto rows = static_cast<int64_t>(sequence.position.size());
+  if (args.group->window > 0 || rows == 0 || 2 * rows > MostPositions(args)) return 0;
+  return *std::min_element(sequence.position.begin(), sequence.position.end()) / kAttendSplit;
+}
+
+bool IsSameRun(const KvRun& a, const KvRun& b) {
+  return a.page == b.page && a.first == b.first && a.count == b.count && a.shift == b.shift;
+}
+
+// Splits at the front, up to `most`, that two sequences have in the same pages.
+int64_t SharedSplits(std::span<const KvRun> a, std::span<const KvRun> b, int64_t most) {
+  int64_t tokens = 0;
+  for (size_t r = 0; r < std::min(a.size(), b.size()) && tokens < most * kAttendSplit; ++r) {
+    if (!IsSameRun(a[r], b[r])) break;
+    tokens += a[r].count;
+  }
+  return std::min(most, tokens / kAttendSplit);
+}
+
+// Plans sequence `s`, and those that go through their first splits with it: as many of them, for as
+// many splits, as save most.
+void AddSequence(const AttendArgs& args, int s, Impl& impl) {
+  const AttendSequence& sequence = args.sequences[s];
+  const int64_t most = SplitsToShare(args, sequence);
+  impl.alike.clear();
+  for (int t = s + 1; most > 0 && t < static_cast<int>(args.sequences.size()); ++t) {
+    if (impl.is_planned[t]) continue;
+    const AttendSequence& other = args.sequences[t];
+    const int64_t splits = SharedSplits(sequence.runs, other.runs,
+                                        std::min(most, SplitsToShare(args, other)));
+    if (splits > 0) impl.alike.push_back({-splits, t});
+  }
+  std::sort(impl.alike.begin(), impl.alike.end());
+  size_t count = 0;
+  int64_t splits = 0, saved = 0;
+  auto positions = static_cast<int64_t>(sequence.row.size());
+  for (size_t n = 0; n < impl.alike.size(); ++n) {
+    positions += static_cast<int64_t>(args.sequences[impl.alike[n].second].row.size());
+    if (positions > MostPositions(args)) break;
+    const int64_t here = -impl.alike[n].first, saves = here * static_cast<int64_t>(n + 1);
+    if (saves > saved) saved = saves, splits = here, count = n + 1;
+  }
+  if (count == 0) return AddBlocks(args, s, 0, -1, 0, impl);
+  impl.alike.resize(count);
+  impl.alike.insert(impl.alike.begin(), {0, s});
+  BlockPlan plan;
+  plan.sequence = s;
+  plan.row = impl.row.data() + impl.row.size();  // reserved: see PlanBlocks
+  plan.position = impl.position.data() + impl.position.size();
+  plan.members = static_cast<int>(impl.alike.size());
+  plan.end = splits * kAttendSplit;
+  for (const auto& [unused, t] : impl.alike) {
+    const AttendSequence& member = args.sequences[t];
+    impl.row.insert(impl.row.end(), member.row.begin(), member.row.end());
+    impl.position.insert(impl.position.end(), member.position.begin(), member.position.end());
+    plan.positions += static_cast<int>(member.row.size());
+  }
+  plan.work = plan.end * plan.positions * GroupOf(args);
+  const int common = static_cast<int>(impl.blocks.size());
+  AddBlock(args, plan, impl);
+  int position = 0;
+  for (const auto& [unused, t] : impl.alike) {  // in the order that Task::Done counts on
+    impl.is_planned[t] = true;
+    AddBlocks(args, t, plan.end, common, position, impl);
+    position += static_cast<int>(args.sequences[t].row.size());
+  }
+}
+
+void PlanBlocks(const AttendArgs& args, Impl& impl) {
+  size_t rows = 0;
+  for (const AttendSequence& sequence : args.sequences) rows += sequence.row.size();
+  impl.row.clear();
+  impl.position.clear();
+  impl.row.reserve(rows);  // blocks point into them
+  impl.position.reserve(rows);
+  impl.is_planned.assign(args.sequences.size(), false);
+  for (size_t s = 0; s < args.sequences.size(); ++s) {
+    if (!impl.is_planned[s]) AddSequence(args, static_cast<int>(s), impl);
   }
 }
 
@@ -157,11 +278,10 @@ void AddBlocks(const AttendArgs& args, int s, Impl& impl) {
 // `work` is the sum over the blocks.
 void CutBlocks(const AttendArgs& args, int64_t work, int64_t tasks_wanted, Impl& impl) {
   int64_t shared = 0, counters = 0;
-  const int group = args.q_heads / args.group->heads;
   for (size_t b = 0; b < impl.blocks.size(); ++b) {
     BlockPlan& block = impl.blocks[b];
-    const int64_t first = FirstSplit(block), splits = LastSplit(block) - first;
-    if (static_cast<int64_t>(impl.blocks.size()) < tasks_wanted) {
+    const int64_t first = block.FirstSplit(), splits = block.LastSplit() - first;
+    if (static_cast<int64_t>(impl.blocks.size()) < tasks_wanted || block.members > 0) {
       const int64_t share = (block.work * tasks_wanted + work - 1) / work;
       block.stretches = static_cast<int>(std::clamp<int64_t>(share, 1, splits));
     }
@@ -169,12 +289,12 @@ void CutBlocks(const AttendArgs& args, int64_t work, int64_t tasks_wanted, Impl&
       impl.tasks.push_back({static_cast<int>(b), i, first + splits * i / block.stretches,
                             first + splits * (i + 1) / block.stretches});
     }
-    if (block.stretches == 1) continue;
+    if (!block.shares()) continue;
+    if (block.common < 0) block.merged = splits / block.stretches;
+    if (block.members == 0) block.counter = counters++;
     block.shared = shared;
-    block.counter = counters++;
-    const int64_t merged_at_once = splits / block.stretches;  // those of the first stretch
-    shared += (splits - merged_at_once + 1) *
-              RoundUp16(StateFloats(block.positions * group, args.group->v_dim));
+    shared += block.states() *
+              RoundUp16(StateFloats(block.positions * GroupOf(args), args.group->v_dim));
   }
   impl.shared.Reserve(shared);
   if (counters > impl.left_size) {
@@ -182,9 +302,9 @@ void CutBlocks(const AttendArgs& args, int64_t work, int64_t tasks_wanted, Impl&
     impl.left_size = counters;
   }
   for (const BlockPlan& block : impl.blocks) {
-    if (block.stretches > 1) {
-      impl.left[block.counter].store(block.stretches, std::memory_order_relaxed);
-    }
+    if (!block.shares() || block.members > 0) continue;
+    const int before = block.common < 0 ? 0 : impl.blocks[block.common].stretches;
+    impl.left[block.counter].store(before + block.stretches, std::memory_order_relaxed);
   }
 }
 
@@ -211,6 +331,31 @@ struct ThreadLayout {
 
 // Running, on any thread.
 
+// Without scratch.
+AttendBlock BlockOf(const AttendArgs& args, const BlockPlan& plan) {
+  const LayerGroup& group = *args.group;
+  const int64_t first_head = int64_t{plan.head} * GroupOf(args);
+  AttendBlock block;
+  block.k_dim = group.k_dim;
+  block.v_dim = group.v_dim;
+  block.k_type = group.k_type;
+  block.v_type = group.v_type;
+  block.group = GroupOf(args);
+  block.positions = plan.positions;
+  block.position = plan.position;
+  block.row = plan.row;
+  block.window = group.window;
+  block.q = args.q + first_head * group.k_dim;
+  block.q_stride = int64_t{args.q_heads} * group.k_dim;
+  block.out = args.out + first_head * group.v_dim;
+  block.out_stride = int64_t{args.q_heads} * group.v_dim;
+  block.scale = args.scale;
+  block.table = args.rope->Row(0);
+  block.rope_dim = args.rope->dim();
+  block.table_rows = args.rope->positions();
+  return block;
+}
+
 class Task {
  public:
   Task(const AttendArgs& args, const AttendKernels& kernels, const TaskPlan& task, Impl& impl,
@@ -220,9 +365,11 @@ class Task {
  private:
   void Fill(const KvRun& run, int lane, int offset, KvPiece& piece) const;
   bool NextTile(KvTile& tile);
-  void FinishShared();
-  SoftmaxStates Shared(int64_t n) const;
+  void Done(int block);
+  void FinishShared(const BlockPlan& plan);
+  SoftmaxStates Shared(const BlockPlan& plan, int64_t n, int64_t row) const;
 
+  const AttendArgs& args_;
   const AttendKernels& kernels_;
   const TaskPlan& task_;
   const BlockPlan& plan_;
@@ -238,27 +385,9 @@ class Task {
 
 Task::Task(const AttendArgs& args, const AttendKernels& kernels, const TaskPlan& task, Impl& impl,
            float* scratch, int64_t most_rows)
-    : kernels_(kernels), task_(task), plan_(impl.blocks[task.block]), group_(*args.group),
-      runs_(args.sequences[plan_.sequence].runs), impl_(impl) {
-  const AttendSequence& sequence = args.sequences[plan_.sequence];
-  const int group = args.q_heads / group_.heads;
-  block_.k_dim = group_.k_dim;
-  block_.v_dim = group_.v_dim;
-  block_.k_type = group_.k_type;
-  block_.v_type = group_.v_type;
-  block_.group = group;
-  block_.positions = plan_.positions;
-  block_.position = sequence.position.data() + plan_.first_row;
-  block_.row = sequence.row.data() + plan_.first_row;
-  block_.window = group_.window;
-  block_.q = args.q + int64_t{plan_.head} * group * group_.k_dim;
-  block_.q_stride = int64_t{args.q_heads} * group_.k_dim;
-  block_.out = args.out + int64_t{plan_.head} * group * group_.v_dim;
-  block_.out_stride = int64_t{args.q_heads} * group_.v_dim;
-  block_.scale = args.scale;
-  block_.table = args.rope->Row(0);
-  block_.rope_dim = args.rope->dim();
-  block_.table_rows = args.rope->positions();
+    : args_(args), kernels_(kernels), task_(task), plan_(impl.blocks[task.block]),
+      group_(*args.group), runs_(args.sequences[plan_.sequence].runs), impl_(impl),
+      block_(BlockOf(args, plan_)) {
   const ThreadLayout layout(most_rows, group_);
   const int64_t rows = block_.rows();
   for (int i = 0; i < kTurnedSlots; ++i) {
@@ -278,9 +407,17 @@ Task::Task(const AttendArgs& args, const AttendKernels& kernels, const TaskPlan&
   place_ = impl.places[impl.first_place[plan_.sequence] + task.first_split];
 }
 
-SoftmaxStates Task::Shared(int64_t n) const {
-  const int64_t floats = RoundUp16(StateFloats(block_.rows(), group_.v_dim));
-  return StatesAt(impl_.shared.data() + plan_.shared + n * floats, block_.rows(), group_.v_dim);
+// State `n` of a block, from query row `row` on.
+SoftmaxStates Task::Shared(const BlockPlan& plan, int64_t n, int64_t row) const {
+  const int64_t rows = int64_t{plan.positions} * block_.group;
+  const int64_t floats = RoundUp16(StateFloats(rows, group_.v_dim));
+  SoftmaxStates states = StatesAt(impl_.shared.data() + plan.shared + n * floats, rows,
+                                  group_.v_dim);
+  states.m += row;
+  states.l += row * kAttendTile;
+  states.o += row * group_.v_dim;
+  states.seen += row;
+  return states;
 }
 
 void Task::Fill(const KvRun& run, int lane, int offset, KvPiece& piece) const {
@@ -314,17 +451,18 @@ bool Task::NextTile(KvTile& tile) {
 }
 
 void Task::Run() {
-  const bool alone = plan_.stretches == 1;
-  // Where splits are kept, the first stretch's merged state is number 0, then one per split.
-  const int64_t first_stretch = (LastSplit(plan_) - FirstSplit(plan_)) / plan_.stretches;
-  if (!alone && task_.stretch == 0) total_ = Shared(0);
+  const bool merges = task_.stretch == 0 && plan_.common < 0;  // its splits, as they come
+  if (merges && plan_.shares()) total_ = Shared(plan_, 0, 0);
   KvTile tiles[2];
   bool more = NextTile(tiles[0]);
   int at = 0;
   for (int64_t split = task_.first_split; split < task_.last_split; ++split) {
     const bool first = split == task_.first_split;
     SoftmaxStates states = first ? total_ : fresh_;
-    if (task_.stretch > 0) states = Shared(1 + split - FirstSplit(plan_) - first_stretch);
+    if (!merges) {
+      const int64_t n = split - plan_.FirstSplit() - plan_.merged;
+      states = Shared(plan_, plan_.first_state() + n, 0);
+    }
     kernels_.start(block_, states);
     while (more && tiles[at].begin < (split + 1) * kAttendSplit) {
       const KvTile& tile = tiles[at];
@@ -335,21 +473,29 @@ void Task::Run() {
       }
       at = 1 - at;
     }
-    if (!first && task_.stretch == 0) kernels_.merge(block_, total_, fresh_);
+    if (!first && merges) kernels_.merge(block_, total_, fresh_);
   }
-  if (alone) {
-    kernels_.finish(block_, total_);
-  } else if (impl_.left[plan_.counter].fetch_sub(1, std::memory_order_acq_rel) == 1) {
-    FinishShared();
-  }
+  if (!plan_.shares()) return kernels_.finish(block_, total_);
+  if (plan_.members == 0) return Done(task_.block);
+  for (int n = 1; n <= plan_.members; ++n) Done(task_.block + n * group_.heads);
 }
 
-void Task::FinishShared() {
-  const int64_t splits = LastSplit(plan_) - FirstSplit(plan_);
-  const int64_t kept = splits - splits / plan_.stretches;
-  const SoftmaxStates total = Shared(0);
-  for (int64_t n = 1; n <= kept; ++n) kernels_.merge(block_, total, Shared(n));
-  kernels_.finish(block_, total);
+// A task that `block`'s rows wait for has ended; the last one finishes them.
+void Task::Done(int block) {
+  const BlockPlan& plan = impl_.blocks[block];
+  if (impl_.left[plan.counter].fetch_sub(1, std::memory_order_acq_rel) == 1) FinishShared(plan);
+}
+
+void Task::FinishShared(const BlockPlan& plan) {
+  const AttendBlock block = BlockOf(args_, plan);
+  const BlockPlan& front = plan.common < 0 ? plan : impl_.blocks[plan.common];
+  const int64_t row = plan.common < 0 ? 0 : int64_t{plan.common_position} * block.group;
+  const SoftmaxStates total = Shared(front, 0, row);
+  for (int64_t n = 1; n < front.states(); ++n) kernels_.merge(block, total, Shared(front, n, row));
+  if (plan.common >= 0) {
+    for (int64_t n = 0; n < plan.states(); ++n) kernels_.merge(block, total, Shared(plan, n, 0));
+  }
+  kernels_.finish(block, total);
 }
 
 }  // namespace
@@ -361,14 +507,14 @@ void CpuAttend(ThreadPool& pool, const AttendKernels& kernels, const AttendArgs&
   impl.blocks.clear();
   impl.tasks.clear();
   FindSplits(args, impl);
-  for (size_t s = 0; s < args.sequences.size(); ++s) AddBlocks(args, static_cast<int>(s), impl);
+  PlanBlocks(args, impl);
   if (impl.blocks.empty()) return;
   int64_t rows = 0, work = 0;
   for (const BlockPlan& block : impl.blocks) {
     rows = std::max<int64_t>(rows, block.positions);
     work += block.work;
   }
-  rows *= args.q_heads / args.group->heads;
+  rows *= GroupOf(args);
   const int threads = pool.threads();
   const bool alone = work * (args.group->k_dim + args.group->v_dim) < kAloneBelow;
   CutBlocks(args, work, alone || threads == 1 ? 1 : threads * kTasksPerThread, impl);

@@ -5,8 +5,9 @@
 //
 // Work is cut into tasks of (sequence, KV head, block of rows, stretch of splits). Query heads that
 // share a KV head and rows of one block go through the tiles together, so that a number of K or V
-// is loaded and converted once for all of them; a sequence that is alone is cut along its length,
-// so that one decoding row keeps every thread busy. Where the work was cut shows in no result.
+// is loaded and converted once for all of them; so do sequences that begin in the same pages, as
+// far as they do. A sequence that is alone is cut along its length, so that one decoding row keeps
+// every thread busy. Where the work was cut, and who went together, shows in no result.
 #pragma once
 
 #include <memory>

@@ -62,8 +62,23 @@ class Scene {
   int Below(int n) { return static_cast<int>(random_() % static_cast<uint32_t>(n)); }
 
   Scene& Sequence(int length, Cut cut, std::vector<int32_t> positions) {
-    Part& part = parts_.emplace_back();
-    for (int index = 0; index < length;) {
+    return Branch(-1, 0, length, cut, std::move(positions));
+  }
+
+  // A sequence that begins with the first runs of another, `shared` tokens of them or a few less,
+  // shifted by so much more.
+  Scene& Branch(int of, int shared, int length, Cut cut, std::vector<int32_t> positions,
+                int shift = 0) {
+    Part part;
+    int index = 0;
+    for (size_t r = 0; of >= 0 && r < parts_[of].runs.size(); ++r) {
+      const KvRun& run = parts_[of].runs[r];
+      if (index + run.count > std::min(shared, length)) break;
+      part.runs.push_back(run);
+      part.runs.back().shift += shift;
+      index += run.count;
+    }
+    while (index < length) {
       KvRun run;
       run.count = std::min(length - index, kPageTokens);
       if (cut == Cut::kMisaligned || cut == Cut::kAgain) {
@@ -89,7 +104,8 @@ class Scene {
     }
     part.position = std::move(positions);
     for (size_t i = 0; i < part.position.size(); ++i) part.row.push_back(rows_++);
-    rope_->Reserve(length + 256);
+    parts_.push_back(std::move(part));
+    rope_->Reserve(length + 512);
     return *this;
   }
 
@@ -435,6 +451,41 @@ TEST_CASE("attend: the cut among threads shows nowhere") {
   shape.k_dim = shape.v_dim = 16;
   shape.per_kv_head = 2;
   Scene(shape, 5).Sequence(250, Cut::kWhole, Range(0, 250)).Check({3});
+}
+
+TEST_CASE("attend: sequences that begin in the same pages") {
+  for (uint32_t seed = 0; seed < 60; ++seed) {
+    CAPTURE(seed);
+    Shape shape = ShapeOfEachType(seed);
+    shape.kv_heads = 1 + seed % 2;
+    if (seed % 10 == 9) shape.window = 300;
+    Scene dice({}, seed);
+    const Cut cuts[] = {Cut::kWhole, Cut::kMoved, Cut::kMisaligned};
+    const Cut cut = cuts[seed % 3];
+    Scene scene(shape, seed);
+    std::vector<int> lengths;
+    for (int n = 0, count = 2 + dice.Below(6); n < count; ++n) {
+      const int of = n == 0 || dice.Below(6) == 0 ? -1 : dice.Below(n);
+      const int shared = of < 0 ? 0 : std::min(lengths[of], 200 + dice.Below(1000));
+      const int length = shared + 1 + dice.Below(n == 0 ? 1500 : 500);
+      const int rows = std::array{1, 1, 1, 3, 20}[dice.Below(5)];
+      std::vector<int32_t> positions = Range(std::max(0, length - rows), length);
+      if (dice.Below(8) == 0) positions.push_back(dice.Below(length));  // may see less than others
+      scene.Branch(of, shared, length, cut, positions, dice.Below(5) == 0 ? -32 : 0);
+      lengths.push_back(length);
+    }
+    scene.ShuffleRows();
+    scene.Check({1, 3});
+  }
+}
+
+TEST_CASE("attend: more sequences on one beginning than a block has rows for") {
+  Shape shape;
+  shape.per_kv_head = 7;
+  Scene scene(shape, 3);
+  scene.Sequence(1100, Cut::kWhole, {1099});
+  for (int n = 0; n < 40; ++n) scene.Branch(0, 1024, 1030 + n, Cut::kWhole, {1029 + n});
+  scene.Check({1, 4});
 }
 
 TEST_CASE("attend: queries that are huge or not finite") {
