@@ -13,7 +13,7 @@ struct CodeWord {
   std::string_view word;
   int status;  // 0: as the Code says
 };
-constexpr std::array<CodeWord, 8> kCodeWords = {{
+constexpr std::array<CodeWord, 10> kCodeWords = {{
     {"context_length_exceeded", 400},
     {"request_timeout", 408},
     {"request_too_large", 413},
@@ -22,6 +22,8 @@ constexpr std::array<CodeWord, 8> kCodeWords = {{
     {"quota_exceeded", 429},
     {"model_not_found", 404},
     {"segment_of_another_model", 0},
+    {"busy_head", 0},
+    {"head_moved", 0},
 }};
 
 }  // namespace

@@ -29,6 +29,23 @@ void FindSession(const HttpRequest& request, SessionRef* session) {
   }
 }
 
+// `If-Match: "main:3"`: the head that the turn goes on from, in quotes as an ETag is.
+Status ReadIfMatch(const HttpRequest& request, ChatRequest* chat) {
+  std::string_view tag = request.header("if-match");
+  if (tag.empty()) return Status();
+  const bool quoted = tag.size() >= 2 && tag.front() == '"' && tag.back() == '"';
+  if (quoted) tag = tag.substr(1, tag.size() - 2);
+  chat->if_head = HeadTag::Parse(tag);
+  if (!quoted || !chat->if_head) {
+    return Status::Invalid("if-match: it names one head, as in \"main:3\", with its quotes");
+  }
+  if (!chat->session.branch.empty() && chat->session.branch != chat->if_head->branch) {
+    return Status::Invalid("if-match: it names another branch than the body");
+  }
+  chat->session.branch = chat->if_head->branch;
+  return Status();
+}
+
 // Pulls events until the end, giving up on a client that has gone. False: it went.
 template <typename Peer, typename OnEvent, typename OnSilence>
 bool Pump(ChatStream& stream, const Peer& peer, const OnEvent& on_event,
@@ -75,6 +92,11 @@ void AnswerWhole(Call& call, ChatStream& stream, const ChatWriter& writer) {
   if (!done->report.start.session_id.empty()) {
     call.exchange.AddHeader("x-session-id", done->report.start.session_id);
   }
+  if (const auto head = HeadAfter(done->report)) {
+    std::string tag(1, '"');
+    tag += head->Text();
+    call.exchange.AddHeader("etag", tag + '"');
+  }
   if (done->finish == ChatFinish::kError || done->finish == ChatFinish::kCancelled) {
     return call.Refuse(ErrorOfTurn(*done));
   }
@@ -120,6 +142,9 @@ void HandleTurn(Call& call, bool append) {
   chat.request.append = append;
   if (append) chat.request.session.id = call.request.segments[0];
   FindSession(call.request, &chat.request.session);
+  if (Status s = ReadIfMatch(call.request, &chat.request); !s.ok()) {
+    return call.Refuse(ErrorOf(s));
+  }
   chat.request.tenant = call.tenant;
   chat.request.request_id = call.request_id;
   chat.request.idempotency_key = std::string(call.request.header("idempotency-key").substr(0, 256));

@@ -439,13 +439,21 @@ Json MissJson(const std::optional<Miss>& m) {
   return miss;
 }
 
+std::optional<HeadTag> HeadAfter(const TurnReport& report) {
+  const TurnStart& s = report.start;
+  if (!report.committed || s.replayed) return std::nullopt;
+  return HeadTag{s.branch, s.generation + 1};
+}
+
 Json KeeperJson(const TurnReport& report) {
   const TurnStart& s = report.start;
   Json miss = MissJson(s.miss);
   if (!s.miss && !s.stitch.miss.empty()) miss = {{"reason", s.stitch.miss}};
+  const auto head = HeadAfter(report);
   return {{"session_id", s.session_id},
           {"branch", s.branch},
           {"turn_id", s.turn_id},
+          {"head", head ? Json(head->Text()) : Json(nullptr)},
           {"new_session", s.new_session},
           {"retry", s.retry},
           {"replayed", s.replayed},

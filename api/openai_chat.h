@@ -50,6 +50,8 @@ void ReadForesight(Fields& body, std::optional<bool>* pin, int64_t* wake_at_ms);
 Json MissJson(const std::optional<Miss>& miss);
 // Tokens by how their KV was made.
 Json TotalsJson(const ProvenanceTotals& totals);
+// Where the branch stands once the turn is committed; nullopt: it is not, or was served again.
+std::optional<HeadTag> HeadAfter(const TurnReport& report);
 // The `keeper` object of responses.
 Json KeeperJson(const TurnReport& report);
 Json UsageJson(const ChatDone& done);

@@ -99,6 +99,7 @@ TurnRequest TurnRequestOf(const ChatRequest& r) {
   t.tenant = r.tenant;
   t.session = r.session;
   t.idempotency_key = r.idempotency_key;
+  t.if_head = r.if_head;
   t.on_busy = r.on_busy;
   t.history = r.history;
   t.durability = r.durability;

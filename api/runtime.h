@@ -59,6 +59,7 @@ struct ChatRequest {
   std::string request_id;          // x-request-id, ours or the client's
   SessionRef session;              // which conversation; may be empty (anonymous)
   std::string idempotency_key;     // "" = none
+  std::optional<HeadTag> if_head;  // goes on there, or is refused
   OnBusy on_busy = OnBusy::kFork;
   HistoryMode history = HistoryMode::kAsSampled;
   Durability durability = Durability::kTurn;

@@ -20,6 +20,7 @@ Json BranchJson(const BranchInfo& b) {
           {"items", b.items},
           {"tokens", b.tokens},
           {"generation", b.generation},
+          {"head", HeadTag{b.name, b.generation}.Text()},
           {"default", b.is_default},
           {"busy", b.busy},
           {"resident", b.resident},

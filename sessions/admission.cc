@@ -7,6 +7,7 @@
 #include "sessions/admission.h"
 
 #include <algorithm>
+#include <charconv>
 #include <utility>
 
 #include "sessions/turn_seed.h"
@@ -87,6 +88,7 @@ class Admission {
   Status FindAnonymousSession();
   Result<std::vector<const BranchRow*>> Candidates() const;
   Result<History> FullHistory(std::span<const BranchRow* const> candidates) const;
+  Status CheckHead(const Place& place) const;
   Status FindRetry(const Place& place);
   Result<std::optional<Target>> Lease(const Place& place);
   Result<std::optional<Target>> LeaseBusy(const BranchRow& branch);
@@ -127,6 +129,9 @@ Status Admission::Validate() const {
   }
   if (r_.append && r_.session.id.empty()) {
     return Status::Invalid("session: an appended turn needs one");
+  }
+  if (r_.if_head && r_.session.id.empty()) {
+    return Status::Invalid("session: a turn that names a head needs one");
   }
   if (r_.durability != Durability::kNone && k_.options.db->degraded()) {
     return StoreDegraded(k_.options.db->degraded_reason());
@@ -171,6 +176,7 @@ Result<std::unique_ptr<Turn>> Admission::Try() {
   Place place = std::move(found).value();
   const int64_t prompt = static_cast<int64_t>(place.prompt.size());
   if (prompt == 0) return Status::Invalid("messages: the chat template made no tokens of them");
+  HOLDFAST_RETURN_IF_ERROR(CheckHead(place));
   HOLDFAST_RETURN_IF_ERROR(CheckLength(place, k_.options.max_context));
   HOLDFAST_RETURN_IF_ERROR(FindRetry(place));
   HOLDFAST_ASSIGN_OR_RETURN(std::optional<Target> target, Lease(place));
@@ -326,6 +332,23 @@ Result<History> Admission::FullHistory(std::span<const BranchRow* const> candida
   return out;
 }
 
+// Whether the turn goes on where the client believes that it does.
+Status Admission::CheckHead(const Place& place) const {
+  if (!r_.if_head) return Status();
+  if (place.branch == nullptr || place.branch->name != r_.if_head->branch) {
+    return Status::NotFound("branch '" + r_.if_head->branch + "' does not exist");
+  }
+  const HeadTag head{place.branch->name, place.branch->generation};
+  if (head.generation != r_.if_head->generation) {
+    return Status::Conflict("head_moved: the branch stands at " + head.Text() + ", not at " +
+                            r_.if_head->Text());
+  }
+  if (place.at_head()) return Status();
+  return Status::Conflict("head_moved: the history leaves " + head.Text() + " after " +
+                          std::to_string(place.draft.base_tokens) + " tokens" +
+                          (place.miss ? " (" + place.miss->reason + ")" : ""));
+}
+
 // Sets retry_ to the aborted turn that this request repeats, if its head is still where it was.
 Status Admission::FindRetry(const Place& place) {
   if (!retry_ && session_) {
@@ -368,7 +391,7 @@ Result<std::optional<Admission::Target>> Admission::Lease(const Place& place) {
       target.lease = std::move(*lease);
       return std::optional<Target>(std::move(target));
     }
-    if (r_.on_busy != OnBusy::kFork) return LeaseBusy(*place.branch);
+    if (r_.if_head || r_.on_busy != OnBusy::kFork) return LeaseBusy(*place.branch);
     if (only_branch_) return std::optional<Target>();  // taken meanwhile: a new session
   }
   target.make_session = !session_;
@@ -381,7 +404,7 @@ Result<std::optional<Admission::Target>> Admission::Lease(const Place& place) {
 }
 
 Result<std::optional<Admission::Target>> Admission::LeaseBusy(const BranchRow& branch) {
-  if (r_.on_busy == OnBusy::kReject) {
+  if (r_.if_head || r_.on_busy == OnBusy::kReject) {
     return Status::Conflict("busy_head: a turn runs on branch '" + branch.name + "'");
   }
   HOLDFAST_ASSIGN_OR_RETURN(waited_, k_.leases.Wait(session_->sid, branch.id));
@@ -541,6 +564,7 @@ Result<std::unique_ptr<Turn>> Admission::Start(const Place& place, Target target
   if (target.make_session && impl->recorded) ++k_.sessions;
   if (retry_) ++k_.retries;
   TurnStart& start = impl->start;
+  start.generation = target.generation;
   start.external_id = session_ ? session_->external_id : r_.session.id;
   start.prompt_tokens = static_cast<int64_t>(place.prompt.size());
   start.kept_tokens = place.draft.base_tokens;
@@ -656,6 +680,16 @@ Status Admission::Stitch(const Place& place, Turn::Impl* turn) {
 }
 
 }  // namespace
+
+std::optional<HeadTag> HeadTag::Parse(std::string_view text) {
+  const size_t colon = text.rfind(':');
+  if (colon == std::string_view::npos || colon == 0) return std::nullopt;
+  HeadTag head{std::string(text.substr(0, colon)), 0};
+  const char* const end = text.data() + text.size();
+  const auto [stop, error] = std::from_chars(text.data() + colon + 1, end, head.generation);
+  if (error != std::errc() || stop != end || head.generation < 0) return std::nullopt;
+  return head;
+}
 
 Result<std::unique_ptr<Turn>> AdmitTurn(Keeper::Impl& keeper, const TurnRequest& request) {
   return Admission(keeper, request).Run();

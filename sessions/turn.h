@@ -17,6 +17,7 @@
 #include <optional>
 #include <span>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "engine/base/hash.h"
@@ -62,6 +63,15 @@ struct SessionRef {
   std::string branch;  // "" = the branch whose history matches best; when appending, the default
 };
 
+// The head of a branch as a client has seen it: where so many turns were committed on it. Written
+// "BRANCH:TURNS" ("main:3").
+struct HeadTag {
+  std::string branch;
+  int64_t generation = 0;
+  std::string Text() const { return branch + ":" + std::to_string(generation); }
+  static std::optional<HeadTag> Parse(std::string_view text);  // nullopt: not in that form
+};
+
 // Why less than the whole history could be used again.
 struct Miss {
   // "message_changed", "history_shorter" (a regenerate, or a rewind by the client),
@@ -77,6 +87,7 @@ struct Miss {
 // Known when decoding begins.
 struct TurnStart {
   std::string session_id, branch, turn_id;
+  int64_t generation = 0;            // of the branch as the turn begins; not known where `replayed`
   std::string external_id;           // the client's own id of the session, or ""
   int64_t prompt_tokens = 0;
   int64_t kept_tokens = 0;           // of the prompt, taken from the log as they were
@@ -107,6 +118,9 @@ struct TurnRequest {
   std::string tenant;              // from the authenticated caller
   SessionRef session;
   std::string idempotency_key;     // "" = none
+  // The turn goes on at this head or is refused (kConflict): "head_moved" where the head, or the
+  // history, is another, "busy_head" while a turn runs on it, whatever `on_busy` says.
+  std::optional<HeadTag> if_head;
   OnBusy on_busy = OnBusy::kFork;
   HistoryMode history = HistoryMode::kAsSampled;
   Durability durability = Durability::kTurn;

@@ -530,6 +530,30 @@ class Sessions(TinyServerTest):
         self.assertRefused(self.server.call("POST", CHAT, {"messages": HELLO, "session_id": "idem"},
                                             key), 409)
 
+    def test_if_match_guards_a_head(self):
+        first = {"role": "user", "content": "one"}
+        path = "/v1/sessions/guarded/turns"
+        add = lambda tag, body=None: self.server.call(
+            "POST", path, {"messages": [{"role": "user", "content": "more"}], "max_tokens": 4,
+                           **(body or {})}, {"If-Match": tag} if tag else {})
+        head = self.server.chat([first], session_id="guarded", max_tokens=4)["keeper"]["head"]
+        self.assertEqual(head, "main:1")
+        status, headers, answer = add('"main:1"')
+        self.assertEqual(status, 200)
+        self.assertEqual(headers["etag"], '"main:2"')
+        self.assertEqual(answer["keeper"]["head"], "main:2")
+        _, _, branches = self.server.call("GET", "/v1/sessions/guarded/branches")
+        self.assertEqual([b["head"] for b in branches["data"]], ["main:2"])
+        _, error = self.assertRefused(add('"main:1"'), 409, code="head_moved")
+        self.assertIn("main:2", error["message"])
+        for bad in ("main:2", "*", '"main"', 'W/"main:2"'):
+            with self.subTest(tag=bad):
+                self.assertRefused(add(bad), 400)
+        self.assertRefused(add('"main:2"', {"branch": "side"}), 400)
+        self.assertRefused(add('"side:2"'), 404)
+        self.assertRefused(self.server.call("POST", CHAT, {"messages": [first]},
+                                            {"If-Match": '"main:0"'}), 400)
+
     def test_a_seed_gives_the_same_answer_and_another_seed_another(self):
         ask = lambda seed: self.server.chat("dice", seed=seed, temperature=1.5,
                                             max_tokens=24)["choices"][0]["token_ids"]

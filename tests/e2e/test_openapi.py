@@ -371,6 +371,7 @@ class OpenApi(TinyServerTest):
                 self.check("POST", "/v1/sessions/s/turns", {**every, **more, **stream,
                                                             "messages": MESSAGES, "session_id": "s",
                                                             "tools": [tool]}, status=200)
+        self.check("POST", "/v1/sessions/s/turns", {"messages": HELLO}, {"if-match": '"main:0"'}, 409)
         # A history that was changed, and a turn that is served from the log.
         edited = self.check("POST", CHAT, {"messages": HELLO + HELLO, "session_id": "s"}, status=200)
         self.assertIsNotNone(edited["keeper"]["miss"])

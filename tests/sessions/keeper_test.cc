@@ -339,6 +339,71 @@ TEST_CASE("a busy head forks, waits or refuses") {
   }
 }
 
+TEST_CASE("a turn that names a head goes on there or is refused") {
+  SessionBench b;
+  Messages m = {User("one")};
+  b.Say(Ask("chat", m), "uno");
+  m.push_back(Assistant("uno"));
+  m.push_back(User("two"));
+  TurnRequest r = Ask("chat", m);
+  r.session.branch = "main";
+  r.if_head = HeadTag{"main", 1};
+  const auto refused = [&](const TurnRequest& request, Code code, std::string_view word) {
+    const Status s = b.keeper().Begin(request).status();
+    CHECK(s.code() == code);
+    CHECK_MESSAGE(s.message().starts_with(word), s.message());
+  };
+  SUBCASE("it stands there") {
+    auto turn = b.Begin(r);
+    CHECK(turn->start().branch == "main");
+    CHECK(turn->start().generation == 1);
+    b.Answer(std::move(turn), "dos");
+    refused(r, Code::kConflict, "head_moved: the branch stands at main:2, not at main:1");
+    CHECK(b.Begin(Ask("chat", m))->start().branch != "main");  // without a condition: a branch
+  }
+  SUBCASE("it is ahead of what the client has seen") {
+    r.if_head->generation = 0;
+    refused(r, Code::kConflict, "head_moved");
+  }
+  SUBCASE("the history is another") {
+    m[1] = Assistant("une");
+    r.messages = m;
+    refused(r, Code::kConflict, "head_moved: the history leaves main:1 after");
+  }
+  SUBCASE("a turn runs on it") {
+    auto running = b.Begin(Ask("chat", m));
+    for (const OnBusy busy : {OnBusy::kFork, OnBusy::kQueue, OnBusy::kReject}) {
+      r.on_busy = busy;
+      r.params_digest.bytes[0] = 9;  // not the same request
+      refused(r, Code::kConflict, "busy_head");
+    }
+  }
+  SUBCASE("the last turn was aborted: the same again is taken up") {
+    const std::string id = b.Begin(r)->start().turn_id;
+    auto again = b.Begin(r);
+    CHECK(again->start().turn_id == id);
+    CHECK(again->start().retry);
+  }
+  SUBCASE("no such branch or session") {
+    r.session.branch = r.if_head->branch = "side";
+    refused(r, Code::kNotFound, "");
+    r.session.id = "other";
+    refused(r, Code::kNotFound, "");
+    r.session.id = "";
+    refused(r, Code::kInvalid, "session");
+  }
+}
+
+TEST_CASE("head tags") {
+  CHECK(HeadTag::Parse("a:b:12")->branch == "a:b");
+  CHECK(HeadTag::Parse("a:b:12")->generation == 12);
+  CHECK(HeadTag::Parse("main:0")->Text() == "main:0");
+  for (const char* bad : {"", "main", "main:", ":1", "main:-1", "main:1x", "main: 1",
+                          "main:99999999999999999999"}) {
+    CHECK_MESSAGE(!HeadTag::Parse(bad).has_value(), bad);
+  }
+}
+
 TEST_CASE("an anonymous conversation is found by its history") {
   SessionBench b;
   Messages m = {User("one")};
