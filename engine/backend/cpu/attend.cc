@@ -5,7 +5,7 @@
 // block over all that it sees; its splits are merged as they come. Where that gives too few tasks
 // for the threads, a block's splits are shared out in *stretches*. Merging goes left to right and
 // is not associative, so only a block's first stretch may merge its splits at once; the others
-// leave one state per split in `Impl::shared`, and whoever ends the block's last stretch merges all.
+// leave one state per split in `Impl::shared`, and whoever ends the last stretch merges them all.
 //
 // Sequences whose first splits lie in the same pages (agents behind one prompt, forks) go through
 // those as one *common* block, so that the pages are read, and K and V converted, once for all of
