@@ -80,6 +80,9 @@ int32_t hf_template_new(HfSlice source, HfSlice bos, HfSlice eos, const HfSlice*
 int32_t hf_template_render(const HfTemplate*, const HfRenderArgs*, HfBytes* text, HfBytes* plain,
                            HfBytes* err);
 
+// lines: name, tab, JSON, newline for each tool, in order; neither holds a tab or a newline.
+int32_t hf_tools_canonical(HfSlice tools, HfBytes* lines, HfBytes* err);
+
 // words: the bytes of each token, 0xff before the literal of one that text never matches.
 int32_t hf_factory_new(const HfTokenizer*, const HfSlice* words, size_t words_len,
                        const uint32_t* ends, size_t ends_len, HfFactory** out, HfBytes* err);

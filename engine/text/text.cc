@@ -3,6 +3,7 @@
 #include <future>
 
 #include "engine/text/bridge.h"
+#include "engine/text/tool_list.h"
 
 namespace holdfast {
 
@@ -42,6 +43,21 @@ Result<Rendered> ChatTemplate::Render(const RenderArgs& args) const {
     rendered.plain.push_back({range.begin, range.end});
   }
   return rendered;
+}
+
+Result<std::vector<CanonicalTool>> CanonicalTools(std::string_view tools_json) {
+  std::vector<CanonicalTool> tools;
+  if (tools_json.empty()) return tools;
+  ForeignBytes lines, err;
+  HOLDFAST_RETURN_IF_ERROR(
+      AsStatus(hf_tools_canonical(AsSlice(tools_json), lines.out(), err.out()), err));
+  const std::string text = lines.text();
+  for (size_t at = 0; at < text.size();) {
+    const size_t tab = text.find('\t', at), end = text.find('\n', tab);
+    tools.push_back({text.substr(at, tab - at), text.substr(tab + 1, end - tab - 1)});
+    at = end + 1;
+  }
+  return tools;
 }
 
 const Digest& ChatTemplate::digest() const { return impl_->digest; }

@@ -9,6 +9,7 @@
 #include <thread>
 
 #include "engine/text/ffi.h"
+#include "engine/text/tool_list.h"
 #include "tests/engine/text/byte_vocabulary.h"
 
 namespace holdfast {
@@ -390,6 +391,28 @@ TEST_CASE("tools, names, arguments and variables are searched too; the template'
   CHECK(rendered->text ==
         "<|im_end|><|im_end|>-<|im_end|>-<|im_end|></s><|im_end|>");
   CHECK(rendered->plain == std::vector<PlainRange>{{10, 20}, {21, 31}, {32, 42}});
+}
+
+TEST_CASE("tools that say the same are the same, in order of names") {
+  const auto one = CanonicalTools(R"([{"type": "function", "function": {"name": "b",
+      "parameters": {"required": ["y", "x"], "properties": {"x": {"b": 1, "a": 2.0}}}}},
+      {"name": "a\tb", "cache_control": {"type": "ephemeral"}}])");
+  REQUIRE_MESSAGE(one.ok(), one.status().ToString());
+  REQUIRE(one->size() == 2);
+  CHECK((*one)[0].name == "a b");
+  CHECK((*one)[0].json == R"({"name":"a\tb"})");
+  CHECK((*one)[1].name == "b");
+  CHECK((*one)[1].json == R"({"function":{"name":"b","parameters":{"properties":{"x":{"a":2.0,)"
+                          R"("b":1}},"required":["y","x"]}},"type":"function"})");
+  const auto other = CanonicalTools(
+      R"([{"name":"a\tb"},{"function":{"parameters":{"properties":{"x":{"a":2.0,"b":1}},)"
+      R"("required":["y","x"]},"name":"b"},"type":"function"}])");
+  CHECK(*one == *other);
+  CHECK(CanonicalTools("")->empty());
+  CHECK(CanonicalTools("[]")->empty());
+  CHECK(CanonicalTools("[3]")->front().json == "3");
+  CHECK(CanonicalTools("{}").status().code() == Code::kInvalid);
+  CHECK(CanonicalTools("[").status().code() == Code::kInvalid);
 }
 
 TEST_CASE("noncharacters in messages come through") {

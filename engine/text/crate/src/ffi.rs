@@ -9,7 +9,7 @@ use crate::constrain::{Constraint, Factory, Grammar, Tool};
 use crate::spm::Spm;
 use crate::template::{Args, Template};
 use crate::tokenizer::{Model, Special, Tokenizer};
-use crate::{invalid, Fail, CORRUPT};
+use crate::{invalid, json, Fail, CORRUPT};
 
 #[repr(C)]
 #[derive(Clone, Copy)]
@@ -232,6 +232,11 @@ export! {
         put(text, rendered.into_bytes());
         let ends = |r: Range<usize>| [r.start.to_ne_bytes(), r.end.to_ne_bytes()].concat();
         put(plain, ranges.into_iter().flat_map(ends).collect());
+        Ok(())
+    }
+
+    fn hf_tools_canonical(tools: HfSlice, lines: *mut HfBytes; err) {
+        put(lines, json::canonical_tools(tools.text("tools")?)?.into_bytes());
         Ok(())
     }
 

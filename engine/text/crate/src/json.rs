@@ -26,6 +26,25 @@ pub fn parse(text: &str, what: &str) -> Result<serde_json::Value, Fail> {
     serde_json::from_str(text).map_err(|e| invalid(format!("{what}: {e}")))
 }
 
+/// A line of name, tab and JSON for each tool of an array, in order: keys sorted, no blanks. What
+/// is no word on the tool itself (`cache_control`) is left out.
+pub fn canonical_tools(text: &str) -> Result<String, Fail> {
+    let mut tools = parse(text, "tools")?;
+    let list = tools.as_array_mut().ok_or_else(|| invalid("tools: not an array"))?;
+    let mut lines = Vec::new();
+    for tool in list {
+        if let Some(object) = tool.as_object_mut() {
+            object.shift_remove("cache_control");
+        }
+        tool.sort_all_objects();
+        let name = tool.get("function").unwrap_or(&*tool).get("name").and_then(|n| n.as_str());
+        let name = name.unwrap_or_default().replace(['\t', '\n'], " ");
+        lines.push(format!("{name}\t{tool}\n"));
+    }
+    lines.sort();
+    Ok(lines.concat())
+}
+
 /// Python's repr(float): shortest digits, exponent below 1e-4 and from 1e16 on.
 pub fn float_repr(v: f64) -> String {
     if !v.is_finite() {
