@@ -36,12 +36,6 @@ std::vector<PlainRange> Moved(std::span<const PlainRange> plain, size_t begin, s
   return out;
 }
 
-// Bytes of a text that become these tokens.
-struct FixedPart {
-  size_t begin, end;
-  const std::vector<TokenId>* tokens;
-};
-
 Result<std::vector<TokenId>> EncodeAround(const Tokenizer& tokenizer, std::string_view text,
                                           std::span<const PlainRange> plain,
                                           std::span<const FixedPart> fixed) {
@@ -56,7 +50,7 @@ Result<std::vector<TokenId>> EncodeAround(const Tokenizer& tokenizer, std::strin
   };
   for (const FixedPart& part : fixed) {
     HOLDFAST_RETURN_IF_ERROR(encode(part.begin));
-    out.insert(out.end(), part.tokens->begin(), part.tokens->end());
+    out.insert(out.end(), part.tokens.begin(), part.tokens.end());
     at = part.end;
   }
   HOLDFAST_RETURN_IF_ERROR(encode(text.size()));
@@ -175,6 +169,36 @@ size_t PromptRenderer::FindContent(std::string_view all, size_t begin, size_t en
   return at == std::string_view::npos ? at : begin + at;
 }
 
+// Where what the tokens spell is shown as an answer, `from` this byte on. A template that drops
+// reasoning shows what comes behind it alone.
+std::optional<FixedPart> PromptRenderer::FindSampled(const Rendered& all, size_t prompt_begin,
+                                                     size_t from,
+                                                     std::span<const TokenId> sampled) const {
+  constexpr std::string_view kReasoningEnd = "</think>";
+  std::string said;
+  std::vector<size_t> starts;
+  for (const TokenId t : sampled) {
+    starts.push_back(said.size());
+    said += tokenizer_->TokenText(t);
+  }
+  size_t answer = said.find(kReasoningEnd);
+  if (answer != std::string::npos) {
+    answer = said.find_first_not_of('\n', answer + kReasoningEnd.size());
+  }
+  const std::string header = all.text.substr(prompt_begin);
+  for (const size_t cut : {size_t{0}, answer}) {
+    const auto first = std::find(starts.begin(), starts.end(), cut);
+    if (first == starts.end()) continue;
+    const size_t at = all.text.find(header + said.substr(cut) + after_answer_, from);
+    if (at >= prompt_begin) continue;
+    const size_t begin = at + header.size();
+    const auto quoted = [&](const PlainRange& r) { return r.begin >= at && r.begin < begin; };
+    if (std::any_of(all.plain.begin(), all.plain.end(), quoted)) continue;
+    return FixedPart{begin, begin + said.size() - cut, sampled.subspan(first - starts.begin())};
+  }
+  return std::nullopt;
+}
+
 Result<PromptTokens> PromptRenderer::Tokenise(const PromptArgs& args, int from,
                                               const Rendered& all, size_t begin,
                                               std::string_view trailer) const {
@@ -185,12 +209,22 @@ Result<PromptTokens> PromptRenderer::Tokenise(const PromptArgs& args, int from,
   const auto in_text = [&](size_t byte) { return byte - begin + trailer.size(); };
   std::vector<size_t> contents;  // where they begin, or npos
   std::vector<FixedPart> fixed;
+  const auto fix = [&](size_t first, size_t last, std::span<const TokenId> tokens) {
+    const FixedPart part{in_text(first), in_text(last), tokens};
+    if (fixed.empty() || fixed.back().end <= part.begin) fixed.push_back(part);
+  };
+  size_t sampled_end = begin;
   for (size_t i = 0; i < ends.size(); ++i) {
     const ChatMessage& m = args.messages[from + i];
     contents.push_back(FindContent(all.text, i == 0 ? begin : ends[i - 1], ends[i], m.text));
-    if (contents.back() == std::string::npos) continue;
-    const size_t at = in_text(contents.back());
-    for (const TokenSpan& s : m.spans) fixed.push_back({at + s.begin, at + s.end, &s.tokens});
+    if (!args.sampled.empty() && !args.sampled[from + i].empty()) {
+      const auto part = FindSampled(all, prompt_begin, sampled_end, args.sampled[from + i]);
+      if (!part) continue;
+      sampled_end = part->end;
+      fix(part->begin, part->end, part->tokens);
+    } else if (const size_t at = contents.back(); at != std::string::npos) {
+      for (const TokenSpan& s : m.spans) fix(at + s.begin, at + s.end, s.tokens);
+    }
   }
   const auto plain = Moved(all.plain, begin, all.text.size(), trailer.size());
   PromptTokens out;

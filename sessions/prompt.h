@@ -14,7 +14,8 @@
 // A message may bring the tokens of parts of its text (ChatMessage::spans): these stay as they are,
 // and what lies between them is tokenised on its own. Not so where the template shows the text
 // otherwise, nor where a tokenizer adds bytes of its own before a text: then all of it is tokenised
-// as ever. Immutable; any thread.
+// as ever. So do the tokens that were sampled for an answer (PromptArgs::sampled), where it is
+// shown as they spell it, all of it or what comes behind the reasoning. Immutable; any thread.
 #pragma once
 
 #include <memory>
@@ -35,6 +36,15 @@ struct PromptArgs {
   std::span<const ChatMessage> messages;
   std::string_view tools_json, kwargs_json;  // "" = none
   int64_t now_unix_s = 0;
+  // What was sampled for each message's body, or none: these tokens stand where they spell what
+  // the template shows of it. Empty, or one list for each message.
+  std::span<const std::vector<TokenId>> sampled = {};
+};
+
+// Bytes of a text that become these tokens.
+struct FixedPart {
+  size_t begin = 0, end = 0;
+  std::span<const TokenId> tokens;
 };
 
 // The tokens of one message, by index into PromptTokens::tokens.
@@ -81,6 +91,8 @@ class PromptRenderer {
                                           size_t begin, size_t* prompt_begin) const;
   size_t FindContent(std::string_view all, size_t begin, size_t end,
                      std::string_view content) const;
+  std::optional<FixedPart> FindSampled(const Rendered& all, size_t prompt_begin, size_t from,
+                                       std::span<const TokenId> sampled) const;
   Result<PromptTokens> Tokenise(const PromptArgs& args, int from, const Rendered& all,
                                 size_t begin, std::string_view trailer) const;
 

@@ -114,6 +114,45 @@ TEST_CASE("tool results that share a marker are parted where the renderings part
   CHECK(rig.Item(p, 2) == "\n<r>|y|</r><|im_end|>\n");
 }
 
+TEST_CASE("an answer keeps the tokens that were sampled, where they spell what is shown") {
+  // As one that shows reasoning in the last message alone.
+  Rig rig(
+      "{% for m in messages %}<|im_start|>{{ m.role }}\n"
+      "{% if loop.last %}{{ m.content }}{% else %}{{ m.content.split('</think>')[-1].lstrip('\n') }}"
+      "{% endif %}<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n"
+      "{% endif %}");
+  const auto bytes = [](const std::string& text) {
+    std::vector<TokenId> out;
+    for (const char c : text) out.push_back(TinyByteToken(c));
+    return out;
+  };
+  struct Case {
+    std::string content;
+    std::vector<TokenId> sampled;
+    bool kept;
+  };
+  const std::vector<TokenId> reasoned = bytes("<think>x</think>\n\nthe end");
+  for (const Case& c : {Case{"the end", bytes("the end"), true},
+                        Case{"<think>x</think>\n\nthe end", reasoned, true},
+                        Case{"the end", reasoned, true},
+                        Case{"the end", bytes("The end"), false},
+                        Case{"the end", {}, false}}) {
+    CAPTURE(c.content);
+    const std::vector<ChatMessage> m = {User("a"), Assistant(c.content), User("b")};
+    const std::vector<std::vector<TokenId>> sampled = {{}, c.sampled, {}};
+    auto p = rig.renderer->Whole({m, {}, {}, 0, sampled});
+    REQUIRE(p.ok());
+    REQUIRE(p->items.size() == 3);
+    const std::string shown = c.content.substr(c.content.find("the"));
+    CHECK(rig.Text(*p, 0, p->tokens.size()) ==
+          "<|im_start|>user\na<|im_end|>\n<|im_start|>assistant\n" + shown +
+              "<|im_end|>\n<|im_start|>user\nb<|im_end|>\n<|im_start|>assistant\n");
+    const auto own = bytes("the end");
+    const auto end = p->tokens.end();
+    CHECK((std::search(p->tokens.begin(), end, own.begin(), own.end()) != end) == c.kept);
+  }
+}
+
 // The message with the bytes of `part` fixed to the tokens of that text alone.
 ChatMessage Fixed(Rig& rig, std::string text, const std::string& part) {
   ChatMessage m = User(text);
