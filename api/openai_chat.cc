@@ -435,6 +435,8 @@ Json MissJson(const std::optional<Miss>& m) {
   Json miss = {{"reason", m->reason}, {"at_token", m->at_token}};
   if (m->message >= 0) miss["message"] = m->message;
   if (!m->field.empty()) miss["field"] = m->field;
+  if (!m->name.empty()) miss["name"] = m->name;
+  if (!m->change.empty()) miss["change"] = m->change;
   if (m->at_char >= 0) miss["at_char"] = m->at_char;
   return miss;
 }

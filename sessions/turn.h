@@ -80,7 +80,9 @@ struct Miss {
   std::string reason;
   int message = -1;        // index of the first message that differs
   std::string field;       // "role", "content", "tool_calls", "tool_call_id", "tools", ...
-  int64_t at_char = -1;    // first differing byte of `content`, where that is known
+  std::string name;        // which call (its id, or else its name) or tool; or ""
+  std::string change;      // of that tool: "added", "removed", "changed"; or ""
+  int64_t at_char = -1;    // first differing byte of the sent `content`, where that is known
   int64_t at_token = 0;    // tokens before it stay as they were
 };
 

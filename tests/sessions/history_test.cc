@@ -73,6 +73,47 @@ TEST_CASE("messages are matched by role, call ids, then content") {
   }
 }
 
+struct Counts {
+  const char *role, *text, *counts;
+};
+
+const Counts kCounts[] = {
+    {"system", "x-anthropic-billing-header: cc_version=2.1.37.0d9; cch=fa690;\nBe brief.",
+     "x-anthropic-billing-header: cc_version; cch;\nBe brief."},
+    // Blocks that were joined, and a line without its last mark.
+    {"system", "x-anthropic-billing-header: cch=fa690;You=me; are",
+     "x-anthropic-billing-header: cch;You=me; are"},
+    {"system", "Hi.\nx-anthropic-billing-header: cch=fa690\na=b;",
+     "Hi.\nx-anthropic-billing-header: cch\na=b;"},
+    {"system", "x-anthropic-billing-header:", "x-anthropic-billing-header:"},
+    {"system", "x-anthropic-billing-header: cch=", "x-anthropic-billing-header: cch"},
+    {"system", "the x-anthropic-billing-header: cch=1;", "the x-anthropic-billing-header: cch=1;"},
+    {"user", "x-anthropic-billing-header: cch=1;", "x-anthropic-billing-header: cch=1;"},
+    {"user", "<system-reminder>a</system-reminder>\n\nhi", "hi"},
+    {"user", "hi\n\n<system-reminder>a</system-reminder>\n", "hi"},
+    {"user", "a\n\n<system-reminder>x</system-reminder>\n\nb", "a\n\nb"},
+    {"tool", "a<system-reminder>x</system-reminder><system-reminder>y</system-reminder>b", "ab"},
+    {"tool", " \n<system-reminder>x</system-reminder>", ""},
+    {"user", "a <system-reminder> b", "a <system-reminder> b"},
+    {"user", "a </system-reminder> b ", "a </system-reminder> b "},
+    {"system", "<system-reminder>x</system-reminder>", "<system-reminder>x</system-reminder>"},
+    {"assistant", " \n<think>\na\n</think>\n\nb\n", "b"},
+    {"assistant", "a\n</think>\n\nb", "b"},
+    {"assistant", "<think>a</think>b</think>c", "b</think>c"},
+    {"assistant", "use </think> to end it", "use </think> to end it"},
+    {"assistant", "write <think>a</think>\nso", "write <think>a</think>\nso"},
+    {"assistant", "<think>never ends ", "<think>never ends"},
+    {"assistant", "<think>a</think>", ""},
+    {"user", "<think>a</think>b", "<think>a</think>b"},
+};
+
+TEST_CASE("what clients change behind everybody's back does not count") {
+  for (const Counts& c : kCounts) {
+    CAPTURE(c.text);
+    CHECK(CountingText(c.role, c.text) == c.counts);
+  }
+}
+
 TEST_CASE("a lineage is named alike where its messages match") {
   const Digest root = LineageRoot(Digest{});
   auto name = [&](const ChatMessage& m) { return LineageNext(root, IdentityOf(m)); };
@@ -88,6 +129,13 @@ TEST_CASE("the first difference is found") {
   CHECK(FirstDifference("abc", "abd") == 2);
   CHECK(FirstDifference("abc", "ab") == 2);
   CHECK(FirstDifference("", "x") == 0);
+  const std::string reminder = "<system-reminder>x</system-reminder>";
+  const auto size = static_cast<int64_t>(reminder.size());
+  CHECK(FirstDifference("user", "abc", reminder + "abc") == -1);
+  CHECK(FirstDifference("user", "abc", reminder + "abd") == size + 2);
+  CHECK(FirstDifference("user", reminder + "abc", "abd") == 2);
+  CHECK(FirstDifference("user", "abcd", "ab" + reminder + "ce") == size + 3);
+  CHECK(FirstDifference("user", "abc", "ab" + reminder) == size + 2);  // it ends too early
 }
 
 ItemEdit Remove(int64_t item, int64_t count = 1) {
