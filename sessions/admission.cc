@@ -106,9 +106,9 @@ class Admission {
   Keeper::Impl& k_;
   const TurnRequest& r_;
   Digest request_digest_;
-  Digest context_;
 
   // Of this try:
+  PromptContext context_;
   std::optional<TurnRow> retry_;         // the aborted turn that this is
   std::optional<SessionRow> session_;    // none: to be made
   std::optional<int64_t> only_branch_;   // the anonymous head that was found
@@ -144,7 +144,7 @@ Result<std::unique_ptr<Turn>> Admission::Try() {
   session_.reset();
   only_branch_.reset();
   tree_ = {};
-  context_ = ContextDigest(k_, r_.tools_json, r_.template_kwargs_json);
+  HOLDFAST_ASSIGN_OR_RETURN(context_, MakeContext(k_, r_.tools_json, r_.template_kwargs_json));
   if (!r_.idempotency_key.empty()) {
     bool again = false;
     auto served = TryKey(&again);
@@ -158,16 +158,18 @@ Result<std::unique_ptr<Turn>> Admission::Try() {
     }));
   }
   HOLDFAST_ASSIGN_OR_RETURN(auto candidates, Candidates());
-  HOLDFAST_ASSIGN_OR_RETURN(const History history, FullHistory(candidates));
+  if (r_.history == HistoryMode::kAsSampled) {
+    HOLDFAST_RETURN_IF_ERROR(k_.options.db->Read([&](Reader& reader) {
+      return TakeRecordedTools(reader, k_, tree_, candidates, &context_);
+    }));
+  }
   PlaceRequest where;
-  where.history = &history;
-  where.tools_json = r_.tools_json;
-  where.kwargs_json = r_.template_kwargs_json;
+  HOLDFAST_ASSIGN_OR_RETURN(where.history, FullHistory(candidates));
   where.mode = r_.history;
-  where.context = context_;
+  where.context = &context_;
   where.model_digest = k_.options.model_digest;
   where.now_ms = k_.NowMs();
-  auto found = FindPlace(*k_.options.db, *k_.renderer, tree_, candidates, where);
+  auto found = FindPlace(*k_.options.db, *k_.renderer, tree_, candidates, std::move(where));
   if (!found.ok()) {
     // A node that went away under the reader: the session was deleted meanwhile.
     if (found.status().code() == Code::kConflict) return std::unique_ptr<Turn>();
@@ -277,7 +279,7 @@ Status Admission::FindSessionOfRequest() {
 // a first turn, the unfinished one of the same request.
 Status Admission::FindAnonymousSession() {
   std::vector<Digest> outputs;  // names of the histories that end in an assistant's message
-  Digest hash = LineageRoot(context_);
+  Digest hash = LineageRoot(context_.lineage);
   for (const ChatMessage& m : r_.messages) {
     hash = LineageNext(hash, IdentityOf(m));
     if (m.role == "assistant") outputs.push_back(hash);
@@ -437,7 +439,7 @@ Status Admission::RecordPlace(Txn& txn, const Place& place, const Target& target
     s.anonymous = r_.session.id.empty();
     s.model = k_.options.model_name;
     s.model_digest = k_.options.model_digest;
-    s.root_hash = LineageRoot(context_);
+    s.root_hash = LineageRoot(context_.lineage);
     s.seed = *session_seed = k_.RandomU64();
     s.ttl_s = s.anonymous ? k_.options.anonymous_ttl_s : 0;
     s.now_ms = now;
@@ -460,7 +462,7 @@ Status Admission::RecordPlace(Txn& txn, const Place& place, const Target& target
   b.id = target.branch;
   b.sid = turn->sid;
   b.head = place.draft.base;
-  b.head_hash = LineageRoot(context_);
+  b.head_hash = LineageRoot(context_.lineage);
   for (int64_t i = 0; i < place.draft.base_items; ++i) {
     b.head_hash = LineageNext(b.head_hash, place.lineage.items[i].identity);
   }
@@ -540,8 +542,8 @@ Result<std::unique_ptr<Turn>> Admission::Start(const Place& place, Target target
   impl->keeper = &k_;
   impl->tenant = r_.tenant;
   impl->sampling_json = r_.sampling_json;
-  impl->tools_json = r_.tools_json;
-  impl->kwargs_json = r_.template_kwargs_json;
+  impl->tools_json = context_.tools;
+  impl->kwargs_json = context_.kwargs;
   impl->hints = r_.hints;
   impl->keep_response = !r_.idempotency_key.empty();
   impl->durability = r_.durability;

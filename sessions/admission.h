@@ -9,15 +9,15 @@
 #include <vector>
 
 #include "engine/store/database.h"
+#include "sessions/context.h"
 #include "sessions/keeper_impl.h"
 
 namespace holdfast {
 
 struct PlaceRequest {
-  const History* history = nullptr;
-  std::string_view tools_json, kwargs_json;
+  History history;  // with kAsSampled, what the log has of earlier turns takes their place
   HistoryMode mode = HistoryMode::kAsSampled;
-  Digest context;
+  const PromptContext* context = nullptr;
   Digest model_digest;
   int64_t now_ms = 0;
 };
@@ -34,15 +34,12 @@ struct Place {
 
 // The whole items of a lineage, as messages.
 Result<History> LoadHistory(Reader& reader, const Lineage& lineage);
-// What decides the tokens of a prompt beside its messages.
-Digest ContextDigest(const Keeper::Impl& keeper, std::string_view tools_json,
-                     std::string_view kwargs_json);
 // kInvalid "context_length_exceeded: ...": the prompt leaves no room for an answer.
 Status CheckLength(const Place& place, int64_t max_context);
 
 // Chooses the branch whose history matches best among `candidates` (of `tree`), then renders and
 // tokenises what is new. `reader` loads token blobs.
 Result<Place> FindPlace(Database& db, const PromptRenderer& renderer, const SessionTree& tree,
-                        std::span<const BranchRow* const> candidates, const PlaceRequest& request);
+                        std::span<const BranchRow* const> candidates, PlaceRequest request);
 
 }  // namespace holdfast

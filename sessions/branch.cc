@@ -10,21 +10,19 @@
 #include <utility>
 
 #include "sessions/admission.h"
+#include "sessions/context.h"
 #include "sessions/keeper_impl.h"
-#include "sessions/recording.h"
 
 namespace holdfast {
 namespace {
 
-// The point of a lineage after `tokens` tokens, with the hash of its whole items.
-void CutAt(const SessionTree& tree, const Lineage& lineage, int64_t tokens, const Digest& root,
-           NewBranch* out) {
+// The point of a lineage after `tokens` tokens, with the hash of its whole items. `root`: what that
+// begins with.
+void CutAt(const Lineage& lineage, int64_t tokens, const Digest& root, NewBranch* out) {
   out->head = lineage.At(tokens);
   out->tokens = out->parent_tokens = tokens;
   out->items = 0;
-  Digest context = root;
-  if (out->head.node != 0) context = tree.nodes.at(out->head.node).template_digest;
-  out->head_hash = LineageRoot(context);
+  out->head_hash = LineageRoot(root);
   for (const StoredItem& item : lineage.items) {
     if (item.end > tokens) break;
     out->head_hash = LineageNext(out->head_hash, item.identity);
@@ -94,7 +92,7 @@ class Branching {
   SessionTree tree_;
   Lineage lineage_;                 // up to where it leaves, edits apart
   std::optional<History> history_;  // to be rendered
-  std::string tools_, kwargs_;
+  PromptContext context_;           // its tools and arguments until Render
   std::optional<Place> place_;
 };
 
@@ -105,7 +103,13 @@ Status Branching::Read(Reader& reader, std::string_view tenant, std::string_view
   made_.sid = session.sid;
   HOLDFAST_ASSIGN_OR_RETURN(lineage_, SourceOf(reader, tree_, r_, &made_.parent_name));
   HOLDFAST_ASSIGN_OR_RETURN(const int64_t tokens, CutOf(lineage_, r_));
-  CutAt(tree_, lineage_, tokens, Digest{}, &made_);
+  const Point head = lineage_.At(tokens);
+  Digest root;
+  if (head.node != 0) {
+    const Digest& context = tree_.nodes.at(head.node).template_digest;
+    HOLDFAST_ASSIGN_OR_RETURN(root, LineageContext(reader, k_, made_.sid, context));
+  }
+  CutAt(lineage_, tokens, root, &made_);
   lineage_ = LineageOf(tree_, made_.head);
   const bool foreign = made_.items > 0 && lineage_.model_digest != k_.options.model_digest;
   if (r_.edits.empty() && !(foreign && r_.tokens == MakeBranch::Tokens::kThisModel)) {
@@ -118,16 +122,13 @@ Status Branching::ReadHistory(Reader& reader) {
   HOLDFAST_ASSIGN_OR_RETURN(History history, LoadHistory(reader, lineage_));
   HOLDFAST_ASSIGN_OR_RETURN(history_, ApplyEdits(std::move(history), r_.edits));
   if (lineage_.tokens == 0) return Status();  // nobody has said what its tools are
-  Rows rows =
-      reader.Query("SELECT tools, template_kwargs FROM context WHERE sid = ? AND digest = ?",
-                   made_.sid, lineage_.template_digest);
-  if (!rows.Next()) {
-    if (!rows.status().ok()) return rows.status();
+  HOLDFAST_ASSIGN_OR_RETURN(auto recorded,
+                            LoadContext(reader, made_.sid, lineage_.template_digest));
+  if (!recorded) {
     return Status::Invalid("edits: this branch was recorded before its tools were kept");
   }
-  tools_ = rows.Text(0);
-  kwargs_ = rows.Text(1);
-  return rows.status();
+  context_ = {std::move(recorded->tools), std::move(recorded->kwargs), {}, {}};
+  return Status();
 }
 
 Status Branching::Render() {
@@ -137,19 +138,19 @@ Status Branching::Render() {
       UntouchedItems(r_.edits, static_cast<int64_t>(lineage_.item_points.size()));
   if (kept > 0) stands.head = lineage_.item_points[kept - 1];
   if (history_->messages.empty()) {
-    CutAt(tree_, lineage_, 0, Digest{}, &made_);
+    CutAt(lineage_, 0, Digest{}, &made_);
     return Status();
   }
   PlaceRequest where;
-  where.history = &*history_;
-  where.tools_json = tools_;
-  where.kwargs_json = kwargs_;
-  where.context = ContextDigest(k_, tools_, kwargs_);
+  HOLDFAST_ASSIGN_OR_RETURN(
+      context_, MakeContext(k_, std::move(context_.tools), std::move(context_.kwargs)));
+  where.history = std::move(*history_);
+  where.context = &context_;
   where.model_digest = k_.options.model_digest;
   where.now_ms = made_.now_ms;
   const BranchRow* const candidates[] = {&stands};
   HOLDFAST_ASSIGN_OR_RETURN(
-      place_, FindPlace(*k_.options.db, *k_.renderer, tree_, candidates, where));
+      place_, FindPlace(*k_.options.db, *k_.renderer, tree_, candidates, std::move(where)));
   HOLDFAST_RETURN_IF_ERROR(CheckLength(*place_, k_.options.max_context));
   const TurnDraft& draft = place_->draft;
   made_.head = draft.base;
@@ -169,8 +170,8 @@ Status Branching::Write(Txn& txn) {
     node.template_digest = place_->draft.context;
     node.model_digest = k_.options.model_digest;
     HOLDFAST_ASSIGN_OR_RETURN(made_.head, InsertInput(txn, place_->draft, node));
-    HOLDFAST_RETURN_IF_ERROR(
-        InsertContext(txn, made_.sid, node.template_digest, {.tools = tools_, .kwargs = kwargs_}));
+    HOLDFAST_RETURN_IF_ERROR(InsertContext(txn, made_.sid, node.template_digest,
+                                           {context_.tools, context_.kwargs}));
   }
   made_.id = k_.next_branch++;
   int64_t ordinal = 0;

@@ -63,7 +63,7 @@ Status InsertNodes(Txn& txn, const Keeper::Impl& k, const Turn::Impl& turn, cons
   node.model_digest = k.options.model_digest;
   HOLDFAST_ASSIGN_OR_RETURN(node.parent, InsertInput(txn, draft, node));
   HOLDFAST_RETURN_IF_ERROR(InsertContext(
-      txn, turn.sid, draft.context, {.tools = turn.tools_json, .kwargs = turn.kwargs_json}));
+      txn, turn.sid, draft.context, {turn.tools_json, turn.kwargs_json}));
   node.kind = NodeKind::kOutput;
   node.sampling = turn.sampling_json;
   node.lineage_hash = committed;

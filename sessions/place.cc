@@ -30,8 +30,8 @@ std::optional<Scored> BestBranch(const SessionTree& tree,
     Scored s;
     s.branch = branch;
     s.lineage = LineageOf(tree, branch->head);
-    s.match = MatchHistory(s.lineage.items, request.history->identities);
-    s.same_context = s.lineage.tokens == 0 || s.lineage.template_digest == request.context;
+    s.match = MatchHistory(s.lineage.items, request.history.identities);
+    s.same_context = s.lineage.tokens == 0 || s.lineage.template_digest == request.context->digest;
     const int64_t main = tree.session.default_branch;
     if (!best || Rank(s, main) > Rank(*best, main)) best = std::move(s);
   }
@@ -49,23 +49,80 @@ struct Continued {
   bool unstable = false;
 };
 
-Result<Continued> RenderNew(const PromptRenderer& renderer, const PlaceRequest& request,
-                            const Scored* best, std::span<const TokenId> stored) {
-  const PromptArgs args{request.history->messages, request.tools_json, request.kwargs_json,
-                        request.now_ms / 1000};
+// Puts the log's messages in the place of those that match them, from message `from` on: those of
+// earlier turns, and system messages. What is newest is the client's. True: they were not the same.
+Result<bool> TakeFromLog(Database& db, const Scored& best, int from, History* history) {
+  const int newest = history->Newest();
+  bool changed = false;
+  HOLDFAST_RETURN_IF_ERROR(db.Read([&](Reader& reader) -> Status {
+    for (int i = from; i < best.match.matched; ++i) {
+      ChatMessage& m = history->messages[i];
+      if (i >= newest && m.role != "system") continue;
+      HOLDFAST_ASSIGN_OR_RETURN(ItemTexts texts, LoadItemTexts(reader, best.lineage.rows[i]->id));
+      if (texts.raw == m.raw_json) continue;
+      if (texts.content != m.text) m.spans.clear();
+      m.text = std::move(texts.content);
+      m.raw_json = std::move(texts.raw);
+      changed = true;
+    }
+    return Status();
+  }));
+  return changed;
+}
+
+// The tokens that were sampled for the bodies of the history's messages, one list each: for those
+// that match, and for later ones that the log has in the same order.
+std::vector<std::vector<TokenId>> SampledFor(const Scored& best, const History& history,
+                                             std::span<const TokenId> stored) {
+  std::vector<std::vector<TokenId>> out(history.messages.size());
+  size_t next = 0;  // item of the log
+  for (size_t i = 0; i < out.size(); ++i) {
+    if (history.identities[i].role != "assistant") continue;
+    for (size_t k = next; k < best.lineage.items.size(); ++k) {
+      const StoredItem& item = best.lineage.items[k];
+      if (!item.sampled || !StandsFor(item.identity, history.identities[i])) continue;
+      const ItemRow& row = *best.lineage.rows[k];
+      const auto end = stored.begin() + item.end;
+      out[i].assign(end - row.count + row.header, end - row.trailer);
+      next = k + 1;
+      break;
+    }
+  }
+  return out;
+}
+
+Result<Continued> RenderNew(Database& db, const PromptRenderer& renderer, const Scored* best,
+                            std::span<const TokenId> stored, PlaceRequest* request) {
   Continued out;
-  if (best != nullptr && best->same_context && best->match.resume > 0 &&
-      request.mode == HistoryMode::kAsSampled) {
-    const int64_t begin = best->lineage.items[best->match.resume - 1].end;
-    HOLDFAST_ASSIGN_OR_RETURN(auto after,
-                              renderer.After(args, best->match.resume, stored[begin - 1]));
+  const bool ours = best != nullptr && request->mode == HistoryMode::kAsSampled;
+  std::vector<std::vector<TokenId>> sampled;
+  if (ours && best->lineage.model_digest == request->model_digest) {
+    sampled = SampledFor(*best, request->history, stored);
+  }
+  const PromptArgs args{request->history.messages, request->context->tools,
+                        request->context->kwargs, request->now_ms / 1000, sampled};
+  const bool resumes = ours && best->same_context && best->match.resume > 0;
+  if (resumes) {
+    const int resume = best->match.resume;
+    const int64_t begin = best->lineage.items[resume - 1].end;
+    HOLDFAST_RETURN_IF_ERROR(TakeFromLog(db, *best, resume, &request->history).status());
+    HOLDFAST_ASSIGN_OR_RETURN(auto after, renderer.After(args, resume, stored[begin - 1]));
+    if (!after) {
+      // What the client has dropped since (reasoning, say) may be what the template shows.
+      HOLDFAST_ASSIGN_OR_RETURN(const bool other, TakeFromLog(db, *best, 0, &request->history));
+      if (other) {
+        HOLDFAST_ASSIGN_OR_RETURN(after, renderer.After(args, resume, stored[begin - 1]));
+      }
+    }
     if (after) {
       out.tokens = std::move(*after);
-      out.resume = best->match.resume;
+      out.resume = resume;
       out.begin = begin;
       return out;
     }
     out.unstable = true;
+  } else if (ours) {
+    HOLDFAST_RETURN_IF_ERROR(TakeFromLog(db, *best, 0, &request->history).status());
   }
   HOLDFAST_ASSIGN_OR_RETURN(out.tokens, renderer.Whole(args));
   return out;
@@ -129,6 +186,66 @@ std::vector<BodySpan> BodiesOf(const TurnDraft& draft, const Lineage* lineage) {
   return out;
 }
 
+// Where the first message that does not match differs.
+Status Locate(Reader& reader, const Scored& best, const History& history, Miss* miss) {
+  if (miss->field.empty()) return Status();
+  const ItemRow& row = *best.lineage.rows[miss->message];
+  const ChatMessage& sent = history.messages[miss->message];
+  if (miss->field == "tool_calls") miss->name = DifferingCall(row.identity, sent);
+  if (miss->field == "tool_call_id") miss->name = sent.tool_call_id;
+  if (miss->field != "content") return Status();
+  HOLDFAST_ASSIGN_OR_RETURN(const ItemTexts texts, LoadItemTexts(reader, row.id));
+  miss->at_char = FirstDifference(sent.role, texts.content, sent.text);
+  return Status();
+}
+
+Miss MissAt(std::string reason, int message, std::string field) {
+  Miss miss;
+  miss.reason = std::move(reason);
+  miss.message = message;
+  miss.field = std::move(field);
+  return miss;
+}
+
+// Why the branch could not be gone on with as it is, where anything stood against it. `kept`: the
+// items that stay.
+Result<std::optional<Miss>> MissOf(Database& db, int64_t sid, const Scored& best,
+                                   const Continued& now, int kept, const PlaceRequest& request) {
+  const bool as_sent = request.mode == HistoryMode::kAsSent;
+  std::optional<Miss> miss = best.match.miss;
+  HOLDFAST_RETURN_IF_ERROR(db.Read([&](Reader& reader) -> Status {
+    if (!best.same_context) {
+      HOLDFAST_ASSIGN_OR_RETURN(const auto recorded,
+                                LoadContext(reader, sid, best.lineage.template_digest));
+      miss = ContextMiss(recorded, *request.context);
+      if (best.lineage.model_digest == request.model_digest) return Status();
+      miss = MissAt("model_changed", -1, "model");
+      return Status();
+    }
+    if (now.unstable) {
+      miss = MissAt("template_unstable", kept, "");
+      return Status();
+    }
+    const int64_t stays = kept > 0 ? best.lineage.items[kept - 1].end : 0;
+    if (as_sent && (kept < best.match.matched || (!miss && stays < best.lineage.tokens))) {
+      miss = MissAt("history_as_sent", kept, "");
+      return Status();
+    }
+    if (kept < best.match.matched) {  // perhaps by what does not count, but the newest is as sent
+      const std::string& sent = request.history.messages[kept].text;
+      HOLDFAST_ASSIGN_OR_RETURN(const ItemTexts texts,
+                                LoadItemTexts(reader, best.lineage.rows[kept]->id));
+      if (texts.content != sent) {
+        miss = MissAt("message_changed", kept, "content");
+        miss->at_char = FirstDifference(texts.content, sent);
+        return Status();
+      }
+    }
+    return miss ? Locate(reader, best, request.history, &*miss) : Status();
+  }));
+  return miss;
+}
+
 }  // namespace
 
 Result<History> LoadHistory(Reader& reader, const Lineage& lineage) {
@@ -145,16 +262,6 @@ Result<History> LoadHistory(Reader& reader, const Lineage& lineage) {
   return out;
 }
 
-Digest ContextDigest(const Keeper::Impl& keeper, std::string_view tools_json,
-                     std::string_view kwargs_json) {
-  return Hasher("context-1")
-      .Add(keeper.renderer->digest())
-      .Add(keeper.options.model_digest)
-      .Text(tools_json)
-      .Text(kwargs_json)
-      .Finish();
-}
-
 Status CheckLength(const Place& place, int64_t max_context) {
   const auto prompt = static_cast<int64_t>(place.prompt.size());
   if (prompt < max_context) return Status();
@@ -163,36 +270,30 @@ Status CheckLength(const Place& place, int64_t max_context) {
 }
 
 Result<Place> FindPlace(Database& db, const PromptRenderer& renderer, const SessionTree& tree,
-                        std::span<const BranchRow* const> candidates, const PlaceRequest& request) {
+                        std::span<const BranchRow* const> candidates, PlaceRequest request) {
   std::optional<Scored> best = BestBranch(tree, candidates, request);
   std::vector<TokenId> stored;
-  Place place;
   if (best && best->lineage.tokens > 0) {
     HOLDFAST_RETURN_IF_ERROR(db.Read([&](Reader& reader) -> Status {
       HOLDFAST_ASSIGN_OR_RETURN(stored, LoadTokens(reader, best->lineage));
-      const auto& miss = best->match.miss;
-      if (!miss || miss->field != "content") return Status();
-      HOLDFAST_ASSIGN_OR_RETURN(ItemTexts texts,
-                                LoadItemTexts(reader, best->lineage.rows[miss->message]->id));
-      best->match.miss->at_char =
-          FirstDifference(texts.content, request.history->messages[miss->message].text);
       return Status();
     }));
   }
   HOLDFAST_ASSIGN_OR_RETURN(Continued now,
-                            RenderNew(renderer, request, best ? &*best : nullptr, stored));
+                            RenderNew(db, renderer, best ? &*best : nullptr, stored, &request));
   // What another model has said can't be verified by this one, though its tokens be the same.
   const bool kin = best && best->lineage.model_digest == request.model_digest;
   const int kept = kin ? KeptItems(*best, now, stored) : 0;
+  Place place;
   TurnDraft& draft = place.draft;
-  draft.context = request.context;
+  draft.context = request.context->digest;
   draft.base_items = kept;
   draft.base_tokens = kept > 0 ? best->lineage.items[kept - 1].end : 0;
   draft.base = kept > 0 ? best->lineage.item_points[kept - 1] : Point{};
-  FillDraft(*request.history, now, kept, draft.base_tokens - now.begin, &draft);
+  FillDraft(request.history, now, kept, draft.base_tokens - now.begin, &draft);
   draft.bodies = BodiesOf(draft, best ? &best->lineage : nullptr);
-  draft.hash = LineageRoot(request.context);
-  for (const ItemIdentity& id : request.history->identities) {
+  draft.hash = LineageRoot(request.context->lineage);
+  for (const ItemIdentity& id : request.history.identities) {
     draft.hash = LineageNext(draft.hash, id);
   }
   place.prompt.assign(stored.begin(), stored.begin() + draft.base_tokens);
@@ -200,20 +301,8 @@ Result<Place> FindPlace(Database& db, const PromptRenderer& renderer, const Sess
   if (!best) return place;
 
   place.branch = best->branch;
-  place.miss = std::move(best->match.miss);
-  if (!best->same_context) {
-    Miss miss;
-    const bool model = best->lineage.model_digest != request.model_digest;
-    miss.reason = model ? "model_changed" : "tools_changed";
-    miss.field = model ? "model" : "tools";
-    place.miss = std::move(miss);
-  } else if (now.unstable || (request.mode == HistoryMode::kAsSent &&
-                              draft.base_tokens < best->lineage.tokens && !place.miss)) {
-    Miss miss;
-    miss.reason = now.unstable ? "template_unstable" : "history_as_sent";
-    miss.message = kept;
-    place.miss = std::move(miss);
-  }
+  HOLDFAST_ASSIGN_OR_RETURN(place.miss,
+                            MissOf(db, tree.session.sid, *best, now, kept, request));
   if (place.miss) place.miss->at_token = draft.base_tokens;
   place.lineage = std::move(best->lineage);
   return place;

@@ -4,6 +4,7 @@
 #include <map>
 #include <utility>
 
+#include "sessions/context.h"
 #include "sessions/turn_seed.h"
 
 namespace holdfast {
@@ -102,7 +103,12 @@ class Loader {
     turn.output = step.first + std::min(header, step.count);
     turn.end = begin_ = step.first + step.count;
     first_item_ = static_cast<int64_t>(out_.items.size());
-    HOLDFAST_RETURN_IF_ERROR(LoadContext(node, &turn));
+    HOLDFAST_ASSIGN_OR_RETURN(
+        auto context, LoadContext(reader_, tree_.session.sid, node.template_digest));
+    if (context) {
+      turn.tools = std::move(context->tools);
+      turn.kwargs = std::move(context->kwargs);
+    }
     HOLDFAST_RETURN_IF_ERROR(LoadTurn(&turn));
     turn.seed_follows = SeedFollows(turn);
     out_.turns.push_back(std::move(turn));
@@ -127,17 +133,6 @@ class Loader {
     }
     if (!rows.status().ok()) return rows.status();
     return bases_[id] = b;
-  }
-
-  Status LoadContext(const NodeRow& node, RecordedTurn* turn) {
-    Rows rows = reader_.Query(
-        "SELECT tools, template_kwargs FROM context WHERE sid = ? AND digest = ?",
-        tree_.session.sid, node.template_digest);
-    if (rows.Next()) {
-      turn->tools = rows.Text(0);
-      turn->kwargs = rows.Text(1);
-    }
-    return rows.status();
   }
 
   Status LoadTurn(RecordedTurn* turn) {
@@ -260,12 +255,6 @@ Result<int64_t> InsertBasis(Txn& txn, const Basis& b) {
   const int64_t id = rows.Next() ? rows.Int(0) : 0;
   if (!rows.status().ok()) return rows.status();
   return id;
-}
-
-Status InsertContext(Txn& txn, int64_t sid, const Digest& digest, const TurnContext& context) {
-  return txn.Run(
-      "INSERT OR IGNORE INTO context(sid, digest, tools, template_kwargs) VALUES(?, ?, ?, ?)", sid,
-      digest, context.tools, context.kwargs);
 }
 
 Status RecordTiming(Txn& txn, std::string_view turn, const TurnTiming& t) {

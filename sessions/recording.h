@@ -17,10 +17,6 @@
 
 namespace holdfast {
 
-struct TurnContext {
-  std::string_view tools, kwargs;  // JSON as the request had it, or ""
-};
-
 struct RecordedItem {
   std::string role, call_id, content, raw_json;
   int64_t first = 0, count = 0;  // tokens of the branch
@@ -73,7 +69,6 @@ Status CompareWithTemplate(const PromptRenderer& renderer, const Basis& now, Rec
 
 // The row of this basis, made where there is none.
 Result<int64_t> InsertBasis(Txn& txn, const Basis& basis);
-Status InsertContext(Txn& txn, int64_t sid, const Digest& digest, const TurnContext& context);
 Status RecordTiming(Txn& txn, std::string_view turn, const TurnTiming& timing);
 
 }  // namespace holdfast

@@ -67,8 +67,10 @@ void SessionBench::Open() {
   REQUIRE_MESSAGE(opened.ok(), opened.status().ToString());
   engine_ = std::move(opened).value();
   const Tokenizer& tokenizer = engine_->tokenizer();
-  ChatTemplateSpec spec{engine_->model().chat_template(), tokenizer.TokenText(tokenizer.bos()),
-                        tokenizer.TokenText(tokenizer.eos()), tokenizer.SpecialTexts()};
+  ChatTemplateSpec spec{options_.chat_template.empty() ? engine_->model().chat_template()
+                                                       : options_.chat_template,
+                        tokenizer.TokenText(tokenizer.bos()), tokenizer.TokenText(tokenizer.eos()),
+                        tokenizer.SpecialTexts()};
   auto made = ChatTemplate::Create(spec);
   REQUIRE(made.ok());
   template_ = std::move(made).value();

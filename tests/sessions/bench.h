@@ -20,6 +20,7 @@ namespace holdfast {
 struct SessionBenchOptions {
   size_t kv_bytes = 32u << 20;
   std::string vfs = {};  // of the database; "" = the default one
+  std::string chat_template = {};  // "" = the model's own
   std::map<std::string, TenantQuota> quotas = {};
   decltype(KeeperOptions::find_runs) find_runs = {};
 };
