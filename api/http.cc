@@ -273,10 +273,19 @@ class Exchange : public HttpExchange {
   const std::atomic<bool>& stopping_;
 };
 
+// What stands between the slashes that the client sent: one that it encoded is part of a name.
+std::vector<std::string> PartsOf(const httplib::Request& in) {
+  const std::string_view target(in.target);
+  std::vector<std::string> parts = Split(target.substr(0, target.find('?')));
+  for (std::string& part : parts) part = httplib::detail::decode_url(part, false);
+  return parts;
+}
+
 HttpRequest Convert(const httplib::Request& in) {
   HttpRequest out;
   out.method = in.method;
   out.path = in.path;
+  out.parts = PartsOf(in);
   for (const auto& [k, v] : in.params) out.query.emplace(k, v);
   for (const auto& [k, v] : in.headers) {
     std::string name = k;
@@ -442,7 +451,7 @@ struct HttpServer::Impl : public httplib::Server {
   }
 
   bool IsStreamed(const httplib::Request& q) const {
-    const std::vector<std::string> path = Split(q.path);
+    const std::vector<std::string> path = PartsOf(q);
     std::vector<std::string> captured;
     return std::any_of(routes.begin(), routes.end(), [&](const RouteEntry& r) {
       return r.body == HttpServer::Body::kStreamed && r.method == q.method &&
@@ -512,12 +521,11 @@ struct HttpServer::Impl : public httplib::Server {
 
   void Dispatch(HttpRequest request, httplib::Response* p) {
     Exchange exchange(p, current.stream->socket(), stopping);
-    const std::vector<std::string> path = Split(request.path);
     std::string allow;
     const std::string method = request.method == "HEAD" ? "GET" : request.method;
     for (const RouteEntry& route : routes) {
       std::vector<std::string> captured;
-      if (!route.Match(path, &captured)) continue;
+      if (!route.Match(request.parts, &captured)) continue;
       if (route.method == method) {
         request.segments = std::move(captured);
         return route.handler(request, exchange);

@@ -41,6 +41,7 @@ struct HttpLimits {
 
 struct HttpRequest {
   std::string method, path;            // path without the query, percent-decoded
+  std::vector<std::string> parts;      // of the path between its slashes, each decoded
   std::map<std::string, std::string> query;
   std::map<std::string, std::string> headers;  // names in lower case; the first value of each
   std::string body;
@@ -72,7 +73,11 @@ class HttpExchange {
   using Headers = std::vector<std::pair<std::string, std::string>>;
   virtual ~HttpExchange() = default;
 
+  // A byte of the value that would end the header or the answer's head becomes '?'.
   void AddHeader(std::string name, std::string value) {
+    for (char& c : value) {
+      if (static_cast<unsigned char>(c) < ' ' || c == 127) c = '?';
+    }
     headers_.emplace_back(std::move(name), std::move(value));
   }
   // The whole answer.
