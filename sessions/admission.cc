@@ -562,6 +562,7 @@ Result<std::unique_ptr<Turn>> Admission::Start(const Place& place, Target target
   }
   impl->lease = std::move(target.lease);
   NoteHead(place, target, impl.get());
+  k_.running.Enter(impl->start.turn_id, {impl->sid, impl->branch});
   if (target.make_session) k_.leases.Name(target.branch, impl->sid);
   if (target.make_session && impl->recorded) ++k_.sessions;
   if (retry_) ++k_.retries;

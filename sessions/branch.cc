@@ -16,18 +16,12 @@
 namespace holdfast {
 namespace {
 
-// The point of a lineage after `tokens` tokens, with the hash of its whole items. `root`: what that
-// begins with.
-void CutAt(const Lineage& lineage, int64_t tokens, const Digest& root, NewBranch* out) {
-  out->head = lineage.At(tokens);
-  out->tokens = out->parent_tokens = tokens;
-  out->items = 0;
-  out->head_hash = LineageRoot(root);
-  for (const StoredItem& item : lineage.items) {
-    if (item.end > tokens) break;
-    out->head_hash = LineageNext(out->head_hash, item.identity);
-    ++out->items;
-  }
+// The point that `cut` ends at, with the hash of its whole items. `context`: LineageContext's.
+void CutAt(const Lineage& cut, const Digest& context, NewBranch* out) {
+  out->head = cut.head;
+  out->tokens = out->parent_tokens = cut.tokens;
+  out->items = static_cast<int64_t>(cut.items.size());
+  out->head_hash = HashOf(cut, context);
 }
 
 Result<int64_t> CutOf(const Lineage& lineage, const MakeBranch& request) {
@@ -57,14 +51,10 @@ Result<Lineage> SourceOf(Reader& reader, const SessionTree& tree, const MakeBran
     *from = branch->name;
     return LineageOf(tree, branch->head);
   }
-  Rows rows = reader.Query("SELECT node, count, branch FROM snapshot WHERE id = ? AND sid = ?",
-                           request.snapshot, tree.session.sid);
-  if (!rows.Next()) {
-    if (!rows.status().ok()) return rows.status();
-    return Status::NotFound("snapshot '" + request.snapshot + "' does not exist");
-  }
-  *from = rows.Text(2);
-  return LineageOf(tree, rows.IsNull(0) ? Point{} : Point{rows.Int(0), rows.Int(1)});
+  HOLDFAST_ASSIGN_OR_RETURN(const SnapshotRow snapshot,
+                            FindSnapshot(reader, tree.session.sid, request.snapshot));
+  *from = snapshot.info.branch;
+  return LineageOf(tree, snapshot.point);
 }
 
 class Branching {
@@ -103,14 +93,11 @@ Status Branching::Read(Reader& reader, std::string_view tenant, std::string_view
   made_.sid = session.sid;
   HOLDFAST_ASSIGN_OR_RETURN(lineage_, SourceOf(reader, tree_, r_, &made_.parent_name));
   HOLDFAST_ASSIGN_OR_RETURN(const int64_t tokens, CutOf(lineage_, r_));
-  const Point head = lineage_.At(tokens);
-  Digest root;
-  if (head.node != 0) {
-    const Digest& context = tree_.nodes.at(head.node).template_digest;
-    HOLDFAST_ASSIGN_OR_RETURN(root, LineageContext(reader, k_, made_.sid, context));
-  }
-  CutAt(lineage_, tokens, root, &made_);
-  lineage_ = LineageOf(tree_, made_.head);
+  Lineage cut = LineageOf(tree_, lineage_.At(tokens));
+  HOLDFAST_ASSIGN_OR_RETURN(const Digest context,
+                            LineageContext(reader, k_, made_.sid, cut.template_digest));
+  CutAt(cut, context, &made_);
+  lineage_ = std::move(cut);
   const bool foreign = made_.items > 0 && lineage_.model_digest != k_.options.model_digest;
   if (r_.edits.empty() && !(foreign && r_.tokens == MakeBranch::Tokens::kThisModel)) {
     return Status();
@@ -138,7 +125,7 @@ Status Branching::Render() {
       UntouchedItems(r_.edits, static_cast<int64_t>(lineage_.item_points.size()));
   if (kept > 0) stands.head = lineage_.item_points[kept - 1];
   if (history_->messages.empty()) {
-    CutAt(lineage_, 0, Digest{}, &made_);
+    CutAt({}, {}, &made_);
     return Status();
   }
   PlaceRequest where;
@@ -184,7 +171,7 @@ Status Branching::Write(Txn& txn) {
 
 Result<BranchInfo> Keeper::Branch(std::string_view tenant, std::string_view id,
                                   const MakeBranch& request) {
-  HOLDFAST_RETURN_IF_ERROR(CheckName("name", request.name));
+  HOLDFAST_RETURN_IF_ERROR(CheckBranchName("name", request.name));
   if (impl_->shut) return Status::Unavailable("shutting down");
   Branching branching(*impl_, request);
   HOLDFAST_RETURN_IF_ERROR(impl_->options.db->Read(

@@ -33,6 +33,9 @@ namespace holdfast {
 struct ExportOptions {
   std::string key;    // "" = not signed, and without pages: nobody could take them
   bool pages = true;  // the whole pages that the page store holds; partial ones are left out
+  // Up to this snapshot: one branch that ends there, with the turns on the way to it, and nothing
+  // else of the session; no events. "" = the whole session.
+  std::string snapshot = {};
 };
 
 struct ImportOptions {

@@ -2,14 +2,18 @@
 // read at one moment; nodes, which never change, and pages, which may vanish, are read as they are
 // written, so that a bundle of any size needs little memory and no long read transaction (which
 // would keep the log from being checkpointed).
+#include <algorithm>
 #include <map>
 #include <optional>
+#include <set>
+#include <unordered_set>
 #include <utility>
 
 #include "engine/kv/page_store.h"
 #include "sessions/bundle.h"
 #include "sessions/bundle_file.h"
 #include "sessions/bundle_scan.h"
+#include "sessions/context.h"
 #include "sessions/keeper_impl.h"
 
 namespace holdfast {
@@ -20,6 +24,28 @@ struct PlannedPage {
   PageKey key;
   int64_t parent = -1;  // index in the list; -1 = the root
   std::vector<TokenId> tokens;
+};
+
+// What a bundle that ends at a snapshot holds of the session.
+struct Ending {
+  int64_t snapshot = 0;       // its row
+  Lineage way;                // to it
+  BundleBranch branch;        // the only one
+  std::unordered_set<Digest, DigestHash> contexts;
+  bool cuts_item = false;     // of its last node
+
+  // The rows of that node as far as they belong to it; false: not at all.
+  bool Cut(BundleNode* n) const {
+    const auto count = static_cast<size_t>(way.head.count);
+    n->tokens.resize(std::min(count, n->tokens.size()));
+    n->origins.resize(std::min(count, n->origins.size()));
+    const auto sampled = std::count(n->origins.begin(), n->origins.end(),
+                                    static_cast<uint8_t>(TokenOrigin::kSampled));
+    n->digests.resize(std::min(n->digests.size(), static_cast<size_t>(sampled)));
+    if (cuts_item) n->lineage_hash.reset();  // it names items that are left out
+    return true;
+  }
+  bool Cut(BundleItem* i) const { return i->first + i->count <= way.head.count; }
 };
 
 BundleSection SectionOf(const BundleBasis&) { return BundleSection::kBasis; }
@@ -90,7 +116,19 @@ struct BundleExport::Impl {
   bool WantsPages() const {
     return options.pages && !options.key.empty() && keeper->options.store != nullptr;
   }
+  std::optional<Ending> end;  // none: the whole session goes out
+
+  template <typename Row>
+  Status AddTo(Sections* to, const Row& row) {
+    to->emplace_back(SectionOf(row), EncodeRow(row));
+    bytes_expected += kBundleSectionBytes + to->back().second.size();
+    return Status();
+  }
   Status Plan(Reader& reader, const SessionRow& row);
+  Status PlanEnd(Reader& reader, const SessionTree& tree);
+  Status PlanFirst(Reader& reader, int64_t sid);
+  Status PlanSmall(Reader& reader, int64_t sid, int64_t* turns);
+  Status PlanSize(Reader& reader, int64_t sid);
   Status PlanPages(Reader& reader, const SessionTree& tree);
   void PlanLineage(std::span<const TokenId> tokens, std::map<PageKey, int64_t>* seen);
   Status WriteNodes(BundleWriter& out, Counts* counts);
@@ -99,47 +137,126 @@ struct BundleExport::Impl {
 
 Status BundleExport::Impl::Plan(Reader& reader, const SessionRow& row) {
   HOLDFAST_RETURN_IF_ERROR(LoadNumbers(reader, row.sid, &numbers));
-  const int64_t now = keeper->NowMs();
-  int64_t turns = 0;
-  const auto add = [&](Sections& to, auto& r) {
-    to.emplace_back(SectionOf(r), EncodeRow(r));
-    bytes_expected += kBundleSectionBytes + to.back().second.size();
-    return Status();
-  };
-  HOLDFAST_RETURN_IF_ERROR(ForEachBasisAndContext(
-      reader, numbers, row.sid, [&](auto& r) { return add(first, r); }));
-  HOLDFAST_RETURN_IF_ERROR(ForEachSmallRow(reader, numbers, row.sid, [&](auto& r) {
-    EndIfRunning(r, now);
-    turns += SectionOf(r) == BundleSection::kTurn;
-    return add(small, r);
-  }));
-  session = SessionSection(row, numbers, turns);
   HOLDFAST_ASSIGN_OR_RETURN(const SessionTree tree, LoadTree(reader, row));
+  if (!options.snapshot.empty()) HOLDFAST_RETURN_IF_ERROR(PlanEnd(reader, tree));
+  HOLDFAST_RETURN_IF_ERROR(PlanFirst(reader, row.sid));
+  int64_t turns = 0;
+  HOLDFAST_RETURN_IF_ERROR(PlanSmall(reader, row.sid, &turns));
+  session = SessionSection(row, numbers, turns);
   const BranchRow* main = tree.BranchById(row.default_branch);
-  session.head_model = row.model_digest;
-  if (main != nullptr && main->tokens > 0) {
-    session.head_model = LineageOf(tree, main->head).model_digest;
-  }
+  const Lineage head = end ? end->way : LineageOf(tree, main != nullptr ? main->head : Point{});
+  session.head_model = head.tokens > 0 ? head.model_digest : row.model_digest;
   session.fp = keeper->options.fp;
   session.numerics = kNumericsVersion;
   for (const LayerGroup& g : keeper->options.pool->groups()) {
     session.page_groups.push_back(g.PayloadBytes());
     page_bytes += g.PayloadBytes();
   }
-  Rows size = reader.Query(
-      "SELECT (SELECT COALESCE(SUM(length(tokens) + length(origins) + length(digests) + 300), 0) "
-      "FROM node WHERE sid = ?1) + (SELECT COALESCE(SUM(length(content) + length(raw) + 120), 0) "
-      "FROM item i JOIN node n ON n.id = i.node WHERE n.sid = ?1)",
-      row.sid);
-  if (size.Next()) bytes_expected += static_cast<uint64_t>(size.Int(0));
-  HOLDFAST_RETURN_IF_ERROR(size.status());
+  HOLDFAST_RETURN_IF_ERROR(PlanSize(reader, row.sid));
   if (!WantsPages()) return Status();
   return PlanPages(reader, tree);
 }
 
+// Leaves of the session's rows what is on the way to the snapshot, under one branch.
+Status BundleExport::Impl::PlanEnd(Reader& reader, const SessionTree& tree) {
+  HOLDFAST_ASSIGN_OR_RETURN(const SnapshotRow snapshot,
+                            FindSnapshot(reader, tree.session.sid, options.snapshot));
+  HOLDFAST_ASSIGN_OR_RETURN(const BranchRow* source, PickBranch(tree, snapshot.info.branch));
+  end.emplace();
+  end->snapshot = snapshot.n;
+  end->way = LineageOf(tree, snapshot.point);
+  std::set<int64_t> bases;
+  RowNumbers kept;
+  for (const Lineage::Step& step : end->way.steps) {
+    kept.node_ids.push_back(step.node);
+    end->contexts.insert(tree.nodes.at(step.node).template_digest);
+    Rows rows = reader.Query("SELECT basis FROM node WHERE id = ?", step.node);
+    if (rows.Next() && !rows.IsNull(0)) bases.insert(rows.Int(0));
+    HOLDFAST_RETURN_IF_ERROR(rows.status());
+  }
+  kept.basis_ids.assign(bases.begin(), bases.end());
+  kept.branch_ids = {source->id};
+  kept.NumberAll();
+  for (const BranchRow& b : tree.branches) kept.branches[b.id] = 1;  // whose turns came before
+  numbers = std::move(kept);
+  BundleBranch& b = end->branch;
+  b.name = source->name;
+  b.ordinal = source->ordinal;  // so that the next turn has the seed that it had here
+  b.node.n = snapshot.point.node;
+  numbers(b.node);
+  b.count = snapshot.point.count;
+  HOLDFAST_ASSIGN_OR_RETURN(
+      const Digest context,
+      LineageContext(reader, *keeper, tree.session.sid, end->way.template_digest));
+  b.head_hash = HashOf(end->way, context);
+  b.tokens = end->way.tokens;
+  b.items = static_cast<int64_t>(end->way.items.size());
+  b.created_ms = source->created_ms;
+  b.updated_ms = snapshot.info.created_ms;
+  if (const auto last = tree.items.find(snapshot.point.node); last != tree.items.end()) {
+    const ItemRow& item = last->second.back();
+    end->cuts_item = item.first + item.count > snapshot.point.count;
+  }
+  return Status();
+}
+
+Status BundleExport::Impl::PlanFirst(Reader& reader, int64_t sid) {
+  return ForEachBasisAndContext(reader, numbers, sid, [&](auto& r) {
+    if constexpr (requires { r.tools; }) {
+      if (end && !end->contexts.contains(r.digest)) return Status();
+    }
+    return AddTo(&first, r);
+  });
+}
+
+Status BundleExport::Impl::PlanSmall(Reader& reader, int64_t sid, int64_t* turns) {
+  if (!end) {
+    const int64_t now = keeper->NowMs();
+    return ForEachSmallRow(reader, numbers, sid, [&](auto& r) {
+      EndIfRunning(r, now);
+      *turns += SectionOf(r) == BundleSection::kTurn;
+      return AddTo(&small, r);
+    });
+  }
+  std::vector<BundleTurn> passed;
+  HOLDFAST_RETURN_IF_ERROR(ForEachNumbered<BundleTurn>(
+      reader, numbers, "sid = ? ORDER BY n", sid, [&](BundleTurn& t) {
+        const bool committed = t.status == static_cast<int64_t>(TurnStatus::kCommitted);
+        if (committed && t.output.n > 0 && t.parent.n >= 0) passed.push_back(std::move(t));
+        return Status();
+      }));
+  *turns = end->branch.generation = static_cast<int64_t>(passed.size());
+  HOLDFAST_RETURN_IF_ERROR(AddTo(&small, end->branch));
+  for (const BundleTurn& t : passed) HOLDFAST_RETURN_IF_ERROR(AddTo(&small, t));
+  return ForEachNumbered<BundleSnapshot>(reader, numbers, "n = ?", end->snapshot,
+                                         [&](auto& r) { return AddTo(&small, r); });
+}
+
+// What nodes and items will take, about.
+Status BundleExport::Impl::PlanSize(Reader& reader, int64_t sid) {
+  const auto add = [&](const std::string& nodes, int64_t argument) {
+    Rows size = reader.Query(
+        "SELECT (SELECT COALESCE(SUM(length(tokens) + length(origins) + length(digests) + 300), 0) "
+        "FROM node n WHERE " + nodes +
+            ") + (SELECT COALESCE(SUM(length(content) + length(raw) + 120), 0) "
+            "FROM item i JOIN node n ON n.id = i.node WHERE " + nodes + ")",
+        argument);
+    if (size.Next()) bytes_expected += static_cast<uint64_t>(size.Int(0));
+    return size.status();
+  };
+  if (!end) return add("n.sid = ?1", sid);
+  for (const int64_t id : numbers.node_ids) HOLDFAST_RETURN_IF_ERROR(add("n.id = ?1", id));
+  return Status();
+}
+
 // The pages of every branch and snapshot, each once, ancestors first.
 Status BundleExport::Impl::PlanPages(Reader& reader, const SessionTree& tree) {
-  HOLDFAST_ASSIGN_OR_RETURN(const std::vector<Point> heads, HeadsOf(reader, tree));
+  std::vector<Point> heads;
+  if (end) {
+    heads.push_back(end->way.head);
+  } else {
+    HOLDFAST_ASSIGN_OR_RETURN(heads, HeadsOf(reader, tree));
+  }
   std::map<PageKey, int64_t> seen;
   for (const Point& head : heads) {
     const Lineage lineage = LineageOf(tree, head);
@@ -174,8 +291,9 @@ Status BundleExport::Impl::WriteNodes(BundleWriter& out, Counts* counts) {
   for (const int64_t id : numbers.node_ids) {
     std::vector<std::vector<std::byte>> rows;  // the node, then its items
     std::optional<std::vector<std::byte>> approximate;
+    const bool is_last = end && id == end->way.head.node;
     const auto take = [&](auto& row) {
-      rows.push_back(EncodeRow(row));
+      if (!is_last || end->Cut(&row)) rows.push_back(EncodeRow(row));
       return Status();
     };
     const Status read = keeper->options.db->Read([&](Reader& reader) -> Status {

@@ -162,8 +162,12 @@ Status BundleImport::CheckRow(const BundleReader& in, LogCheck& log) {
     case BundleSection::kRecipe:
       ++report_.approximate_turns;
       return check(DecodeRow<BundleRecipe>(in.payload()), &LogCheck::Recipe);
-    case BundleSection::kBranch:
-      return check(DecodeRow<BundleBranch>(in.payload()), &LogCheck::Branch);
+    case BundleSection::kBranch: {
+      const Result<BundleBranch> branch = DecodeRow<BundleBranch>(in.payload());
+      HOLDFAST_RETURN_IF_ERROR(check(branch, &LogCheck::Branch));
+      const Status named = CheckBranchName("a branch's name", branch->name);
+      return named.ok() ? named : Corrupt(in, named.message());
+    }
     case BundleSection::kTurn: {
       Result<BundleTurn> turn = DecodeRow<BundleTurn>(in.payload());
       if (turn.ok() && turn->status < static_cast<int64_t>(TurnStatus::kCommitted)) {

@@ -17,6 +17,12 @@ struct RowNumbers {
   std::vector<int64_t> node_ids, branch_ids, basis_ids;
   std::unordered_map<int64_t, int64_t> nodes, branches, bases;
 
+  // From the ids.
+  void NumberAll() {
+    Number(node_ids, &nodes);
+    Number(branch_ids, &branches);
+    Number(basis_ids, &bases);
+  }
   // -1 for an id that is not of the session.
   int64_t Branch(int64_t id) const { return NumberOf(branches, id); }
   void operator()(NodeRef& v) const { v.n = NumberOf(nodes, v.n); }
@@ -24,7 +30,13 @@ struct RowNumbers {
   void operator()(BasisRef& v) const { v.n = NumberOf(bases, v.n); }
 
  private:
-  static int64_t NumberOf(const std::unordered_map<int64_t, int64_t>& numbers, int64_t id) {
+  using Numbers = std::unordered_map<int64_t, int64_t>;
+  static void Number(const std::vector<int64_t>& ids, Numbers* numbers) {
+    for (size_t i = 0; i < ids.size(); ++i) {
+      numbers->emplace(ids[i], static_cast<int64_t>(i) + 1);
+    }
+  }
+  static int64_t NumberOf(const Numbers& numbers, int64_t id) {
     if (id == 0) return 0;
     const auto it = numbers.find(id);
     return it == numbers.end() ? -1 : it->second;
@@ -32,20 +44,19 @@ struct RowNumbers {
 };
 
 inline Status LoadNumbers(Reader& reader, int64_t sid, RowNumbers* out) {
-  const auto load = [&](const char* sql, std::vector<int64_t>* ids, auto* numbers) {
+  const auto load = [&](const char* sql, std::vector<int64_t>* ids) {
     Rows rows = reader.Query(sql, sid);
-    while (rows.Next()) {
-      ids->push_back(rows.Int(0));
-      numbers->emplace(ids->back(), static_cast<int64_t>(ids->size()));
-    }
+    while (rows.Next()) ids->push_back(rows.Int(0));
     return rows.status();
   };
+  HOLDFAST_RETURN_IF_ERROR(load("SELECT id FROM node WHERE sid = ? ORDER BY id", &out->node_ids));
   HOLDFAST_RETURN_IF_ERROR(
-      load("SELECT id FROM node WHERE sid = ? ORDER BY id", &out->node_ids, &out->nodes));
+      load("SELECT id FROM branch WHERE sid = ? ORDER BY id", &out->branch_ids));
   HOLDFAST_RETURN_IF_ERROR(
-      load("SELECT id FROM branch WHERE sid = ? ORDER BY id", &out->branch_ids, &out->branches));
-  return load("SELECT DISTINCT basis FROM node WHERE sid = ? AND basis IS NOT NULL ORDER BY basis",
-              &out->basis_ids, &out->bases);
+      load("SELECT DISTINCT basis FROM node WHERE sid = ? AND basis IS NOT NULL ORDER BY basis",
+           &out->basis_ids));
+  out->NumberAll();
+  return Status();
 }
 
 // Calls `f(row)` for each numbered row that `where` (with one argument) selects.

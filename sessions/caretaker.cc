@@ -149,7 +149,7 @@ Result<std::vector<Caretaker::Stored>> Caretaker::AllStored() {
         "WHERE s.model_digest = ? AND b.node IS NOT NULL AND "
         "(s.expires_ms IS NULL OR s.expires_ms > ?) "
         "UNION ALL SELECT s.sid, s.id, s.tenant, 0, '', n.node, n.count, n.tokens, n.created_ms, "
-        "'', 0, 0, 0, 0 FROM snapshot n JOIN session s ON s.sid = n.sid "
+        "'', 0, 0, 0, n.pinned FROM snapshot n JOIN session s ON s.sid = n.sid "
         "WHERE s.model_digest = ? AND n.node IS NOT NULL AND "
         "(s.expires_ms IS NULL OR s.expires_ms > ?)",
         k_.options.model_digest, now, k_.options.model_digest, now);

@@ -128,6 +128,9 @@ std::span<const TokenId> Turn::prompt() const { return impl_->prompt; }
 int64_t Turn::max_tokens() const { return impl_->max_tokens; }
 const std::optional<std::string>& Turn::replay() const { return impl_->replay; }
 std::span<const TokenId> Turn::replayed_tokens() const { return impl_->replayed; }
+void Turn::OnCancel(std::function<void()> stop) {
+  impl_->keeper->running.OnCancel(impl_->start.turn_id, std::move(stop));
+}
 Timeline Turn::TakeTimeline() {
   Timeline t = std::move(*impl_->timeline);
   impl_->timeline.reset();
@@ -270,7 +273,7 @@ void Keeper::Impl::EndTurn(Turn::Impl* turn) {
   reserved_pages -= std::exchange(turn->reserved_pages, 0);
   turn->timeline.reset();
   turn->loading.reset();
-  turn->lease.Release();
+  running.Leave(turn->start.turn_id, &turn->lease);
 }
 
 // After a commit: the turn's timeline becomes the branch's warm head, which ends at `head`, `keep`
@@ -303,6 +306,10 @@ CommitResult Keeper::Impl::CommitTurn(Turn::Impl* turn, TurnOutcome outcome) {
   const int64_t now = NowMs();
   const HeadMemory memory = MemoryAfter(*turn, now);
   const int64_t keep = static_cast<int64_t>(turn->prompt.size()) + output.kept - output.header;
+  std::vector<PageKey> pages;
+  if (outcome.timeline && turn->durability == Durability::kKv) {
+    pages = outcome.timeline->ExactKeys();
+  }
   int64_t node = 0;  // of the output
   std::shared_ptr<Recipe> recipe;
   if (turn->recipe != nullptr) {
@@ -343,11 +350,35 @@ CommitResult Keeper::Impl::CommitTurn(Turn::Impl* turn, TurnOutcome outcome) {
   }
   EndTurn(turn);
   caretaker.Poke();
-  if (result.committed && turn->durability == Durability::kKv && options.sync_pages) {
-    options.sync_pages().IgnoreError();  // the tokens are durable; pages can be made again
+  if (result.committed && turn->durability == Durability::kKv) {
+    result.durable_kv = SyncKv(*turn, pages);
   }
   result.commit_ms = MsSince(start);
   return result;
+}
+
+// The turn's tokens are durable whatever comes of its pages: those can be made again. But who asked
+// for them is told where they are not there.
+bool Keeper::Impl::SyncKv(const Turn::Impl& turn, const std::vector<PageKey>& pages) {
+  Status synced = Status::Unavailable("there is no page store");
+  if (options.sync_pages) synced = options.sync_pages();
+  // An error may have been told to somebody else who waited for the same pages.
+  if (synced.ok() && options.store != nullptr &&
+      !std::all_of(pages.begin(), pages.end(),
+                   [&](const PageKey& key) { return options.store->Contains(key); })) {
+    synced = Status::Io("not all pages were written");
+  }
+  if (synced.ok()) return true;
+  ++kv_failures;
+  options.db
+      ->Write(
+          [&](Txn& txn) {
+            return InsertEvent(txn, {turn.sid, NowMs(), "kv_not_durable", turn.start.branch,
+                                     turn.start.turn_id, synced.message()});
+          },
+          WriteClass::kBackground)
+      .IgnoreError();  // the answer says it as well
+  return false;
 }
 
 void Keeper::Impl::AbortTurn(Turn::Impl* turn, TurnOutcome outcome) {
@@ -453,6 +484,7 @@ KeeperStats Keeper::stats() const {
   const DatabaseStats db = impl_->options.db->stats();
   s.unsynced = db.unsynced;
   s.hardened = impl_->hardened;
+  s.kv_failures = impl_->kv_failures;
   {
     std::lock_guard lock(impl_->verified_mu);
     const Impl::Verified& v = impl_->verified;

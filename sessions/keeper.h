@@ -45,6 +45,7 @@ struct KeeperStats {
   HeadTable::Counts heads;           // that are known, by state
   uint64_t prefetches = 0, pages_prefetched = 0;
   uint64_t unsynced = 0;             // commits (admissions too) that a power cut would take
+  uint64_t kv_failures = 0;          // turns of Durability::kKv whose pages are not all on disk
   uint64_t hardened = 0;             // branches computed in full after approximate turns
   // Of policy verify: answers measured against full prefill, their tokens, the sum and the largest
   // of these tokens' KL, answers for which there was no time or no memory.
@@ -116,13 +117,20 @@ class Keeper {
   void Abort(std::unique_ptr<Turn> turn, TurnOutcome outcome);
 
   Result<SessionInfo> Create(std::string_view tenant, const CreateSession& request);
+  // `range.after` may be the id of a session too.
   Result<Listed<SessionInfo>> List(std::string_view tenant, const ListRange& range);
   // `id` here and below: "sess_..." or the client's own.
   Result<SessionInfo> Get(std::string_view tenant, std::string_view id);
-  // With all branches, nodes, items, snapshots, events and partial pages. kConflict while a turn
-  // runs.
-  Status Delete(std::string_view tenant, std::string_view id);
+  // With all branches, nodes, items, snapshots, events and partial pages. What runs: kConflict, or
+  // it is cancelled first, and nothing new begins meanwhile.
+  enum class Running : uint8_t { kRefuse, kCancel };
+  Status Delete(std::string_view tenant, std::string_view id, Running running = Running::kRefuse);
+  // Ends a turn that runs as if its client had gone, and waits until it has ended. True: it was
+  // aborted, now or before; false: it was committed first.
+  Result<bool> CancelTurn(std::string_view tenant, std::string_view id, std::string_view turn);
 
+  // kInvalid: too many items for one answer.
+  Result<TreeInfo> Tree(std::string_view tenant, std::string_view id);
   Result<std::vector<BranchInfo>> Branches(std::string_view tenant, std::string_view id);
   // `branch` "" = the default one. `range.after` is an item index.
   Result<Listed<ItemInfo>> Items(std::string_view tenant, std::string_view id,
@@ -133,6 +141,9 @@ class Keeper {
   // A branch with all that a replay of it needs, and where today's template parts with it.
   Result<Recording> Recorded(std::string_view tenant, std::string_view id,
                              std::string_view branch);
+  // The same of the way to a snapshot: the branch as it was then.
+  Result<Recording> RecordedAt(std::string_view tenant, std::string_view id,
+                               std::string_view snapshot);
   // Fork: Default::kKeep. Rewind: Default::kMove. Moves no bytes of KV; with edits, or under
   // another model, writes the tokens that are new. kInvalid names the edit ("edits[1].item: ..."),
   // or is the template's refusal of the edited history, or "context_length_exceeded: ...".
@@ -142,6 +153,13 @@ class Keeper {
   Result<SnapshotInfo> Snapshot(std::string_view tenant, std::string_view id,
                                 std::string_view branch, std::string_view label);
   Result<std::vector<SnapshotInfo>> Snapshots(std::string_view tenant, std::string_view id);
+  Result<SnapshotInfo> GetSnapshot(std::string_view tenant, std::string_view id,
+                                   std::string_view snapshot);
+  // Its pages leave the disk last, as those of a pinned head do.
+  Result<SnapshotInfo> PinSnapshot(std::string_view tenant, std::string_view id,
+                                   std::string_view snapshot, SnapshotPin pin);
+  // With its partial page, where nothing else ends there.
+  Status DeleteSnapshot(std::string_view tenant, std::string_view id, std::string_view snapshot);
   Result<Listed<EventInfo>> Events(std::string_view tenant, std::string_view id,
                                    const ListRange& range);
   // A number that grows whenever any session has changed; waits, for at most `ms`, until it is no

@@ -18,6 +18,7 @@
 #include "sessions/log.h"
 #include "sessions/prompt.h"
 #include "sessions/quota.h"
+#include "sessions/running.h"
 #include "sessions/warm.h"
 #include "stitcher/segment_store.h"
 
@@ -83,6 +84,7 @@ struct Keeper::Impl {
   RealEnv env;
   std::unique_ptr<PromptRenderer> renderer;
   HeadLeases leases;
+  RunningTurns running;
   HeadTable heads;
   WarmHeads warm;
   Caretaker caretaker;
@@ -94,7 +96,7 @@ struct Keeper::Impl {
   std::atomic<int64_t> reserved_pages{0};  // that running turns may still ask the pool for
   std::atomic<int64_t> turn_pages{0};      // of the largest of the last turns
   std::atomic<uint64_t> sessions{0}, committed{0}, aborted{0}, retries{0}, replays{0};
-  std::atomic<uint64_t> hardened{0};
+  std::atomic<uint64_t> hardened{0}, kv_failures{0};
   struct Verified {
     uint64_t answers = 0, tokens = 0, skipped = 0;
     double kl = 0, kl_max = 0;
@@ -127,6 +129,8 @@ struct Keeper::Impl {
   // an import is under way, or (kIfExpired) one that has ended meanwhile gave it life again.
   enum class Deletion : uint8_t { kAnyway, kIfExpired };
   Status DeleteSession(const SessionRow& session, Deletion deletion);
+  // Ends the turns of a session, whose deletion follows. kUnavailable: one has not ended in time.
+  Status EndTurns(const SessionRow& session);
   struct Doomed {
     bool was_whole = false;  // else it is what an import that failed has left
     std::vector<PageKey> tails;
@@ -136,6 +140,8 @@ struct Keeper::Impl {
   void ReturnBase(Turn::Impl* turn);
   void AbortTurn(Turn::Impl* turn, TurnOutcome outcome);
   CommitResult CommitTurn(Turn::Impl* turn, TurnOutcome outcome);
+  // After a commit with Durability::kKv: whether `pages` are on disk now.
+  bool SyncKv(const Turn::Impl& turn, const std::vector<PageKey>& pages);
   void KeepHead(Turn::Impl* turn, std::optional<Timeline> timeline, Point head, int64_t keep,
                 std::shared_ptr<const Recipe> recipe);
 };
@@ -153,11 +159,22 @@ Result<Point> InsertInput(Txn& txn, const TurnDraft& draft, NewNode node);
 // keeper_tree.cc
 // kInvalid that begins with `what`: longer than a name may be.
 Status CheckName(std::string_view what, std::string_view name);
+// And of a branch's: with a byte that the quoted text of a header (`ETag`) can't hold.
+Status CheckBranchName(std::string_view what, std::string_view name);
 BranchInfo InfoOf(const Keeper::Impl& k, const SessionTree& tree, const BranchRow& b);
 // The branch of that name, or the default one for "". kNotFound.
 Result<const BranchRow*> PickBranch(const SessionTree& tree, std::string_view name);
 // The name of a branch's state.
 std::string StateOf(const Keeper::Impl& k, const SessionTree& tree, const BranchRow& b);
+
+// snapshot.cc
+struct SnapshotRow {
+  int64_t n = 0;
+  Point point;
+  SnapshotInfo info;
+};
+Result<SnapshotRow> FindSnapshot(Reader& reader, int64_t sid, std::string_view snapshot);
+Result<std::vector<SnapshotInfo>> LoadSnapshots(Reader& reader, int64_t sid);
 
 // Runs `body` over a session's tree at one moment.
 template <typename Body>

@@ -1,5 +1,5 @@
-// The keeper's view of sessions for their endpoints: create, list, show, snapshot, delete. Branches
-// are made in branch.cc.
+// The keeper's view of sessions for their endpoints: create, list, show, cancel, delete. Branches
+// are made in branch.cc, snapshots in snapshot.cc.
 
 #include <algorithm>
 #include <charconv>
@@ -14,11 +14,15 @@ constexpr int kMaxListed = 1000;
 constexpr int64_t kMaxPosition = int64_t{1} << 62;
 constexpr size_t kMaxNameBytes = 256;  // of a branch, a label, an external id
 constexpr size_t kMaxMetaBytes = 16384;
+constexpr size_t kMaxTreeItems = 1 << 16;  // in one answer
+constexpr int kEndTurnsMs = 10'000;          // that a cancelled turn has to end
+constexpr int kAskAgainMs = 50;
 
 constexpr char kInfoSql[] =
     "SELECT s.id, s.external_id, s.anonymous, s.model, d.name, s.meta, s.created_ms, s.updated_ms, "
     "s.ttl_s, (SELECT COUNT(*) FROM branch b WHERE b.sid = s.sid), "
-    "(SELECT COUNT(*) FROM turn t WHERE t.sid = s.sid AND t.status = 2), d.tokens, d.items, s.sid "
+    "(SELECT COUNT(*) FROM turn t WHERE t.sid = s.sid AND t.status = 2), d.tokens, d.items, s.sid, "
+    "d.generation "
     "FROM session s LEFT JOIN branch d ON d.id = s.default_branch ";
 
 SessionInfo ReadInfo(Rows& rows) {
@@ -36,11 +40,41 @@ SessionInfo ReadInfo(Rows& rows) {
   info.turns = rows.Int(10);
   if (!rows.IsNull(11)) info.tokens = rows.Int(11);
   if (!rows.IsNull(12)) info.items = rows.Int(12);
+  if (!rows.IsNull(14)) info.generation = rows.Int(14);
   return info;
 }
 
 Status NotThere(const SessionRow& session) {
   return Status::NotFound("session '" + session.id + "' does not exist");
+}
+
+// `range` with a position in the place of a session's id.
+Result<ListRange> Numbered(Reader& reader, std::string_view tenant, ListRange range) {
+  if (!range.after.starts_with("sess_")) return range;
+  Rows rows = reader.Query("SELECT sid FROM session WHERE id = ? AND tenant = ?", range.after,
+                           tenant);
+  if (!rows.Next()) {
+    if (!rows.status().ok()) return rows.status();
+    return Status::Invalid("after: session '" + range.after + "' does not exist");
+  }
+  range.after = std::to_string(rows.Int(0));
+  return range;
+}
+
+// Without its message.
+ItemInfo ItemAt(const SessionTree& tree, const Lineage& lineage, int64_t i) {
+  const ItemRow& row = *lineage.rows[i];
+  ItemInfo info;
+  info.index = i;
+  info.role = row.identity.role;
+  info.call_id = row.identity.call_id;
+  info.turn_id = tree.nodes.at(row.node).turn;
+  info.first = lineage.items[i].end - row.count;
+  info.count = row.count;
+  info.header = row.header;
+  info.trailer = row.trailer;
+  info.sampled = lineage.items[i].sampled;
+  return info;
 }
 
 }  // namespace
@@ -49,7 +83,7 @@ Result<int64_t> PositionOf(const ListRange& range) {
   if (range.limit < 1 || range.limit > kMaxListed) {
     return Status::Invalid("limit: must be 1 to " + std::to_string(kMaxListed));
   }
-  if (range.after.empty()) return int64_t{-1};
+  if (range.after.empty()) return range.order == ListOrder::kAscending ? -1 : kMaxPosition;
   int64_t v = 0;
   const char* end = range.after.data() + range.after.size();
   const auto [at, error] = std::from_chars(range.after.data(), end, v);
@@ -59,10 +93,35 @@ Result<int64_t> PositionOf(const ListRange& range) {
   return v;
 }
 
+Result<ListPage> PageOf(const ListRange& range, int64_t count) {
+  HOLDFAST_ASSIGN_OR_RETURN(const int64_t after, PositionOf(range));
+  const bool up = range.order == ListOrder::kAscending;
+  ListPage page;
+  for (int64_t at = up ? after + 1 : std::min(after, count) - 1; at >= 0 && at < count;
+       at += up ? 1 : -1) {
+    if (static_cast<int>(page.positions.size()) == range.limit) {
+      page.next = std::to_string(page.positions.back());
+      break;
+    }
+    page.positions.push_back(at);
+  }
+  return page;
+}
+
 Status CheckName(std::string_view what, std::string_view name) {
   if (name.size() <= kMaxNameBytes) return Status();
   return Status::Invalid(std::string(what) + ": more than " + std::to_string(kMaxNameBytes) +
                          " bytes");
+}
+
+Status CheckBranchName(std::string_view what, std::string_view name) {
+  HOLDFAST_RETURN_IF_ERROR(CheckName(what, name));
+  const bool good = std::all_of(name.begin(), name.end(), [](unsigned char c) {
+    return c >= ' ' && c != 127 && c != '"' && c != '\\';
+  });
+  if (good) return Status();
+  return Status::Invalid(std::string(what) +
+                         ": must be without control characters, quotes and backslashes");
 }
 
 BranchInfo InfoOf(const Keeper::Impl& k, const SessionTree& tree, const BranchRow& b) {
@@ -81,6 +140,7 @@ BranchInfo InfoOf(const Keeper::Impl& k, const SessionTree& tree, const BranchRo
   info.busy = k.leases.IsBusy(b.id);
   info.resident = k.warm.IsWarm(b.id);
   info.state = StateOf(k, tree, b);
+  info.turn = k.running.On(b.id);
   return info;
 }
 
@@ -142,13 +202,16 @@ Result<SessionInfo> Keeper::Create(std::string_view tenant, const CreateSession&
 }
 
 Result<Listed<SessionInfo>> Keeper::List(std::string_view tenant, const ListRange& range) {
-  HOLDFAST_ASSIGN_OR_RETURN(const int64_t after, PositionOf(range));
   Listed<SessionInfo> out;
-  HOLDFAST_RETURN_IF_ERROR(impl_->options.db->Read([&](Reader& reader) {
-    Rows rows = reader.Query(std::string(kInfoSql) +
-                                 "WHERE s.tenant = ? AND s.sid > ? AND "
-                                 "(s.expires_ms IS NULL OR s.expires_ms > ?) "
-                                 "ORDER BY s.sid LIMIT ?",
+  HOLDFAST_RETURN_IF_ERROR(impl_->options.db->Read([&](Reader& reader) -> Status {
+    HOLDFAST_ASSIGN_OR_RETURN(const ListRange numbered, Numbered(reader, tenant, range));
+    HOLDFAST_ASSIGN_OR_RETURN(const int64_t after, PositionOf(numbered));
+    const bool up = range.order == ListOrder::kAscending;
+    Rows rows = reader.Query(std::string(kInfoSql) + "WHERE s.tenant = ? AND s.sid " +
+                                 (up ? ">" : "<") +
+                                 " ? AND (s.expires_ms IS NULL OR s.expires_ms > ?) "
+                                 "ORDER BY s.sid " +
+                                 (up ? "" : "DESC ") + "LIMIT ?",
                              tenant, after, impl_->NowMs(), range.limit + 1);
     int64_t last = 0;
     while (rows.Next()) {
@@ -176,13 +239,60 @@ Result<SessionInfo> Keeper::Get(std::string_view tenant, std::string_view id) {
   return info;
 }
 
-Status Keeper::Delete(std::string_view tenant, std::string_view id) {
+Status Keeper::Delete(std::string_view tenant, std::string_view id, Running running) {
   SessionRow session;
   HOLDFAST_RETURN_IF_ERROR(impl_->options.db->Read([&](Reader& reader) -> Status {
     HOLDFAST_ASSIGN_OR_RETURN(session, FindSession(reader, {tenant, id, impl_->NowMs()}));
     return Status();
   }));
+  if (running == Running::kCancel) HOLDFAST_RETURN_IF_ERROR(impl_->EndTurns(session));
   return impl_->DeleteSession(session, Impl::Deletion::kAnyway);
+}
+
+// Nothing begins from here on, who waits gives up, and what runs is ended.
+Status Keeper::Impl::EndTurns(const SessionRow& session) {
+  leases.ShutSession(session.sid);
+  for (int asked = 0; asked < kEndTurnsMs; asked += kAskAgainMs) {
+    running.CancelAll(session.sid);  // also those that were still being prepared before
+    caretaker.Poke();                // work of its own yields
+    if (leases.AwaitFree(session.sid, kAskAgainMs)) return Status();
+  }
+  leases.ReopenSession(session.sid);
+  return Status::Unavailable("a turn of session '" + session.id + "' has not ended yet");
+}
+
+Result<bool> Keeper::CancelTurn(std::string_view tenant, std::string_view id,
+                                std::string_view turn) {
+  int64_t sid = 0;
+  const auto status_of = [&](Reader& reader) -> Result<TurnStatus> {
+    HOLDFAST_ASSIGN_OR_RETURN(const SessionRow session,
+                              FindSession(reader, {tenant, id, impl_->NowMs()}));
+    sid = session.sid;
+    Rows rows = reader.Query("SELECT status FROM turn WHERE id = ? AND sid = ?", turn, sid);
+    if (rows.Next()) return static_cast<TurnStatus>(rows.Int(0));
+    if (!rows.status().ok()) return rows.status();
+    // One that asked for no durability may have left no row.
+    if (impl_->running.IsOf(sid, turn)) return TurnStatus::kRunning;
+    return Status::NotFound("turn '" + std::string(turn) + "' does not exist");
+  };
+  TurnStatus status = TurnStatus::kAborted;
+  const auto look = [&] {
+    return impl_->options.db->Read([&](Reader& reader) -> Status {
+      HOLDFAST_ASSIGN_OR_RETURN(status, status_of(reader));
+      return Status();
+    });
+  };
+  HOLDFAST_RETURN_IF_ERROR(look());
+  if (status == TurnStatus::kCommitted || status == TurnStatus::kAborted) {
+    return status == TurnStatus::kAborted;
+  }
+  if (!impl_->running.Cancel(sid, turn, kEndTurnsMs)) {
+    return Status::Unavailable("turn '" + std::string(turn) + "' has not ended yet");
+  }
+  const Status ended = look();
+  if (ended.code() == Code::kNotFound) return true;  // it never had a row
+  HOLDFAST_RETURN_IF_ERROR(ended);
+  return status != TurnStatus::kCommitted;
 }
 
 // Of a session that is closed: nothing gives it life again from here on.
@@ -241,31 +351,50 @@ Result<std::vector<BranchInfo>> Keeper::Branches(std::string_view tenant, std::s
 
 Result<Listed<ItemInfo>> Keeper::Items(std::string_view tenant, std::string_view id,
                                        std::string_view branch, const ListRange& range) {
-  HOLDFAST_ASSIGN_OR_RETURN(const int64_t after, PositionOf(range));
   Listed<ItemInfo> out;
   HOLDFAST_RETURN_IF_ERROR(
       WithTree(*impl_, tenant, id, [&](Reader& reader, const SessionTree& tree) -> Status {
         HOLDFAST_ASSIGN_OR_RETURN(const BranchRow* b, PickBranch(tree, branch));
         const Lineage lineage = LineageOf(tree, b->head);
-        const int64_t count = static_cast<int64_t>(lineage.items.size());
-        const int64_t end = std::min(count, after + 1 + range.limit);
-        for (int64_t i = after + 1; i < end; ++i) {
-          const ItemRow& row = *lineage.rows[i];
-          HOLDFAST_ASSIGN_OR_RETURN(ItemTexts texts, LoadItemTexts(reader, row.id));
-          ItemInfo info;
-          info.index = i;
-          info.role = row.identity.role;
-          info.call_id = row.identity.call_id;
-          info.raw_json = std::move(texts.raw);
-          info.turn_id = tree.nodes.at(row.node).turn;
-          info.first = lineage.items[i].end - row.count;
-          info.count = row.count;
-          info.header = row.header;
-          info.trailer = row.trailer;
-          info.sampled = lineage.items[i].sampled;
-          out.rows.push_back(std::move(info));
+        HOLDFAST_ASSIGN_OR_RETURN(ListPage page,
+                                  PageOf(range, static_cast<int64_t>(lineage.items.size())));
+        for (const int64_t i : page.positions) {
+          HOLDFAST_ASSIGN_OR_RETURN(ItemTexts texts,
+                                    LoadItemTexts(reader, lineage.rows[i]->id));
+          out.rows.push_back(ItemAt(tree, lineage, i));
+          out.rows.back().raw_json = std::move(texts.raw);
         }
-        if (end < count) out.next = std::to_string(end - 1);
+        out.next = std::move(page.next);
+        return Status();
+      }));
+  return out;
+}
+
+Result<TreeInfo> Keeper::Tree(std::string_view tenant, std::string_view id) {
+  TreeInfo out;
+  size_t items = 0;
+  HOLDFAST_RETURN_IF_ERROR(WithTree(
+      *impl_, tenant, id, [&](Reader& reader, const SessionTree& tree) -> Status {
+        out.session_id = tree.session.id;
+        for (const BranchRow& b : tree.branches) {
+          TreeInfo::Branch& branch = out.branches.emplace_back();
+          branch.info = InfoOf(*impl_, tree, b);
+          if (branch.info.is_default) out.default_branch = b.name;
+          const Lineage lineage = LineageOf(tree, b.head);
+          for (int64_t i = 0; i < static_cast<int64_t>(lineage.items.size()); ++i) {
+            if (lineage.items[i].end <= b.parent_tokens) {
+              ++branch.parent_items;
+            } else {
+              branch.items.push_back(ItemAt(tree, lineage, i));
+            }
+          }
+          items += branch.items.size();
+        }
+        if (items > kMaxTreeItems) {
+          return Status::Invalid("more than " + std::to_string(kMaxTreeItems) +
+                                 " items: list the branches and the items of each");
+        }
+        HOLDFAST_ASSIGN_OR_RETURN(out.snapshots, LoadSnapshots(reader, tree.session.sid));
         return Status();
       }));
   return out;
@@ -296,70 +425,6 @@ Result<Recording> Keeper::Recorded(std::string_view tenant, std::string_view id,
   return out;
 }
 
-Result<SnapshotInfo> Keeper::Snapshot(std::string_view tenant, std::string_view id,
-                                      std::string_view branch, std::string_view label) {
-  HOLDFAST_RETURN_IF_ERROR(CheckName("label", label));
-  if (impl_->shut) return Status::Unavailable("shutting down");
-  SnapshotInfo info;
-  info.id = impl_->NewId("snap_");
-  info.label = label;
-  info.created_ms = impl_->NowMs();
-  Point head;
-  int64_t sid = 0, branch_id = 0;
-  HOLDFAST_RETURN_IF_ERROR(
-      WithTree(*impl_, tenant, id, [&](Reader&, const SessionTree& tree) -> Status {
-        HOLDFAST_ASSIGN_OR_RETURN(const BranchRow* b, PickBranch(tree, branch));
-        info.branch = b->name;
-        info.tokens = b->tokens;
-        info.items = b->items;
-        head = b->head;
-        sid = tree.session.sid;
-        branch_id = b->id;
-        return Status();
-      }));
-  Status s = impl_->options.db->Write(
-      [&](Txn& txn) -> Status {
-        HOLDFAST_RETURN_IF_ERROR(txn.Run(
-            "INSERT INTO snapshot(id, sid, label, branch, node, count, tokens, items, created_ms) "
-            "VALUES(?, ?, ?, ?, ?, ?, ?, ?, ?)",
-            info.id, sid, info.label, info.branch,
-            head.node == 0 ? SqlValue() : SqlValue(head.node), head.count, info.tokens, info.items,
-            info.created_ms));
-        return InsertEvent(
-            txn, {sid, info.created_ms, "snapshot_created", info.branch, "", info.id});
-      },
-      WriteClass::kTurn);
-  if (s.code() == Code::kConflict) return Status::NotFound("the session was deleted");
-  HOLDFAST_RETURN_IF_ERROR(std::move(s));
-  // Without it a restore computes a few tokens more, to the same bits.
-  impl_->warm.WriteSnapshotTail(sid, branch_id);
-  return info;
-}
-
-Result<std::vector<SnapshotInfo>> Keeper::Snapshots(std::string_view tenant, std::string_view id) {
-  std::vector<SnapshotInfo> out;
-  HOLDFAST_RETURN_IF_ERROR(impl_->options.db->Read([&](Reader& reader) -> Status {
-    HOLDFAST_ASSIGN_OR_RETURN(const SessionRow session,
-                              FindSession(reader, {tenant, id, impl_->NowMs()}));
-    Rows rows = reader.Query(
-        "SELECT id, label, branch, tokens, items, created_ms FROM snapshot WHERE sid = ? "
-        "ORDER BY n",
-        session.sid);
-    while (rows.Next()) {
-      SnapshotInfo info;
-      info.id = rows.Text(0);
-      info.label = rows.Text(1);
-      info.branch = rows.Text(2);
-      info.tokens = rows.Int(3);
-      info.items = rows.Int(4);
-      info.created_ms = rows.Int(5);
-      out.push_back(std::move(info));
-    }
-    return rows.status();
-  }));
-  return out;
-}
-
 Result<Listed<EventInfo>> Keeper::Events(std::string_view tenant, std::string_view id,
                                          const ListRange& range) {
   HOLDFAST_ASSIGN_OR_RETURN(const int64_t after, PositionOf(range));
@@ -367,9 +432,10 @@ Result<Listed<EventInfo>> Keeper::Events(std::string_view tenant, std::string_vi
   HOLDFAST_RETURN_IF_ERROR(impl_->options.db->Read([&](Reader& reader) -> Status {
     HOLDFAST_ASSIGN_OR_RETURN(const SessionRow session,
                               FindSession(reader, {tenant, id, impl_->NowMs()}));
+    const bool up = range.order == ListOrder::kAscending;
     Rows rows = reader.Query(
-        "SELECT seq, at_ms, kind, branch, turn, detail FROM event WHERE sid = ? AND seq > ? "
-        "ORDER BY seq LIMIT ?",
+        std::string("SELECT seq, at_ms, kind, branch, turn, detail FROM event WHERE sid = ? AND ") +
+            (up ? "seq > ? ORDER BY seq LIMIT ?" : "seq < ? ORDER BY seq DESC LIMIT ?"),
         session.sid, after, range.limit + 1);
     while (rows.Next()) {
       if (static_cast<int>(out.rows.size()) == range.limit) {

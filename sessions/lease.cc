@@ -1,5 +1,8 @@
 #include "sessions/lease.h"
 
+#include <algorithm>
+#include <chrono>
+
 namespace holdfast {
 
 HeadLeases::Lease& HeadLeases::Lease::operator=(Lease&& other) noexcept {
@@ -79,11 +82,27 @@ void HeadLeases::Name(int64_t branch, int64_t sid) {
 
 bool HeadLeases::CloseSession(int64_t sid) {
   std::lock_guard lock(mu_);
-  for (const auto& [branch, head] : heads_) {
-    if (head.sid == sid) return false;
-  }
+  if (!IsFreeLocked(sid)) return false;
   closed_sessions_.insert(sid);
   return true;
+}
+
+void HeadLeases::ShutSession(int64_t sid) {
+  {
+    std::lock_guard lock(mu_);
+    closed_sessions_.insert(sid);
+  }
+  changed_.notify_all();
+}
+
+bool HeadLeases::AwaitFree(int64_t sid, int ms) {
+  std::unique_lock lock(mu_);
+  return changed_.wait_for(lock, std::chrono::milliseconds(ms), [&] { return IsFreeLocked(sid); });
+}
+
+bool HeadLeases::IsFreeLocked(int64_t sid) const {
+  return std::none_of(heads_.begin(), heads_.end(),
+                      [sid](const auto& head) { return head.second.sid == sid; });
 }
 
 void HeadLeases::ReopenSession(int64_t sid) {

@@ -51,6 +51,10 @@ class HeadLeases {
   void Name(int64_t branch, int64_t sid);
   // Shuts a session for good; false when a turn of it runs or waits.
   bool CloseSession(int64_t sid);
+  // Shuts it while turns run: nothing more is lent, who waits gives up. Then until the last has
+  // ended, for at most `ms`; false: it has not.
+  void ShutSession(int64_t sid);
+  bool AwaitFree(int64_t sid, int ms);
   void ReopenSession(int64_t sid);  // the deletion failed
   void Close();                     // who waits gives up; nothing more is lent
   int64_t held() const;
@@ -62,6 +66,7 @@ class HeadLeases {
     std::deque<uint64_t> waiting;  // tickets
   };
   void Return(int64_t branch);
+  bool IsFreeLocked(int64_t sid) const;
 
   const int max_waiting_;
   mutable std::mutex mu_;

@@ -187,6 +187,12 @@ Lineage LineageOf(const SessionTree& tree, Point head) {
   return out;
 }
 
+Digest HashOf(const Lineage& lineage, const Digest& context) {
+  Digest hash = LineageRoot(context);
+  for (const StoredItem& item : lineage.items) hash = LineageNext(hash, item.identity);
+  return hash;
+}
+
 Result<SessionRow> FindSession(Reader& reader, const SessionKey& key) {
   const bool ours = key.id.starts_with("sess_");
   const std::string sql = std::string("SELECT ") + kSessionColumns + " FROM session s WHERE " +

@@ -88,6 +88,8 @@ struct Lineage {
   Point At(int64_t tokens) const;
 };
 Lineage LineageOf(const SessionTree& tree, Point head);
+// Names its history: BranchRow::head_hash. `context`: LineageContext's (context.h).
+Digest HashOf(const Lineage& lineage, const Digest& context);
 
 // Where a session is looked for. Expired ones are not found.
 struct SessionKey {

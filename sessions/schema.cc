@@ -173,10 +173,17 @@ ALTER TABLE branch ADD COLUMN wake_ms INTEGER NOT NULL DEFAULT 0;        -- 0 = 
 CREATE INDEX branch_wake ON branch(wake_ms) WHERE wake_ms > 0;
 )sql";
 
+constexpr char kVersion4[] = R"sql(
+ALTER TABLE snapshot ADD COLUMN pinned INTEGER NOT NULL DEFAULT 0;
+)sql";
+
 }  // namespace
 
 std::vector<Migration> SessionMigrations() {
-  return {{"sessions", 1, kVersion1}, {"sessions", 2, kVersion2}, {"sessions", 3, kVersion3}};
+  return {{"sessions", 1, kVersion1},
+          {"sessions", 2, kVersion2},
+          {"sessions", 3, kVersion3},
+          {"sessions", 4, kVersion4}};
 }
 
 }  // namespace holdfast

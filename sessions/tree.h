@@ -27,7 +27,7 @@ struct SessionInfo {
   int64_t created_ms = 0, updated_ms = 0;  // Unix time
   int64_t ttl_s = 0;            // 0 = for ever; counted from the last turn
   int64_t branches = 0, turns = 0;         // turns: committed ones
-  int64_t tokens = 0, items = 0;           // of the default branch
+  int64_t tokens = 0, items = 0, generation = 0;  // of the default branch
 };
 
 struct BranchInfo {
@@ -40,6 +40,7 @@ struct BranchInfo {
   int64_t created_ms = 0, updated_ms = 0;
   bool is_default = false, busy = false, resident = false;
   std::string state;            // HeadStateName
+  std::string turn;             // the id of the one that runs on it, or ""
 };
 
 // Where the tokens of a branch are. From the first on whose page is nowhere, all are missing; so is
@@ -90,13 +91,28 @@ struct SnapshotInfo {
   std::string id, label;        // "snap_..."
   std::string branch;           // where it was taken
   int64_t tokens = 0, items = 0, created_ms = 0;
+  bool pinned = false;          // its pages leave the disk last
+};
+enum class SnapshotPin : uint8_t { kOff, kOn };
+
+// A session as a tree, at one moment: where branches leave each other, and what each has alone.
+struct TreeInfo {
+  struct Branch {
+    BranchInfo info;
+    int64_t parent_items = 0;   // items of its parent's that it begins with
+    std::vector<ItemInfo> items;  // behind them; raw_json is empty
+  };
+  std::string session_id, default_branch;
+  std::vector<Branch> branches;  // by ordinal: parents before their children
+  std::vector<SnapshotInfo> snapshots;
 };
 
 struct EventInfo {
   int64_t seq = 0, at_ms = 0;
   std::string kind;             // "session_created", "turn_committed", "turn_aborted",
-                                // "branch_created", "snapshot_created", "default_changed",
-                                // "session_imported", "hardened", "verified"
+                                // "branch_created", "snapshot_created", "snapshot_deleted",
+                                // "default_changed", "session_imported", "hardened",
+                                // "verified", "kv_not_durable"
   std::string branch, turn_id, detail;
 };
 
@@ -106,13 +122,23 @@ struct Listed {
   std::vector<T> rows;
   std::string next;
 };
+enum class ListOrder : uint8_t { kAscending, kDescending };
 struct ListRange {
-  std::string after;            // "" = from the beginning
+  std::string after;            // a position (`next` of the page before); "" = from the beginning
   int limit = 20;               // 1..1000
+  ListOrder order = ListOrder::kAscending;
 };
 
-// What `range.after` names, -1 for none. kInvalid: a limit out of range, or not a position.
+// What `range.after` names; for none, what lies before every position in that order. kInvalid: a
+// limit out of range, or not a position.
 Result<int64_t> PositionOf(const ListRange& range);
+
+// A page of a list whose rows are at the positions 0 to count - 1.
+struct ListPage {
+  std::vector<int64_t> positions;
+  std::string next;             // as Listed's
+};
+Result<ListPage> PageOf(const ListRange& range, int64_t count);
 
 inline constexpr int64_t kMaxTtlSeconds = int64_t{100} * 366 * 86400;  // so that sums of times fit
 

@@ -13,6 +13,7 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <optional>
 #include <span>
@@ -105,6 +106,7 @@ struct TurnStart {
 struct TurnReport {
   TurnStart start;
   bool committed = false, durable = false;  // as CommitResult's
+  std::optional<bool> durable_kv;
   int64_t generated = 0;
   double queue_ms = 0, restore_ms = 0, prefill_ms = 0, decode_ms = 0, commit_ms = 0;
 };
@@ -166,6 +168,8 @@ struct CommitResult {
   Status status;                   // not ok: the store is degraded and nothing is kept
   bool committed = false;          // the head has moved
   bool durable = false;            // and no power cut takes that back
+  // Of Durability::kKv: whether all whole pages of the branch are on disk as well.
+  std::optional<bool> durable_kv;
   double commit_ms = 0;
 };
 
@@ -186,6 +190,9 @@ class Turn {
   // Set: the turn is committed already, this is its TurnOutcome::response. Nothing is to be decoded
   // and no timeline is there; the tokens are those of the log.
   const std::optional<std::string>& replay() const;
+  // How whoever decodes it ends it when somebody else cancels it (Keeper::CancelTurn): called once,
+  // on another thread, at once where that came first. Until the turn has ended.
+  void OnCancel(std::function<void()> stop);
   std::span<const TokenId> replayed_tokens() const;
 
   struct Impl;

@@ -273,6 +273,20 @@ std::vector<SegmentInfo> SegmentStore::List(const TenantScope& scope, int64_t af
   return out;
 }
 
+std::vector<SegmentInfo> SegmentStore::ListBefore(const TenantScope& scope, int64_t before,
+                                                  int limit) const {
+  std::vector<SegmentInfo> out;
+  std::shared_lock lock(mu_);
+  const auto tenant = tenants_.find(scope.tenant());
+  if (tenant == tenants_.end()) return out;
+  const auto& order = tenant->second.order;
+  for (auto it = order.lower_bound(before); it != order.begin();) {
+    if (static_cast<int>(out.size()) == limit) break;
+    out.push_back(InfoOf(tenant->second.segments.at((--it)->second)));
+  }
+  return out;
+}
+
 Result<SegmentInfo> SegmentStore::SetPin(const TenantScope& scope, const SegmentId& id, Pin pin) {
   SegmentChange change;
   SegmentInfo info;

@@ -119,6 +119,8 @@ class SegmentStore {
   Result<SegmentBody> Body(const TenantScope& scope, const SegmentId& id) const;
   // Those after place `after`, oldest first.
   std::vector<SegmentInfo> List(const TenantScope& scope, int64_t after, int limit) const;
+  // The same from there backwards: those before place `before`, the newest first.
+  std::vector<SegmentInfo> ListBefore(const TenantScope& scope, int64_t before, int limit) const;
   enum class Pin : uint8_t { kOff, kOn };
   Result<SegmentInfo> SetPin(const TenantScope& scope, const SegmentId& id, Pin pin);
   Status Delete(const TenantScope& scope, const SegmentId& id);

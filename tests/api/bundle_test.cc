@@ -3,6 +3,8 @@
 
 #include <doctest/doctest.h>
 
+#include <algorithm>
+
 #include "engine/backend/cpu/levels.h"
 #include "sessions/bundle_rows.h"
 #include "tests/api/bundle_forger.h"
@@ -13,6 +15,7 @@ namespace holdfast {
 namespace {
 
 const std::string kKey = "a key of enough bytes", kOtherKey = "another key of enough bytes";
+const std::string kShorter = "Shorter.";
 const std::string kLong = "What is in the folder? List all of it, one name to a line, please.";
 
 // A conversation with a branch, a snapshot and two turns, and the one who holds it.
@@ -133,6 +136,87 @@ TEST_CASE("branches, snapshots, items and events come along") {
   back.snapshot = home.snapshot;
   CHECK(k.Branch("bob", "chat", back).ok());
   CHECK(k.CheckLog()->damaged() == 0);
+}
+
+TEST_CASE("a bundle that ends at a snapshot goes on there as the session did") {
+  Home home;
+  Talk then("chat");  // as it was when the snapshot was taken
+  then.User(kLong + kLong);
+  RuntimeBench first;
+  then.Keep(first.Say(then.Request()));
+  const Bytes bundle = home.Export({.key = kKey, .snapshot = home.snapshot});
+  CHECK(std::search(bundle.begin(), bundle.end(), kShorter.begin(), kShorter.end(),
+                    [](std::byte a, char b) { return a == std::byte(b); }) == bundle.end());
+  RuntimeBench away;
+  Keeper& k = away.runtime().keeper();
+  const auto report = ImportBytes(k, "bob", bundle, {.key = kKey, .as = ""});
+  REQUIRE_MESSAGE(report.ok(), report.status().ToString());
+  CHECK(report->pages_taken == report->pages);
+  CHECK(report->pages > 3);
+  CHECK(report->session.turns == 1);
+  CHECK(report->session.branches == 1);
+  CHECK(report->session.tokens == home.keeper().Snapshots("ann", "chat")->front().tokens);
+  CHECK(k.Snapshots("bob", "chat")->size() == 1);
+  CHECK(k.CheckLog()->damaged() == 0);
+  then.User("Shorter.");  // what came next at home comes next here
+  ChatRequest r = then.Request();
+  r.tenant = "bob";
+  const Answer next = away.Say(r);
+  CHECK(next.done.report.start.branch == "main");
+  CHECK(next.done.content == home.talk.messages().back().text);
+}
+
+TEST_CASE("a snapshot inside a message takes nothing of what stands behind it along") {
+  Home home;
+  MakeBranch inside;
+  inside.name = "inside";
+  inside.at_token = 40;
+  REQUIRE(home.keeper().Branch("ann", "chat", inside).ok());
+  const auto snapshot = home.keeper().Snapshot("ann", "chat", "inside", "");
+  REQUIRE(snapshot.ok());
+  RuntimeBench away;
+  Keeper& k = away.runtime().keeper();
+  const auto report =
+      ImportBytes(k, "bob", home.Export({.key = kKey, .snapshot = snapshot->id}),
+                  {.key = kKey, .as = ""});
+  REQUIRE_MESSAGE(report.ok(), report.status().ToString());
+  CHECK(report->session.default_branch == "inside");
+  CHECK(report->session.tokens == 40);
+  CHECK(report->session.items == 0);
+  int64_t tokens = 0;
+  REQUIRE(away.runtime()
+              .database()
+              .Read([&](Reader& reader) {
+                Rows rows = reader.Query("SELECT SUM(length(tokens)) / 4 FROM node");
+                if (rows.Next()) tokens = rows.Int(0);
+                return rows.status();
+              })
+              .ok());
+  CHECK(tokens == 40);
+  CHECK(k.CheckLog()->damaged() == 0);
+  CHECK(home.keeper()
+            .Export("ann", "chat", {.key = kKey, .snapshot = "snap_none"})
+            .status()
+            .code() == Code::kNotFound);
+}
+
+TEST_CASE("a branch with a name that no header can carry is not taken") {
+  Home home;
+  std::vector<RawSection> sections = SectionsOf(home.Export());
+  for (RawSection& s : sections) {
+    if (s.kind != BundleSection::kBranch) continue;
+    auto branch = DecodeRow<BundleBranch>(s.payload);
+    REQUIRE(branch.ok());
+    if (branch->name == "side") branch->name = "side\r\nx: y";
+    s.payload = EncodeRow(*branch);
+  }
+  RuntimeBench away;
+  const auto report =
+      ImportBytes(away.runtime().keeper(), "bob", Framed(sections, kKey),
+                  {.key = kKey, .as = ""});
+  CHECK(report.status().code() == Code::kCorrupt);
+  CHECK(report.status().message().find("control characters") != std::string::npos);
+  CHECK(away.runtime().keeper().List("bob", {})->rows.empty());
 }
 
 TEST_CASE("an aborted turn is taken up again elsewhere, with the same tokens") {

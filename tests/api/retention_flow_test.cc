@@ -276,6 +276,27 @@ TEST_CASE("what leaves the disk first, when that is full") {
   CHECK(order == "on");
 }
 
+TEST_CASE("what a pinned snapshot holds leaves the disk after what was used later") {
+  RuntimeBench b({.disk_bytes = 6 * SessionBytesOnDisk(), .tend_every_ms = 0});
+  Keeper& keeper = b.runtime().keeper();
+  Converse(b, "kept");
+  const auto snapshot = keeper.Snapshot("ann", "kept", "", "");
+  REQUIRE(keeper.PinSnapshot("ann", "kept", snapshot->id, SnapshotPin::kOn).ok());
+  Converse(b, "old");
+  Converse(b, "new");
+  Cool(b);
+  const int64_t all = Where(b, "kept").disk.tokens;
+  REQUIRE(all > 0);
+  for (int i = 0; Where(b, "new").disk.tokens > 0; ++i) {
+    REQUIRE(i < 100);
+    Converse(b, Named("more", i));
+    Cool(b);
+    keeper.Tend();
+    REQUIRE(Where(b, "kept").disk.tokens == all);
+  }
+  CHECK(Where(b, "old").disk.tokens == 0);
+}
+
 // The pages of a segment that is computed alone.
 std::vector<PageKey> AddWarm(RuntimeBench& b, const std::string& about, bool pin) {
   NewSegment add;

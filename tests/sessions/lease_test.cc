@@ -21,6 +21,23 @@ TEST_CASE("a head is lent to one at a time") {
   CHECK(leases.TryTake(1, 10));
 }
 
+TEST_CASE("a session is shut while a turn runs: nothing more is lent, who waits gives up") {
+  HeadLeases leases(1);
+  auto held = leases.TryTake(1, 10);
+  auto waits = std::async(std::launch::async, [&] { return leases.Wait(1, 10).status().code(); });
+  leases.ShutSession(1);
+  CHECK(waits.get() == Code::kNotFound);
+  CHECK_FALSE(leases.TryTake(1, 11));
+  CHECK(leases.TryTake(2, 20));
+  CHECK_FALSE(leases.AwaitFree(1, 1));
+  auto free = std::async(std::launch::async, [&] { return leases.AwaitFree(1, 60'000); });
+  held.reset();
+  CHECK(free.get());
+  CHECK(leases.CloseSession(1));
+  leases.ReopenSession(1);
+  CHECK(leases.TryTake(1, 10));
+}
+
 TEST_CASE("who waits gets the head; more than the limit are refused") {
   HeadLeases leases(1);
   auto held = leases.TryTake(1, 10);
