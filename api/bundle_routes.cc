@@ -33,6 +33,7 @@ void HandleExport(Call& call) {
   ExportOptions options;
   options.key = *key;
   options.pages = QueryText(call, "pages") != "0";
+  options.snapshot = QueryText(call, "snapshot");
   auto plan = call.runtime.keeper().Export(call.tenant, call.request.segments[0], options);
   if (!plan.ok()) return call.Refuse(plan.status());
   call.exchange.AddHeader("x-bundle-bytes", std::to_string((*plan)->bytes_expected()));

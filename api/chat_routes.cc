@@ -74,6 +74,11 @@ bool Pump(ChatStream& stream, const Peer& peer, const OnEvent& on_event,
 }
 
 ApiError ErrorOfTurn(const ChatDone& done) {
+  if (done.status.code() == Code::kCancelled) {  // and not by this client, which still listens
+    ApiError e = ErrorOf(Status::Conflict("the turn was cancelled"));
+    e.code = "turn_cancelled";
+    return e;
+  }
   return done.status.ok() ? ErrorOf(500, "the turn failed") : ErrorOf(done.status);
 }
 
@@ -169,5 +174,15 @@ void HandleTurn(Call& call, bool append) {
 void HandleChat(Call& call) { HandleTurn(call, false); }
 
 void HandleTurns(Call& call) { HandleTurn(call, true); }
+
+void HandleCancelTurn(Call& call) {
+  const std::string &session = call.request.segments[0], &turn = call.request.segments[1];
+  ReplyOne(call, 200, call.runtime.keeper().CancelTurn(call.tenant, session, turn),
+           [&](bool aborted) {
+             return Json{{"id", turn},
+                         {"object", "turn.cancelled"},
+                         {"status", aborted ? "aborted" : "committed"}};
+           });
+}
 
 }  // namespace holdfast

@@ -124,6 +124,7 @@ LiveStream::LiveStream(LiveStreamParts parts)
       start_(p_.turn->start()),
       prompt_(p_.turn->prompt().begin(), p_.turn->prompt().end()) {
   p_.alive->Add();
+  p_.turn->OnCancel([generation = p_.generation] { generation->Cancel(); });
 }
 
 LiveStream::~LiveStream() {
@@ -282,6 +283,7 @@ ChatFinish LiveStream::End(const FinishEvent& finish, TurnOutcome outcome, ChatD
   commit.status.IgnoreError();  // told by `durable`
   done->report.committed = commit.committed;
   done->report.durable = commit.durable;
+  done->report.durable_kv = commit.durable_kv;
   done->report.commit_ms = commit.commit_ms;
   return how;
 }

@@ -73,6 +73,8 @@ void AddKeeper(Page* page, const KeeperStats& k) {
   page->Gauge("resident_timelines", "Heads that are warm.", Num(k.resident_timelines));
   page->Counter("prefetches_total", "Heads loaded ahead of their turns.", Num(k.prefetches));
   page->Counter("prefetched_pages_total", "Pages loaded so.", Num(k.pages_prefetched));
+  page->Counter("kv_failures_total", "Turns of durability kv whose pages are not all on disk.",
+                Num(k.kv_failures));
   page->Counter("hardened_branches_total", "Branches made exact again.", Num(k.hardened));
   page->Counter("verified_answers_total", "Approximate answers measured against full prefill.",
                 Num(k.verified));

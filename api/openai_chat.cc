@@ -461,6 +461,7 @@ Json KeeperJson(const TurnReport& report) {
           {"replayed", s.replayed},
           {"committed", report.committed},
           {"durable", report.durable},
+          {"durable_kv", report.durable_kv ? Json(*report.durable_kv) : Json(nullptr)},
           {"history", s.history == HistoryMode::kAsSent ? "as_sent" : "as_sampled"},
           {"tokens",
            {{"prompt", s.prompt_tokens},

@@ -218,19 +218,37 @@ Result<ReplayJobInfo> ReplayJobs::Create(ReplayRequest request, std::string id) 
 }
 
 Result<Listed<ReplayJobInfo>> ReplayJobs::List(std::string_view tenant, const ListRange& range) {
-  HOLDFAST_ASSIGN_OR_RETURN(const int64_t after, PositionOf(range));
   const std::lock_guard lock(impl_->mu);
   impl_->DropOld();
+  ListRange numbered = range;
+  if (range.after.starts_with("rep_")) {
+    const auto found = impl_->Find(tenant, range.after);
+    if (!found.ok()) return Status::Invalid("after: " + found.status().message());
+    numbered.after = std::to_string((*found)->first);
+  }
+  HOLDFAST_ASSIGN_OR_RETURN(const int64_t after, PositionOf(numbered));
   Listed<ReplayJobInfo> out;
   int64_t last = 0;
-  for (auto it = impl_->jobs.upper_bound(after); it != impl_->jobs.end(); ++it) {
-    if (it->second->request.tenant != tenant) continue;
+  const auto take = [&](int64_t n, const Impl::Job& job) {  // false: the page is full
+    if (job.request.tenant != tenant) return true;
     if (static_cast<int>(out.rows.size()) == range.limit) {
       out.next = std::to_string(last);
-      break;
+      return false;
     }
-    out.rows.push_back(it->second->info);
-    last = it->first;
+    out.rows.push_back(job.info);
+    last = n;
+    return true;
+  };
+  auto& jobs = impl_->jobs;
+  if (range.order == ListOrder::kAscending) {
+    for (auto it = jobs.upper_bound(after); it != jobs.end(); ++it) {
+      if (!take(it->first, *it->second)) break;
+    }
+  } else {
+    for (auto it = jobs.lower_bound(after); it != jobs.begin();) {
+      --it;
+      if (!take(it->first, *it->second)) break;
+    }
   }
   return out;
 }
@@ -261,15 +279,13 @@ Status ReplayJobs::Delete(std::string_view tenant, std::string_view id) {
 
 Result<Listed<std::string>> ReplayJobs::Steps(std::string_view tenant, std::string_view id,
                                               const ListRange& range) {
-  HOLDFAST_ASSIGN_OR_RETURN(const int64_t after, PositionOf(range));
   const std::lock_guard lock(impl_->mu);
   HOLDFAST_ASSIGN_OR_RETURN(const auto found, impl_->Find(tenant, id));
   const std::vector<std::string>& steps = found->second->steps;
-  const auto count = static_cast<int64_t>(steps.size());
-  const int64_t end = after >= count ? count : std::min(count, after + 1 + range.limit);
+  HOLDFAST_ASSIGN_OR_RETURN(ListPage page, PageOf(range, static_cast<int64_t>(steps.size())));
   Listed<std::string> out;
-  for (int64_t i = after + 1; i < end; ++i) out.rows.push_back(steps[i]);
-  if (end < count) out.next = std::to_string(end - 1);
+  for (const int64_t i : page.positions) out.rows.push_back(steps[i]);
+  out.next = std::move(page.next);
   return out;
 }
 

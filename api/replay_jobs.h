@@ -53,7 +53,7 @@ class ReplayJobs {
 
   // kUnavailable after Stop. Whether the request can be replayed shows when the job runs.
   Result<ReplayJobInfo> Create(ReplayRequest request, std::string id);
-  // Oldest first; `after` is a position.
+  // Oldest first, or last; `after` is a position, or the id of a job.
   Result<Listed<ReplayJobInfo>> List(std::string_view tenant, const ListRange& range);
   Result<ReplayJobInfo> Get(std::string_view tenant, std::string_view id);
   // A job that runs ends soon after; one that has ended stays as it is.

@@ -192,6 +192,7 @@ std::optional<ApiError> ReadReplay(const Json& json, ReplayRequest* out, bool* s
   out->mode = static_cast<ReplayMode>(body.OneOf("mode", {"verify", "forced", "free"}));
   out->session = body.Text("session_id", "", 256);
   out->branch = body.Text("branch", "", 256);
+  out->snapshot = body.Text("snapshot", "", 256);
   out->name = body.Text("name", "", 256);
   out->from = body.Int("from", 0, kMaxIndex, 0);
   if (body.Find("to") != nullptr) out->to = body.Int("to", 0, kMaxIndex, 0);
@@ -206,6 +207,9 @@ std::optional<ApiError> ReadReplay(const Json& json, ReplayRequest* out, bool* s
   if (const Json* s = body.Object("sampling")) out->sampling_json = ReadSampling(*s, body);
   ReadEdits(body, out);
   const bool free = out->mode == ReplayMode::kFree;
+  if (!out->branch.empty() && !out->snapshot.empty()) {
+    body.Fail("snapshot", "excludes branch");
+  }
   if (!free && !out->edits.empty()) body.Fail("edits", "is for mode 'free'");
   if (!free && !out->name.empty()) body.Fail("name", "is for mode 'free'");
   if (free && (out->to >= 0 || out->to_item)) body.Fail("to", "is for modes 'verify' and 'forced'");
@@ -215,7 +219,7 @@ std::optional<ApiError> ReadReplay(const Json& json, ReplayRequest* out, bool* s
 
 ApiError ErrorOfReplay(const Status& status) {
   ApiError e = ErrorOf(status);
-  for (const char* field : {"from", "to", "top_k", "branch", "edits", "sampling"}) {
+  for (const char* field : {"from", "to", "top_k", "branch", "edits", "sampling", "name:"}) {
     if (e.status != 400 || !e.message.starts_with(field)) continue;
     e.param = e.message.substr(0, e.message.find_first_of(",: "));
     break;

@@ -142,19 +142,46 @@ void HandleListTurns(Call& call) {
   auto recording = call.runtime.keeper().Recorded(call.tenant, call.request.segments[0],
                                                   QueryText(call, "branch"));
   if (!recording.ok()) return call.Refuse(recording.status());
-  ReplyRows(call, Result<std::vector<RecordedTurn>>(std::move(recording->turns)), TurnJson);
+  ReplyRows(call, Result<std::vector<RecordedTurn>>(std::move(recording->turns)),
+            &RecordedTurn::id, TurnJson, "turn_id");
 }
+
+namespace {
+
+void Answer(Call& call, ReplayRequest request, bool stream) {
+  request.session = call.request.segments[0];
+  const ReplayView view{call.runtime.engine().tokenizer(), request.mode};
+  auto replay = call.runtime.StartReplay(std::move(request));
+  if (!replay.ok()) return call.Refuse(ErrorOfReplay(replay.status()));
+  if (stream) return AnswerStream(call, std::move(replay).value(), view);
+  AnswerWhole(call, **replay, view);
+}
+
+}  // namespace
 
 void HandleReplay(Call& call) {
   bool stream = false;
   auto request = ReadRequest(call, &stream);
+  if (request) Answer(call, std::move(*request), stream);
+}
+
+// POST /v1/sessions/{id}/snapshots/{snapshot}/verify: a replay of the way to it.
+void HandleVerifySnapshot(Call& call) {
+  bool stream = false;
+  auto request = ReadRequest(call, &stream);
   if (!request) return;
-  request->session = call.request.segments[0];
-  const ReplayView view{call.runtime.engine().tokenizer(), request->mode};
-  auto replay = call.runtime.StartReplay(std::move(*request));
-  if (!replay.ok()) return call.Refuse(ErrorOfReplay(replay.status()));
-  if (stream) return AnswerStream(call, std::move(replay).value(), view);
-  AnswerWhole(call, **replay, view);
+  const char* field = request->mode != ReplayMode::kVerify ? "mode"
+                      : !request->branch.empty()           ? "branch"
+                      : !request->snapshot.empty()         ? "snapshot"
+                                                           : nullptr;
+  if (field != nullptr) {
+    ApiError e = ErrorOf(400, std::string(field) + " is not for this route: it verifies the "
+                                                   "snapshot that the path names");
+    e.param = field;
+    return call.Refuse(e);
+  }
+  request->snapshot = call.request.segments[1];
+  Answer(call, std::move(*request), stream);
 }
 
 void HandleCreateReplay(Call& call) {
@@ -176,7 +203,7 @@ void HandleCreateReplay(Call& call) {
 void HandleListReplays(Call& call) {
   const auto range = ReadRange(call);
   if (!range) return;
-  ReplyList(call, call.jobs.List(call.tenant, *range), JobJson);
+  ReplyList(call, call.jobs.List(call.tenant, *range), JobJson, "id");
 }
 
 void HandleGetReplay(Call& call) {
@@ -201,10 +228,11 @@ void HandleReplaySteps(Call& call) {
   const std::string id = call.request.segments[0];
   if (*stream) {
     range->limit = kMaxPage;
+    range->order = ListOrder::kAscending;
     if (const auto last = call.request.header("last-event-id"); !last.empty()) range->after = last;
   }
   const auto steps = call.jobs.Steps(call.tenant, id, *range);
-  if (!*stream || !steps.ok()) return ReplyList(call, steps, StoredStep);
+  if (!*stream || !steps.ok()) return ReplyList(call, steps, StoredStep, "index");
   call.exchange.AddHeader("cache-control", "no-cache");
   call.exchange.Stream(200, "text/event-stream; charset=utf-8",
                        [&jobs = call.jobs, tenant = call.tenant, id, range = *range](

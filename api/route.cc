@@ -20,9 +20,16 @@ std::string QueryText(const Call& call, const std::string& name) {
   return it == call.request.query.end() ? "" : it->second;
 }
 
-std::optional<ListRange> ReadRange(Call& call) {
+std::optional<ListRange> ReadRange(Call& call, int default_limit) {
   ListRange range;
+  range.limit = default_limit;
   range.after = QueryText(call, "after");
+  const std::string order = QueryText(call, "order");
+  if (order == "desc") range.order = ListOrder::kDescending;
+  if (!order.empty() && order != "asc" && order != "desc") {
+    RefuseField(call, "order", "must be asc or desc");
+    return std::nullopt;
+  }
   const std::string limit = QueryText(call, "limit");
   const char* end = limit.data() + limit.size();
   const bool given = call.request.query.contains("limit");
@@ -49,6 +56,13 @@ std::optional<bool> WantsStream(Call& call) {
     return call.request.header("accept").find("text/event-stream") != std::string_view::npos;
   }
   RefuseField(call, "stream", "must be true or false");
+  return std::nullopt;
+}
+
+std::optional<bool> QueryFlag(Call& call, const std::string& name) {
+  const std::string text = QueryText(call, name);
+  if (text == "true" || text == "false" || text.empty()) return text == "true";
+  RefuseField(call, name, "must be true or false");
   return std::nullopt;
 }
 

@@ -465,7 +465,9 @@ Result<std::unique_ptr<Replay>> Runtime::StartReplay(ReplayRequest request) {
   if (impl_->closing) return Status::Unavailable("shutting down");
   HOLDFAST_ASSIGN_OR_RETURN(
       Recording recording,
-      impl_->keeper->Recorded(request.tenant, request.session, request.branch));
+      request.snapshot.empty()
+          ? impl_->keeper->Recorded(request.tenant, request.session, request.branch)
+          : impl_->keeper->RecordedAt(request.tenant, request.session, request.snapshot));
   const auto items = static_cast<int64_t>(recording.items.size());
   for (auto [item, token] : {std::pair(request.from_item, &request.from),
                              std::pair(request.to_item, &request.to)}) {

@@ -146,6 +146,7 @@ struct ReplayEdit {
 struct ReplayRequest {
   ReplayMode mode = ReplayMode::kVerify;
   std::string tenant, session, branch;  // branch: "" = the default one
+  std::string snapshot;                 // instead of a branch: the way to it
   // verify, forced: tokens that are compared or shown. free: the point to go on from, in an answer
   // or before it; `to` says nothing; 0 = the last answer, or that of the edits, from its beginning.
   int64_t from = 0, to = -1;

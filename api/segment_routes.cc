@@ -37,14 +37,15 @@ Json SegmentJson(const SegmentInfo& s) {
           {"used_at", s.used_ms / 1000}};
 }
 
-// `after` of a list: a place in it, 0 where it is absent; null where it is none.
-std::optional<int64_t> ReadPlace(const std::string& after) {
-  int64_t place = 0;
-  if (after.empty()) return place;
-  const char* end = after.data() + after.size();
-  const auto [at, error] = std::from_chars(after.data(), end, place);
-  if (error != std::errc() || at != end || place < 0) return std::nullopt;
-  return place;
+// Where a page of the list begins.
+Result<int64_t> PlaceOf(const SegmentStore& segments, const TenantScope& scope,
+                        const ListRange& range) {
+  if (const auto id = SegmentId::Parse(range.after)) {
+    const auto segment = segments.Get(scope, *id);
+    if (segment.ok()) return segment->n;
+    return Status::Invalid("after: " + segment.status().message());
+  }
+  return PositionOf(range);
 }
 
 // The segment of the path; null after a refusal.
@@ -91,15 +92,19 @@ void HandleAddSegment(Call& call) {
 void HandleListSegments(Call& call) {
   const auto range = ReadRange(call);
   if (!range.has_value()) return;
-  const auto after = ReadPlace(range->after);
-  if (!after.has_value()) return call.Refuse(Status::Invalid("after: not a place in this list"));
+  const SegmentStore& segments = call.runtime.segments();
+  const TenantScope scope(call.tenant);
+  const auto after = PlaceOf(segments, scope, *range);
+  if (!after.ok()) return call.Refuse(after.status());
   Listed<SegmentInfo> listed;
-  listed.rows = call.runtime.segments().List(TenantScope(call.tenant), *after, range->limit + 1);
+  listed.rows = range->order == ListOrder::kAscending
+                    ? segments.List(scope, *after, range->limit + 1)
+                    : segments.ListBefore(scope, *after, range->limit + 1);
   if (static_cast<int>(listed.rows.size()) > range->limit) {
     listed.rows.pop_back();
     listed.next = std::to_string(listed.rows.back().n);
   }
-  ReplyList(call, Result<Listed<SegmentInfo>>(std::move(listed)), SegmentJson);
+  ReplyList(call, Result<Listed<SegmentInfo>>(std::move(listed)), SegmentJson, "id");
 }
 
 void HandleGetSegment(Call& call) {

@@ -272,12 +272,18 @@ void Server::Impl::AddRoutes() {
   Add("GET", "/v1/sessions/{}/tokens", &HandleTokens);
   Add("POST", "/v1/sessions/{}/turns", &HandleTurns);
   Add("GET", "/v1/sessions/{}/turns", &HandleListTurns);
+  Add("POST", "/v1/sessions/{}/turns/{}/cancel", &HandleCancelTurn);
+  Add("GET", "/v1/sessions/{}/tree", &HandleTree);
   Add("GET", "/v1/sessions/{}/branches", &HandleBranches);
   Add("POST", "/v1/sessions/{}/branches", &HandleBranch);
   Add("POST", "/v1/sessions/{}/fork", &HandleFork);
   Add("POST", "/v1/sessions/{}/rewind", &HandleRewind);
   Add("POST", "/v1/sessions/{}/snapshot", &HandleSnapshot);
   Add("GET", "/v1/sessions/{}/snapshots", &HandleSnapshots);
+  Add("GET", "/v1/sessions/{}/snapshots/{}", &HandleGetSnapshot);
+  Add("DELETE", "/v1/sessions/{}/snapshots/{}", &HandleDeleteSnapshot);
+  Add("POST", "/v1/sessions/{}/snapshots/{}/pin", &HandlePinSnapshot);
+  Add("POST", "/v1/sessions/{}/snapshots/{}/verify", &HandleVerifySnapshot);
   Add("GET", "/v1/sessions/{}/events", &HandleEvents);
   Add("GET", "/v1/sessions/{}/residency", &HandleResidency);
   Add("POST", "/v1/sessions/{}/prefetch", &HandlePrefetch);

@@ -76,6 +76,7 @@ struct Call {
 // The handlers, by subject (chat_routes.cc, session_routes.cc, replay_routes.cc, server.cc).
 void HandleChat(Call& call);
 void HandleTurns(Call& call);
+void HandleCancelTurn(Call& call);
 void HandleCreateSession(Call& call);
 void HandleListSessions(Call& call);
 void HandleGetSession(Call& call);
@@ -89,6 +90,11 @@ void HandleFork(Call& call);
 void HandleRewind(Call& call);
 void HandleSnapshot(Call& call);
 void HandleSnapshots(Call& call);
+void HandleGetSnapshot(Call& call);
+void HandlePinSnapshot(Call& call);
+void HandleVerifySnapshot(Call& call);
+void HandleDeleteSnapshot(Call& call);
+void HandleTree(Call& call);
 void HandleEvents(Call& call);
 void HandleResidency(Call& call);
 void HandlePrefetch(Call& call);

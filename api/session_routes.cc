@@ -25,6 +25,7 @@ Json BranchJson(const BranchInfo& b) {
           {"busy", b.busy},
           {"resident", b.resident},
           {"state", b.state},
+          {"running_turn", TextOrNull(b.turn)},
           {"created_at", b.created_ms / 1000},
           {"updated_at", b.updated_ms / 1000}};
 }
@@ -110,7 +111,24 @@ Json PrefetchJson(const PrefetchInfo& p) {
 Json SnapshotJson(const SnapshotInfo& s) {
   return {{"object", "snapshot"},      {"id", s.id},         {"label", TextOrNull(s.label)},
           {"branch", s.branch},        {"tokens", s.tokens}, {"items", s.items},
-          {"created_at", s.created_ms / 1000}};
+          {"pinned", s.pinned},        {"created_at", s.created_ms / 1000}};
+}
+
+Json TreeJson(const TreeInfo& t) {
+  Json branches = Json::array(), snapshots = Json::array();
+  for (const TreeInfo::Branch& b : t.branches) {
+    Json items = Json::array();
+    for (const ItemInfo& i : b.items) items.push_back(ItemJson(i));
+    branches.push_back({{"branch", BranchJson(b.info)},
+                        {"parent_items", b.parent_items},
+                        {"own_items", std::move(items)}});
+  }
+  for (const SnapshotInfo& s : t.snapshots) snapshots.push_back(SnapshotJson(s));
+  return {{"object", "tree"},
+          {"session_id", t.session_id},
+          {"default_branch", t.default_branch},
+          {"branches", std::move(branches)},
+          {"snapshots", std::move(snapshots)}};
 }
 
 Json EventJson(const EventInfo& e) {
@@ -175,7 +193,7 @@ void ReadEdits(Fields& body, const SegmentReader& segments, MakeBranch* out) {
 // Messages of kInvalid begin with the field that they are about: "edits[1].item: ...".
 void RefuseBranch(Call& call, const Status& status) {
   ApiError e = ErrorOf(status);
-  if (e.status == 400 && e.message.starts_with("edits")) {
+  if (e.status == 400 && (e.message.starts_with("edits") || e.message.starts_with("name:"))) {
     e.param = e.message.substr(0, e.message.find(": "));
   }
   if (e.code == "context_length_exceeded") e.param = "edits";
@@ -243,6 +261,7 @@ void StreamEvents(Call& call, ListRange range) {
   const auto session = keeper.Get(call.tenant, call.request.segments[0]);
   if (!session.ok()) return call.Refuse(session.status());
   range.limit = 1;
+  range.order = ListOrder::kAscending;
   const auto first = keeper.Events(call.tenant, session->id, range);
   if (!first.ok()) return call.Refuse(first.status());
   range.limit = kMaxPage;
@@ -266,6 +285,8 @@ Json SessionJson(const SessionInfo& s) {
           {"anonymous", s.anonymous},
           {"model", s.model},
           {"default_branch", s.default_branch},
+          {"generation", s.generation},
+          {"head", s.default_branch + ":" + std::to_string(s.generation)},
           {"branches", s.branches},
           {"turns", s.turns},
           {"items", s.items},
@@ -295,7 +316,7 @@ void HandleCreateSession(Call& call) {
 void HandleListSessions(Call& call) {
   const auto range = ReadRange(call);
   if (!range.has_value()) return;
-  ReplyList(call, call.runtime.keeper().List(call.tenant, *range), SessionJson);
+  ReplyList(call, call.runtime.keeper().List(call.tenant, *range), SessionJson, "id");
 }
 
 void HandleGetSession(Call& call) {
@@ -304,7 +325,11 @@ void HandleGetSession(Call& call) {
 }
 
 void HandleDeleteSession(Call& call) {
-  const Status s = call.runtime.keeper().Delete(call.tenant, call.request.segments[0]);
+  const auto cancel = QueryFlag(call, "cancel");
+  if (!cancel) return;
+  const Status s = call.runtime.keeper().Delete(
+      call.tenant, call.request.segments[0],
+      *cancel ? Keeper::Running::kCancel : Keeper::Running::kRefuse);
   if (!s.ok()) return call.Refuse(s);
   call.Reply(200, {{"id", call.request.segments[0]}, {"object", "session.deleted"},
                    {"deleted", true}});
@@ -316,7 +341,7 @@ void HandleItems(Call& call) {
   ReplyList(call,
             call.runtime.keeper().Items(call.tenant, call.request.segments[0],
                                         QueryText(call, "branch"), *range),
-            ItemJson);
+            ItemJson, "index");
 }
 
 void HandleTokens(Call& call) {
@@ -331,7 +356,11 @@ void HandleTokens(Call& call) {
 
 void HandleBranches(Call& call) {
   ReplyRows(call, call.runtime.keeper().Branches(call.tenant, call.request.segments[0]),
-            BranchJson);
+            &BranchInfo::name, BranchJson, "name");
+}
+
+void HandleTree(Call& call) {
+  ReplyOne(call, 200, call.runtime.keeper().Tree(call.tenant, call.request.segments[0]), TreeJson);
 }
 
 void HandleBranch(Call& call) { MakeBranchFrom(call, PointIn::kFrom, {}); }
@@ -358,7 +387,34 @@ void HandleSnapshot(Call& call) {
 
 void HandleSnapshots(Call& call) {
   ReplyRows(call, call.runtime.keeper().Snapshots(call.tenant, call.request.segments[0]),
-            SnapshotJson);
+            &SnapshotInfo::id, SnapshotJson, "id");
+}
+
+void HandleGetSnapshot(Call& call) {
+  ReplyOne(call, 200,
+           call.runtime.keeper().GetSnapshot(call.tenant, call.request.segments[0],
+                                             call.request.segments[1]),
+           SnapshotJson);
+}
+
+void HandlePinSnapshot(Call& call) {
+  const std::optional<Json> body = ReadBody(call);
+  if (!body.has_value()) return;
+  std::optional<ApiError> error;
+  const bool pinned = Fields(*body, "", &error).Bool("pinned", true);
+  if (error.has_value()) return call.Refuse(*error);
+  ReplyOne(call, 200,
+           call.runtime.keeper().PinSnapshot(call.tenant, call.request.segments[0],
+                                             call.request.segments[1],
+                                             pinned ? SnapshotPin::kOn : SnapshotPin::kOff),
+           SnapshotJson);
+}
+
+void HandleDeleteSnapshot(Call& call) {
+  const std::string& id = call.request.segments[1];
+  const Status s = call.runtime.keeper().DeleteSnapshot(call.tenant, call.request.segments[0], id);
+  if (!s.ok()) return call.Refuse(s);
+  call.Reply(200, {{"id", id}, {"object", "snapshot.deleted"}, {"deleted", true}});
 }
 
 void HandleResidency(Call& call) {
@@ -407,7 +463,8 @@ void HandleEvents(Call& call) {
   if (!stream.has_value()) return;
   Keeper& keeper = call.runtime.keeper();
   if (!*stream) {
-    return ReplyList(call, keeper.Events(call.tenant, call.request.segments[0], *range), EventJson);
+    return ReplyList(call, keeper.Events(call.tenant, call.request.segments[0], *range), EventJson,
+                     "seq");
   }
   StreamEvents(call, *range);
 }

@@ -341,6 +341,25 @@ TEST_CASE("a store that fails degrades, refuses durable turns, and heals") {
   CHECK(healed == a);
 }
 
+TEST_CASE("a turn of durability kv says whether its pages are on disk") {
+  for (const bool fits : {true, false}) {
+    CAPTURE(fits);
+    RuntimeBench b({.disk_bytes = fits ? size_t{256} << 20 : size_t{64} << 10});
+    Talk talk("chat");
+    ChatRequest r = talk.User(std::string(300, 'x')).Request();
+    r.durability = Durability::kKv;
+    const TurnReport report = b.Say(r).done.report;
+    CHECK(report.durable);  // the tokens are
+    REQUIRE(report.durable_kv.has_value());
+    CHECK(*report.durable_kv == fits);
+    CHECK(b.runtime().keeper().stats().kv_failures == (fits ? 0 : 1));
+    const auto events =
+        b.runtime().keeper().Events("ann", "chat", {.after = "", .order = ListOrder::kDescending});
+    CHECK((events->rows[0].kind == "kv_not_durable") == !fits);
+    CHECK_FALSE(b.Say(talk.Request()).done.report.durable_kv);
+  }
+}
+
 TEST_CASE("more warm heads than pages: the oldest go, answers stay the same") {
   RuntimeBench roomy;
   RuntimeBench tight({.kv_bytes = 768u << 10});

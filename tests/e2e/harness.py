@@ -25,10 +25,10 @@ def run(*args, **env):
     return done.returncode, done.stdout, done.stderr
 
 
-def tiny_model(folder):
+def tiny_model(folder, *options):
     path = os.path.join(folder, "tiny.gguf")
-    subprocess.run([os.environ["HOLDFAST_TINY"], "--out", path, "--ctx", "2048", "--vocab", "512"],
-                   check=True)
+    subprocess.run([os.environ["HOLDFAST_TINY"], "--out", path, "--ctx", "2048", "--vocab", "512",
+                    *options], check=True)
     return path
 
 
@@ -158,12 +158,12 @@ class EventStream:
 
 class TinyServerTest(unittest.TestCase):
     """One server with a tiny model for all tests of a class."""
-    flags, env = (), {}
+    flags, env, model_options = (), {}, ()
 
     @classmethod
     def setUpClass(cls):
         cls.folder = tempfile.TemporaryDirectory(prefix="holdfast-e2e-")
-        cls.model = tiny_model(cls.folder.name)
+        cls.model = tiny_model(cls.folder.name, *cls.model_options)
         cls.server = Server(cls.model, os.path.join(cls.folder.name, "data"), *cls.flags, **cls.env)
 
     @classmethod

@@ -26,7 +26,7 @@ GENERAL = {"401", "403", "405", "408", "413", "415", "429", "431", "500", "503",
 READERS = {
     "openai_chat.cc": ["ChatRequest"],
     "session_routes.cc": ["CreateSessionRequest", "BranchRequest", "MakeBranchRequest",
-                          "SnapshotRequest", "PrefetchRequest", "HardenRequest"],
+                          "SnapshotRequest", "PrefetchRequest", "HardenRequest", "PinRequest"],
     "replay_json.cc": ["ReplayRequest"],
     "segment_routes.cc": ["SegmentRequest", "PinRequest"],
     "admin_routes.cc": ["FsckRequest", "GcRequest", "BackupRequest"],
@@ -52,6 +52,10 @@ def source(name):
 def parts(schema):
     """Schemas of the same values, and of an array's entries."""
     return schema.get("anyOf", []) + ([schema["items"]] if "items" in schema else [])
+
+
+def filled(path, name):
+    return re.sub(r"{\w+}", name, path)
 
 
 class Contract:
@@ -177,7 +181,7 @@ class OpenApi(TinyServerTest):
             if path == "/v1/sessions/import":
                 documented |= {"GET", "DELETE"}  # of a session that is called "import"
             for method in ("GET", "POST", "PUT", "DELETE"):
-                url = re.sub(r"{\w+}", "nothing", path)
+                url = filled(path, "nothing")
                 status, headers, answer = self.server.call(method, url, headers=self.admin)
                 with self.subTest(path=path, method=method, answer=answer):
                     self.assertEqual(status == 405, method not in documented)
@@ -208,7 +212,7 @@ class OpenApi(TinyServerTest):
         for _, path, operation in self.api.operations():
             parameters += operation.get("parameters", [])
         of = lambda kind: {p["name"] for p in parameters if p.get("in") == kind}
-        self.assertEqual(set(re.findall(r'(?:QueryText\(call, |query\.find\()"([\w-]+)"', code)),
+        self.assertEqual(set(re.findall(r'(?:Query(?:Text|Flag)\(call, |query\.find\()"([\w-]+)"', code)),
                          of("query"))
         headers = set(re.findall(r'header\("([\w-]+)"\)', code)) | set(
             re.findall(r'"([\w-]*session-id)"', re.search(r"kHeaders.*?};", code, re.S)[0]))
@@ -260,7 +264,7 @@ class OpenApi(TinyServerTest):
         for method, path, operation in self.api.operations():
             if schema := self.api.body_schema(operation):
                 base = {"messages": HELLO, "max_tokens": 1} if "Chat" in str(schema) else {}
-                self.refused(path.replace("{id}", "forbid"), base, schema)
+                self.refused(filled(path, "forbid"), base, schema)
         self.assertEqual(self.server.call("GET", "/v1/sessions/forbid")[2]["turns"], 0)
 
     def test_the_ends_of_ranges_are_taken(self):
@@ -375,6 +379,8 @@ class OpenApi(TinyServerTest):
         # A history that was changed, and a turn that is served from the log.
         edited = self.check("POST", CHAT, {"messages": HELLO + HELLO, "session_id": "s"}, status=200)
         self.assertIsNotNone(edited["keeper"]["miss"])
+        path = "/v1/sessions/s/turns/%s/cancel" % edited["keeper"]["turn_id"]  # it has ended
+        self.assertEqual(self.check("POST", path, status=200)["status"], "committed")
         for _ in range(2):
             self.check("POST", CHAT, {"messages": HELLO, "session_id": "key", "max_tokens": 2},
                        {"idempotency-key": "k"}, 200)
@@ -389,11 +395,13 @@ class OpenApi(TinyServerTest):
         self.check("POST", "/v1/sessions", status=201)
         for path in ("/v1/sessions?limit=2", "/v1/sessions?after=1", "/v1/sessions/s",
                      "/v1/sessions/s/items?branch=main&limit=3", "/v1/sessions/s/tokens?branch=main",
-                     "/v1/sessions/s/turns?branch=main", "/v1/sessions/s/events?limit=2&after=0"):
+                     "/v1/sessions/s/turns?branch=main", "/v1/sessions/s/events?limit=2&after=0",
+                     "/v1/sessions/s/tree", "/v1/sessions?order=desc"):
             self.check("GET", path, status=200)
         self.assertIsNotNone(self.check("GET", "/v1/sessions?limit=2")["next"])
         snapshot = self.check("POST", "/v1/sessions/s/snapshot", {"branch": "main", "label": "l"},
                               status=201)
+        self.snapshots("/v1/sessions/s/snapshots/" + snapshot["id"])
         self.check("GET", "/v1/sessions/s/residency?branch=main", status=200)
         self.check("GET", "/v1/sessions/s/provenance?branch=main", status=200)
         self.check("POST", "/v1/sessions/s/harden", {"branch": "main"}, status=202)
@@ -425,6 +433,15 @@ class OpenApi(TinyServerTest):
             self.assertEqual(self.api.errors({"$ref": "#/components/schemas/Event"},
                                              json.loads(event["data"])), [])
         stream.close()
+
+    def snapshots(self, path):
+        self.check("GET", path, status=200)
+        self.check("POST", path + "/pin", {"pinned": False}, status=200)
+        for body in ({"stream": True, "top_k": 2, "from": 0, "to": 9, "seed": 3}, {}):
+            self.check("POST", path + "/verify", body, status=200)
+        brief = self.check("POST", "/v1/sessions/s/snapshot", {}, status=201)
+        self.check("DELETE", "/v1/sessions/s/snapshots/" + brief["id"], status=200)
+        self.check("POST", "/v1/sessions/s/replay", {"snapshot": path.split("/")[-1]}, status=200)
 
     def segments(self):
         text = "A document that comes back again and again, in another order. " * 4
@@ -508,20 +525,19 @@ class OpenApi(TinyServerTest):
 
     def refusals(self):
         for method, path, operation in self.api.operations():
-            url = path.replace("{id}", "s").replace("{model}", "other")
+            url = filled(path, "s")
             if "400" in operation["responses"] and path != "/v1/sessions/import":
                 headers = {**self.admin, "x-bundle-key": "zz"}
-                self.check(method, url + ("?limit=0" if method == "GET" else ""),
+                self.check(method, url + {"GET": "?limit=0", "DELETE": "?cancel=x"}.get(method, ""),
                            "{" if method == "POST" else None, headers, 400)
             if "404" in operation["responses"]:
                 body = {"messages": HELLO, "session_id": "sess_nothere"} if method == "POST" else None
-                self.check(method, path.replace("{id}", "sess_nothere").replace("{model}", "no"),
-                           body, status=404)
+                self.check(method, filled(path, "sess_nothere"), body, status=404)
         self.check("POST", "/v1/sessions", {"id": "s"}, status=409)
         self.check("POST", "/v1/admin/gc", {}, status=403)
         self.check("GET", "/v1/models", headers={"Host": "evil.example"}, status=403)
         self.delete_while_a_turn_runs()
-        self.check("DELETE", "/v1/sessions/r", status=200)
+        self.check("DELETE", "/v1/sessions/r?cancel=true", status=200)
 
     def delete_while_a_turn_runs(self, attempts=5):
         connection = http.client.HTTPConnection(self.server.host, self.server.port, timeout=60)
@@ -544,8 +560,7 @@ class OpenApi(TinyServerTest):
             for method, path, operation in self.api.operations():
                 public = operation.get("security") == [] or "/admin/" in path
                 status = 401 if not public else 403 if "/admin/" in path else 200
-                self.check(method, path.replace("{id}", "s").replace("{model}", "m"), status=status,
-                           server=keyed)
+                self.check(method, filled(path, "s"), status=status, server=keyed)
             for headers in ({"Authorization": "Bearer secret"}, {"x-api-key": "secret"}):
                 self.check("GET", "/v1/sessions", headers=headers, status=200, server=keyed)
         finally:
