@@ -1,6 +1,7 @@
 #include "api/cli_access.h"
 
 #include <CLI/CLI.hpp>
+#include <cstdio>
 #include <cstdlib>
 #include <fstream>
 #include <sstream>
@@ -62,8 +63,9 @@ Result<Json> Access::AskAll(const std::string& path) {
   std::string after;
   do {
     HOLDFAST_ASSIGN_OR_RETURN(
-        Json page, Ask("GET", path + (path.find('?') == std::string::npos ? "?" : "&") +
-                                  "limit=1000" + (after.empty() ? "" : "&after=" + after)));
+        Json page,
+        Ask("GET", path + (path.find('?') == std::string::npos ? "?" : "&") + "limit=1000" +
+                       (after.empty() ? "" : "&after=" + Percent(after))));
     for (Json& row : page["data"]) all.push_back(std::move(row));
     after = page["next"].is_string() ? page["next"].get<std::string>() : "";
   } while (!after.empty());
@@ -80,6 +82,26 @@ bool Access::FindServer(const std::string& data_dir) {
   if (json->contains("admin_token")) admin_token_ = (*json)["admin_token"].get<std::string>();
   const auto health = HttpCall({url_, "GET", "/health", "", "", 5});
   return health.ok() && health->status == 200;
+}
+
+std::string Percent(std::string_view text) {
+  constexpr std::string_view kPlain =
+      "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_.~";
+  std::string out;
+  for (const char c : text) {
+    if (kPlain.find(c) != std::string_view::npos) {
+      out += c;
+    } else {
+      char code[4];
+      std::snprintf(code, sizeof(code), "%%%02X", static_cast<unsigned char>(c));
+      out += code;
+    }
+  }
+  return out;
+}
+
+std::string SessionPath(std::string_view id, std::string_view rest) {
+  return "/v1/sessions/" + Percent(id) + std::string(rest);
 }
 
 Result<Json> EditOf(const std::string& text) {

@@ -6,6 +6,7 @@
 #include <functional>
 #include <memory>
 #include <string>
+#include <string_view>
 
 #include "api/cli.h"
 #include "api/http.h"
@@ -34,6 +35,11 @@ class Access {
   std::unique_ptr<Runtime> runtime_;
   std::unique_ptr<Server> server_;
 };
+
+// A text as one part of a path or a value of a query.
+std::string Percent(std::string_view text);
+// "/v1/sessions/ID" and what follows.
+std::string SessionPath(std::string_view id, std::string_view rest = "");
 
 // {"item":4,"content":...} of an --edit: "4=new content", or "4=@FILE".
 Result<Json> EditOf(const std::string& text);

@@ -16,7 +16,7 @@ namespace {
 constexpr size_t kMaxKeyFile = 4096;
 
 struct BundleFlags {
-  std::string id, file, key_file, as;
+  std::string id, file, key_file, as, snapshot;
   bool no_pages = false;
 };
 
@@ -47,20 +47,6 @@ HttpExchange::Headers KeyHeader(const std::string& hex) {
   return {{"x-bundle-key", hex}};
 }
 
-std::string Percent(const std::string& text) {
-  std::string out;
-  for (const unsigned char c : text) {
-    if (std::isalnum(c) || c == '-' || c == '_' || c == '.') {
-      out += static_cast<char>(c);
-    } else {
-      char code[4];
-      std::snprintf(code, sizeof(code), "%%%02X", c);
-      out += code;
-    }
-  }
-  return out;
-}
-
 Result<int> Export(Access& access, const CommonFlags& common, const BundleFlags& flags) {
   HOLDFAST_ASSIGN_OR_RETURN(const std::string key, KeyHex(flags));
   const std::string part = flags.file + ".part";
@@ -68,7 +54,8 @@ Result<int> Export(Access& access, const CommonFlags& common, const BundleFlags&
   if (!out) return Status::Io(part + " cannot be written");
   uint64_t bytes = 0;
   HttpCallArgs args;
-  args.path = "/v1/sessions/" + Percent(flags.id) + "/export" + (flags.no_pages ? "?pages=0" : "");
+  args.path = SessionPath(flags.id, "/export?pages=") + (flags.no_pages ? "0" : "1");
+  if (!flags.snapshot.empty()) args.path += "&snapshot=" + Percent(flags.snapshot);
   args.headers = KeyHeader(key);
   args.size_header = "x-bundle-bytes";
   args.download = [&](std::string_view piece, uint64_t expected) {
@@ -154,6 +141,7 @@ void AddBundleCommands(CLI::App* sessions, CommonFlags* flags, Command* chosen) 
   CLI::App* e = add("export", "Write a session to one file", &Export);
   e->add_option("id", b->id, "The session")->required();
   e->add_option("-o,--output", b->file, "The file")->required();
+  e->add_option("--snapshot", b->snapshot, "Up to this snapshot, and nothing else of the session");
   e->add_flag("--no-pages", b->no_pages, "Tokens only: the KV is computed again");
   CLI::App* i = add("import", "Make a session of a bundle", &Import);
   i->add_option("file", b->file, "The file")->required();

@@ -11,7 +11,7 @@ namespace holdfast {
 namespace {
 
 struct ReplayFlags {
-  std::string session, mode = "verify", branch, name, sampling, trace;
+  std::string session, mode = "verify", branch, snapshot, name, sampling, trace;
   int64_t from = -1, to = -1, from_item = -1, to_item = -1, top_k = -1;
   std::optional<int64_t> seed;
   std::vector<std::string> edits;
@@ -20,7 +20,9 @@ struct ReplayFlags {
 
 Result<Json> BodyOf(const ReplayFlags& f) {
   Json body = {{"mode", f.mode}, {"stream", true}};
-  for (const auto& [name, value] : {std::pair("branch", f.branch), std::pair("name", f.name)}) {
+  for (const auto& [name, value] :
+       {std::pair("branch", f.branch), std::pair("snapshot", f.snapshot),
+        std::pair("name", f.name)}) {
     if (!value.empty()) body[name] = value;
   }
   for (const auto& [name, value] :
@@ -221,7 +223,7 @@ Result<int> RunReplay(Access& access, const CommonFlags& flags, const ReplayFlag
     }
   };
   HOLDFAST_RETURN_IF_ERROR(
-      AskLines(access, "/v1/sessions/" + f.session + "/replay", body, take));
+      AskLines(access, SessionPath(f.session, "/replay"), body, take));
   if (!table) ShowProgress("replaying", 1);
   if (report.is_null()) return Status::Unavailable("the replay ended without a report");
   if (!f.trace.empty()) HOLDFAST_RETURN_IF_ERROR(WriteTrace(f.trace, report));
@@ -247,6 +249,7 @@ void AddReplayCommand(CLI::App& app, CommonFlags* flags, Command* chosen) {
       ->check(CLI::IsMember({"verify", "forced", "free"}))
       ->capture_default_str();
   c->add_option("--branch", f->branch, "Branch (default: the default one)");
+  c->add_option("--snapshot", f->snapshot, "Instead of a branch: the way to this snapshot");
   c->add_option("--from", f->from, "From this token; free: the point to go on from");
   c->add_option("--to", f->to, "Up to this token");
   c->add_option("--from-item", f->from_item, "From this item");

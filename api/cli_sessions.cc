@@ -1,4 +1,5 @@
-// sessions ls|show|tree|fork|rewind|snapshot|rm. Each is a call of the REST API (cli_access.h).
+// sessions ls|show|tree|fork|rewind|snapshot|snapshots|rm. Each is a call of the REST API
+// (cli_access.h).
 #include <CLI/CLI.hpp>
 #include <cstdio>
 #include <ctime>
@@ -50,7 +51,8 @@ void PrintItems(const Json& items) {
 
 // Branches as a tree, children under the branch that they left.
 void PrintTree(const Json& branches, const std::string& parent, int depth) {
-  for (const Json& b : branches) {
+  for (const Json& row : branches) {
+    const Json& b = row["branch"];
     const std::string of = b["parent"].is_null() ? "" : Text(b["parent"]);
     if (of != parent) continue;
     std::printf("%*s%s%s  %s tokens, %s items%s\n", depth * 2, "", Text(b["name"]).c_str(),
@@ -61,8 +63,18 @@ void PrintTree(const Json& branches, const std::string& parent, int depth) {
   }
 }
 
+void PrintSnapshots(const Json& snapshots) {
+  for (const Json& n : snapshots) {
+    std::printf("snapshot %s %s on %s at token %s%s\n", Text(n["id"]).c_str(),
+                Text(n["label"]).c_str(), Text(n["branch"]).c_str(), Text(n["tokens"]).c_str(),
+                n["pinned"].get<bool>() ? ", pinned" : "");
+  }
+}
+
 struct SessionFlags {
   std::string id, branch, name, label, snapshot;
+  std::string pin, unpin, remove;  // snapshots
+  bool cancel = false;
   int64_t at_item = -1, at_token = -1;
   std::vector<std::string> edits;
   std::vector<int64_t> removed;
@@ -76,10 +88,10 @@ Result<int> List(Access& access, const CommonFlags& flags) {
 }
 
 Result<int> Show(Access& access, const CommonFlags& flags, const SessionFlags& s) {
-  const std::string path = "/v1/sessions/" + s.id;
-  HOLDFAST_ASSIGN_OR_RETURN(Json session, access.Ask("GET", path));
-  HOLDFAST_ASSIGN_OR_RETURN(
-      Json items, access.AskAll(path + "/items" + (s.branch.empty() ? "" : "?branch=" + s.branch)));
+  HOLDFAST_ASSIGN_OR_RETURN(Json session, access.Ask("GET", SessionPath(s.id)));
+  std::string path = SessionPath(s.id, "/items");
+  if (!s.branch.empty()) path += "?branch=" + Percent(s.branch);
+  HOLDFAST_ASSIGN_OR_RETURN(Json items, access.AskAll(path));
   if (flags.json) {
     session["item_list"] = std::move(items);
     PrintJson(session);
@@ -91,19 +103,19 @@ Result<int> Show(Access& access, const CommonFlags& flags, const SessionFlags& s
 }
 
 Result<int> Tree(Access& access, const CommonFlags& flags, const SessionFlags& s) {
-  HOLDFAST_ASSIGN_OR_RETURN(const Json branches,
-                            access.AskAll("/v1/sessions/" + s.id + "/branches"));
-  HOLDFAST_ASSIGN_OR_RETURN(const Json snapshots,
-                            access.AskAll("/v1/sessions/" + s.id + "/snapshots"));
+  HOLDFAST_ASSIGN_OR_RETURN(const Json tree, access.Ask("GET", SessionPath(s.id, "/tree")));
   if (flags.json) {
-    PrintJson({{"branches", branches}, {"snapshots", snapshots}});
+    PrintJson(tree);
     return 0;
   }
-  PrintTree(branches, "", 0);
-  for (const Json& n : snapshots) {
-    std::printf("snapshot %s %s on %s at token %s\n", Text(n["id"]).c_str(),
-                Text(n["label"]).c_str(), Text(n["branch"]).c_str(), Text(n["tokens"]).c_str());
-  }
+  PrintTree(tree["branches"], "", 0);
+  PrintSnapshots(tree["snapshots"]);
+  return 0;
+}
+
+Result<int> Snapshots(Access& access, const CommonFlags& flags, const SessionFlags& s) {
+  HOLDFAST_ASSIGN_OR_RETURN(const Json rows, access.AskAll(SessionPath(s.id, "/snapshots")));
+  flags.json ? PrintJson({{"object", "list"}, {"data", rows}}) : PrintSnapshots(rows);
   return 0;
 }
 
@@ -125,7 +137,7 @@ Result<int> Post(Access& access, const CommonFlags& flags, const SessionFlags& s
   for (const int64_t item : s.removed) body["edits"].push_back({{"op", "remove"}, {"item", item}});
   if (s.retokenise) body["retokenise"] = true;
   HOLDFAST_ASSIGN_OR_RETURN(const Json made,
-                            access.Ask("POST", "/v1/sessions/" + s.id + "/" + verb, body));
+                            access.Ask("POST", SessionPath(s.id, "/" + verb), body));
   if (flags.json) {
     PrintJson(made);
   } else {
@@ -136,8 +148,30 @@ Result<int> Post(Access& access, const CommonFlags& flags, const SessionFlags& s
   return 0;
 }
 
+// Makes a snapshot, or does to one that is there what the flags say.
+Result<int> Snapshot(Access& access, const CommonFlags& flags, const SessionFlags& s) {
+  const auto path = [&](const std::string& snapshot, const char* verb) {
+    return SessionPath(s.id, "/snapshots/" + Percent(snapshot) + verb);
+  };
+  if (s.pin.empty() && s.unpin.empty() && s.remove.empty()) {
+    return Post(access, flags, s, "snapshot");
+  }
+  Json done;
+  if (!s.remove.empty()) {
+    HOLDFAST_ASSIGN_OR_RETURN(done, access.Ask("DELETE", path(s.remove, "")));
+  } else {
+    const std::string& pinned = s.pin.empty() ? s.unpin : s.pin;
+    HOLDFAST_ASSIGN_OR_RETURN(
+        done, access.Ask("POST", path(pinned, "/pin"), {{"pinned", !s.pin.empty()}}));
+  }
+  if (flags.json) PrintJson(done);
+  return 0;
+}
+
 Result<int> Remove(Access& access, const CommonFlags& flags, const SessionFlags& s) {
-  HOLDFAST_ASSIGN_OR_RETURN(const Json gone, access.Ask("DELETE", "/v1/sessions/" + s.id));
+  HOLDFAST_ASSIGN_OR_RETURN(
+      const Json gone,
+      access.Ask("DELETE", SessionPath(s.id, s.cancel ? "?cancel=true" : "")));
   if (flags.json) PrintJson(gone);
   return 0;
 }
@@ -157,7 +191,9 @@ void AddSessionCommands(CLI::App& app, CommonFlags* flags, Command* chosen) {
   add("show", "A session and its items", [=](Access& a) { return Show(a, *flags, *s); })
       ->add_option("--branch", s->branch, "Branch (default: the default one)");
   add("tree", "Branches and snapshots", [=](Access& a) { return Tree(a, *flags, *s); });
-  add("rm", "Delete a session", [=](Access& a) { return Remove(a, *flags, *s); });
+  add("rm", "Delete a session", [=](Access& a) { return Remove(a, *flags, *s); })
+      ->add_flag("--cancel", s->cancel, "End the turns that run on it first");
+  add("snapshots", "List snapshots", [=](Access& a) { return Snapshots(a, *flags, *s); });
   for (const char* verb : {"fork", "rewind"}) {
     CLI::App* c = add(verb, verb == std::string_view("fork")
                                 ? "A new branch from a point"
@@ -174,10 +210,16 @@ void AddSessionCommands(CLI::App& app, CommonFlags* flags, Command* chosen) {
     c->add_flag("--retokenise", s->retokenise,
                 "What another model has said, in the tokens of this one");
   }
-  CLI::App* snapshot = add("snapshot", "Label a point that stays",
-                           [=](Access& a) { return Post(a, *flags, *s, "snapshot"); });
+  CLI::App* snapshot =
+      add("snapshot", "Label a point that stays, or pin or delete one (replay verifies it)",
+          [=](Access& a) { return Snapshot(a, *flags, *s); });
   snapshot->add_option("--branch", s->branch, "Of this branch");
   snapshot->add_option("--label", s->label, "What to call it");
+  CLI::App* there = snapshot->add_option_group("of one that is there");
+  there->require_option(0, 1);
+  there->add_option("--pin", s->pin, "Its pages leave the disk last");
+  there->add_option("--unpin", s->unpin, "No longer");
+  there->add_option("--rm", s->remove, "Delete it");
   AddBundleCommands(sessions, flags, chosen);
   AddUpkeepCommands(sessions, flags, chosen);
 }

@@ -286,7 +286,7 @@ Json SessionJson(const SessionInfo& s) {
           {"model", s.model},
           {"default_branch", s.default_branch},
           {"generation", s.generation},
-          {"head", s.default_branch + ":" + std::to_string(s.generation)},
+          {"head", HeadTag{s.default_branch, s.generation}.Text()},
           {"branches", s.branches},
           {"turns", s.turns},
           {"items", s.items},
