@@ -703,6 +703,22 @@ Result<FilePageStore::Deleted> FilePageStore::DeleteUnless(
   return deleted;
 }
 
+double FilePageStore::TimeReads(size_t pages) {
+  Impl& s = *impl_;
+  std::vector<PageKey> keys = s.IndexedKeys();
+  keys.resize(std::min(keys.size(), pages));
+  const int64_t start = s.options.env->SteadyNanos();
+  uint64_t read = 0;
+  std::vector<std::byte> bytes;
+  DecodedRecord record;
+  for (const PageKey& key : keys) {
+    const std::optional<IndexEntry> entry = s.IndexedEntry(key);
+    if (entry && s.ReadSound(*entry, &bytes, &record).ok()) read += bytes.size();
+  }
+  const auto nanos = static_cast<double>(s.options.env->SteadyNanos() - start);
+  return read > 0 ? nanos / 1e6 / static_cast<double>(read) : 0;
+}
+
 Result<uint64_t> FilePageStore::CopyTo(FilePageStore* to) {
   Impl& s = *impl_;
   uint64_t copied = 0;

@@ -52,34 +52,54 @@ Result<std::unique_ptr<PageFiles>> PageFiles::Open(Options options) {
   return files;
 }
 
-Status PageFiles::AddFileLocked() {
-  const uint32_t number = last_number_ + 1;
-  HOLDFAST_ASSIGN_OR_RETURN(std::unique_ptr<File> file,
-                            options_.env->Open(PathOf(number), FileMode::kCreate));
-  const uint32_t before = active_;
+// With add_mu_ held.
+Status PageFiles::AddFile() {
+  uint32_t number = 0;
+  {
+    std::lock_guard lock(mu_);
+    number = last_number_ + 1;
+  }
   Slot slot;
-  slot.file = std::move(file);
-  slots_.emplace(number, std::move(slot));
-  last_number_ = active_ = number;
-  unnamed_.insert(number);
-  const auto old = slots_.find(before);
-  if (old != slots_.end() && IsDeadLocked(before, old->second)) UnlinkLocked(old);
+  HOLDFAST_ASSIGN_OR_RETURN(slot.file, options_.env->Open(PathOf(number), FileMode::kCreate));
+  uint32_t dead = 0;
+  {
+    std::lock_guard lock(mu_);
+    const auto old = slots_.find(active_);
+    slots_.emplace(number, std::move(slot));
+    last_number_ = active_ = number;
+    unnamed_.insert(number);
+    if (old != slots_.end() && IsDeadLocked(old->first, old->second)) {
+      dead = old->first;
+      ForgetLocked(old);
+    }
+  }
+  if (dead != 0) Unlink(dead);
   return Status();
 }
 
-Result<PagePlace> PageFiles::Reserve(uint64_t length) {
-  assert(length > 0 && length % kRecordAlign == 0);
-  std::lock_guard lock(mu_);
-  auto it = slots_.find(active_);
+// Nothing where there is no file to write to, or it is full.
+std::optional<PagePlace> PageFiles::ReserveLocked(uint64_t length) {
+  const auto it = slots_.find(active_);
   if (it == slots_.end() || it->second.spoiled ||
       (it->second.end > 0 && it->second.end + length > options_.max_file_bytes)) {
-    HOLDFAST_RETURN_IF_ERROR(AddFileLocked());
-    it = slots_.find(active_);
+    return std::nullopt;
   }
   const PagePlace place{active_, it->second.end, length};
   it->second.end += length;
   it->second.live += length;
   return place;
+}
+
+Result<PagePlace> PageFiles::Reserve(uint64_t length) {
+  assert(length > 0 && length % kRecordAlign == 0);
+  std::lock_guard adding(add_mu_);
+  while (true) {  // a new file may be spoiled before anything is written to it
+    {
+      std::lock_guard lock(mu_);
+      if (const auto place = ReserveLocked(length)) return *place;
+    }
+    HOLDFAST_RETURN_IF_ERROR(AddFile());
+  }
 }
 
 std::shared_ptr<File> PageFiles::FileOf(uint32_t number) const {
@@ -165,14 +185,15 @@ bool PageFiles::IsDeadLocked(uint32_t number, const Slot& slot) const {
   return slot.live == 0 && (number != active_ || slot.spoiled);
 }
 
-// A name that comes back after a crash is a dead file, which recovery unlinks again.
-std::map<uint32_t, PageFiles::Slot>::iterator PageFiles::UnlinkLocked(
+std::map<uint32_t, PageFiles::Slot>::iterator PageFiles::ForgetLocked(
     std::map<uint32_t, Slot>::iterator it) {
-  options_.env->Remove(PathOf(it->first)).IgnoreError();
   unsynced_.erase(it->first);
   unnamed_.erase(it->first);
   return slots_.erase(it);
 }
+
+// A name that comes back after a crash is a dead file, which recovery unlinks again.
+void PageFiles::Unlink(uint32_t number) { options_.env->Remove(PathOf(number)).IgnoreError(); }
 
 void PageFiles::SkipNumbers(uint32_t seen) {
   std::lock_guard lock(mu_);
@@ -181,6 +202,7 @@ void PageFiles::SkipNumbers(uint32_t seen) {
 
 void PageFiles::Release(const PagePlace& place, Space space) {
   std::shared_ptr<File> file;
+  bool dead = false;
   {
     std::lock_guard lock(mu_);
     const auto it = slots_.find(place.file);
@@ -188,12 +210,14 @@ void PageFiles::Release(const PagePlace& place, Space space) {
     Slot& slot = it->second;
     assert(slot.live >= place.length);
     slot.live -= place.length;
-    if (IsDeadLocked(place.file, slot)) {
-      UnlinkLocked(it);
-      return;
+    dead = IsDeadLocked(place.file, slot);
+    if (dead) {
+      ForgetLocked(it);
+    } else if (space == Space::kPunch) {
+      file = slot.file;
     }
-    if (space == Space::kPunch) file = slot.file;
   }
+  if (dead) Unlink(place.file);
   // Where the file system cannot, the space comes back with compaction.
   if (file != nullptr) file->PunchHole(place.offset, place.length).IgnoreError();
 }
@@ -201,7 +225,12 @@ void PageFiles::Release(const PagePlace& place, Space space) {
 void PageFiles::RemoveDead() {
   std::lock_guard lock(mu_);
   for (auto it = slots_.begin(); it != slots_.end();) {
-    it = IsDeadLocked(it->first, it->second) ? UnlinkLocked(it) : std::next(it);
+    if (IsDeadLocked(it->first, it->second)) {
+      Unlink(it->first);
+      it = ForgetLocked(it);
+    } else {
+      ++it;
+    }
   }
 }
 

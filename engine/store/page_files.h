@@ -5,13 +5,15 @@
 // A file whose sync failed is never appended to again, and what it took since the last good sync
 // must be forgotten by the caller: the kernel may have dropped it without saying so twice.
 //
-// Thread-safe; no I/O under the lock but for opening, listing and unlinking files.
+// Thread-safe; no I/O under mu_, but at opening and recovery: a disk that stalls in the making of a
+// file holds up those who write, and nobody who reads or asks.
 #pragma once
 
 #include <cstdint>
 #include <map>
 #include <memory>
 #include <mutex>
+#include <optional>
 #include <set>
 #include <span>
 #include <string>
@@ -74,12 +76,15 @@ class PageFiles {
 
   explicit PageFiles(Options options) : options_(std::move(options)) {}
   std::string PathOf(uint32_t file) const;
-  Status AddFileLocked();
+  std::optional<PagePlace> ReserveLocked(uint64_t length);
+  Status AddFile();
   bool IsDeadLocked(uint32_t number, const Slot& slot) const;
-  std::map<uint32_t, Slot>::iterator UnlinkLocked(std::map<uint32_t, Slot>::iterator it);
+  std::map<uint32_t, Slot>::iterator ForgetLocked(std::map<uint32_t, Slot>::iterator it);
+  void Unlink(uint32_t number);
   std::shared_ptr<File> FileOf(uint32_t number) const;
 
   const Options options_;
+  std::mutex add_mu_;  // taken before mu_: one file is made at a time
   mutable std::mutex mu_;
   std::map<uint32_t, Slot> slots_;
   uint32_t active_ = 0;  // 0: none yet

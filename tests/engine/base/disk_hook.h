@@ -32,7 +32,7 @@ enum class DiskFault : uint8_t { kNone, kIo, kNoSpace, kShort };
 class DiskHook {
  public:
   virtual ~DiskHook() = default;
-  // What becomes of it. It may also not return.
+  // What becomes of it. It may also take its time (StallDisk), or not return.
   virtual DiskFault Before(const DiskEvent&) { return DiskFault::kNone; }
   // It is done; of a kShort write the half that is. Not called for operations that failed.
   virtual void After(const DiskEvent&) {}

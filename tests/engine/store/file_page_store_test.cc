@@ -5,6 +5,7 @@
 #include <atomic>
 #include <filesystem>
 #include <fstream>
+#include <future>
 #include <random>
 #include <set>
 #include <thread>
@@ -13,6 +14,7 @@
 #include "tests/engine/base/fault_env.h"
 #include "tests/engine/base/hook_env.h"
 #include "tests/engine/base/power_disk.h"
+#include "tests/engine/base/stall_disk.h"
 #include "tests/engine/base/temp_dir.h"
 #include "tests/engine/kv/page_store_contract.h"
 #include "tests/engine/store/fault_index_env.h"
@@ -20,8 +22,11 @@
 namespace holdfast {
 namespace {
 
+using testing::DiskOp;
 using testing::FaultEnv;
 using testing::FaultIndexEnv;
+using testing::HookEnv;
+using testing::StallDisk;
 using testing::TempDir;
 
 // A store whose page files are in memory and whose index is in a folder of its own.
@@ -469,6 +474,39 @@ void CheckPromises(FilePageStore* store, const Promises& p) {
   CHECK(Put(store, Lone(200)).ok());
   CHECK(store->Sync().ok());
   CHECK(GetAndCompare(store, Lone(200)) == Code::kOk);
+}
+
+TEST_CASE("a disk that stalls in making a file holds up those who write, not those who read or ask") {
+  StallDisk disk;
+  HookEnv env(&disk);
+  Fixture f;
+  f.options.env = &env;
+  f.Open();
+  for (uint8_t n = 1; n <= 4; ++n) REQUIRE(Put(f.store.get(), Page(n)).ok());
+  REQUIRE(f.store->Sync().ok());
+  disk.Begin({DiskOp::kCreate}, "/pages-000002.hf");
+  std::future<Status> put =
+      std::async(std::launch::async, [&] { return Put(f.store.get(), Page(5)); });
+  REQUIRE(disk.Stalls());
+  CHECK(GetAndCompare(f.store.get(), Page(1)) == Code::kOk);
+  CHECK(f.store->stats().pages == 4);
+  CHECK_FALSE(disk.gave_up());
+  disk.End();
+  CHECK(put.get().ok());
+  REQUIRE(f.store->Sync().ok());
+  CHECK(GetAndCompare(f.store.get(), Page(5)) == Code::kOk);
+}
+
+TEST_CASE("reads are timed where there is something to read") {
+  RealEnv env;
+  Fixture f;
+  f.options.env = &env;
+  f.Open();
+  CHECK(f.store->TimeReads(8) == 0);
+  REQUIRE(Put(f.store.get(), Page(1)).ok());
+  REQUIRE(f.store->Sync().ok());
+  CHECK(f.store->TimeReads(8) > 0);
+  CHECK(f.store->TimeReads(8) < 10);
 }
 
 TEST_CASE("every n-th file operation fails: old state or new state, and the store goes on") {
