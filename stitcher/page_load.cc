@@ -52,19 +52,13 @@ std::optional<double> PageLoad::Step() {
 }
 
 Result<PageLease> PageLoad::Load(int64_t block) {
-  HOLDFAST_ASSIGN_OR_RETURN(PageLease page, pool_->Allocate(chain_.scope));
   const auto tokens = std::span(chain_.tokens).subspan(block * kPageTokens, kPageTokens);
   PageHeader header;
   header.fp = chain_.fp;
   header.key = chain_.keys[block];
   header.parent = block > 0 ? chain_.keys[block - 1] : chain_.parent;
   header.tokens.assign(tokens.begin(), tokens.end());
-  std::vector<std::span<std::byte>> payload;
-  const auto& groups = pool_->groups();
-  for (size_t g = 0; g < groups.size(); ++g) {
-    payload.emplace_back(page.payload(static_cast<int>(g)), groups[g].PayloadBytes());
-  }
-  HOLDFAST_RETURN_IF_ERROR(store_->Get(header, payload));
+  HOLDFAST_ASSIGN_OR_RETURN(PageLease page, ReadRecord(pool_, store_, chain_.scope, header));
   return pool_->Seal(std::move(page), header.key, header.parent, tokens, PageSource::kDisk);
 }
 
@@ -86,6 +80,18 @@ bool PageLoad::over() const {
 int64_t PageLoad::late() const {
   std::lock_guard lock(mu_);
   return late_;
+}
+
+Result<PageLease> ReadRecord(PagePool* pool, PageStore* store, const TenantScope& scope,
+                             const PageHeader& header) {
+  HOLDFAST_ASSIGN_OR_RETURN(PageLease page, pool->Allocate(scope));
+  std::vector<std::span<std::byte>> payload;
+  const auto& groups = pool->groups();
+  for (size_t g = 0; g < groups.size(); ++g) {
+    payload.emplace_back(page.payload(static_cast<int>(g)), groups[g].PayloadBytes());
+  }
+  HOLDFAST_RETURN_IF_ERROR(store->Get(header, payload));
+  return page;
 }
 
 const char* FaultName(const Status& fault) {

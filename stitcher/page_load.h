@@ -66,6 +66,10 @@ class PageLoad {
   std::vector<Result<PageLease>> pages_;  // beside chain_.blocks, until they are taken
 };
 
+// Reads the record of `header` into a page of the pool that nobody else sees yet.
+Result<PageLease> ReadRecord(PagePool* pool, PageStore* store, const TenantScope& scope,
+                             const PageHeader& header);
+
 // Why a page is not here, as reports say it: "evicted", "slow_store", "pool_full", "io_error",
 // "corrupt".
 const char* FaultName(const Status& fault);

@@ -95,6 +95,13 @@ Loading SplitLoading(const PlanInput& input, int64_t pages) {
   return out;
 }
 
+double TailPatienceMs(const PlanInput& input, int64_t rows) {
+  const double load = input.load_ms_fixed + input.load_ms_per_page;
+  const double compute = input.compute_ms_per_token * static_cast<double>(rows);
+  if (compute <= 0) return kPatienceUnknownMs;
+  return load <= std::max(compute, kUnnoticedMs) ? std::max(compute, kPatienceMs) : 0;
+}
+
 Plan MakePlan(const PlanInput& input) {
   Plan plan;
   const int64_t limit = input.tokens - 1;  // the last token is always computed

@@ -64,4 +64,8 @@ struct Loading {
 };
 Loading SplitLoading(const PlanInput& input, int64_t pages);
 
+// How long to wait for the partial page behind the whole ones, of `rows`: as long as computing them
+// takes, or kPatienceMs. 0: it is not loaded, since that takes longer, and one would notice.
+double TailPatienceMs(const PlanInput& input, int64_t rows);
+
 }  // namespace holdfast

@@ -271,6 +271,14 @@ void Stitcher::ObserveCompute(int64_t tokens, double ms) {
   impl_->compute_ms_per_token.Add(ms / static_cast<double>(tokens));
 }
 
+void Stitcher::BeginWith(const StitchRates& earlier) {
+  std::lock_guard lock(impl_->rates_mu);
+  if (earlier.load_ms_per_page > 0) impl_->load_ms_per_page.Add(earlier.load_ms_per_page);
+  if (earlier.compute_ms_per_token > 0) {
+    impl_->compute_ms_per_token.Add(earlier.compute_ms_per_token);
+  }
+}
+
 StitchRates Stitcher::rates() const { return impl_->rates(); }
 
 StitchReport Settled(StitchReport report, int64_t reused, const PageLoad* loading,
@@ -397,6 +405,40 @@ int64_t Stitcher::Prefetch(const TenantScope& scope, std::span<const TokenId> to
   held.Release();
   impl_->pool->Renew(std::vector<PageKey>(chain.keys.rbegin(), chain.keys.rend()));
   return pages;
+}
+
+Result<PageLease> Stitcher::ReadTail(const TenantScope& scope, PageHeader header) {
+  const std::chrono::duration<double, std::milli> patience(
+      TailPatienceMs(MakeInput({}, 0, {}, rates()), static_cast<int64_t>(header.tokens.size())));
+  if (patience.count() <= 0) {
+    return Status::NotFound("stitcher: the rows are sooner computed than loaded");
+  }
+  struct Read {
+    std::mutex mu;
+    std::condition_variable came;
+    bool given_up = false;
+    std::optional<Result<PageLease>> page;
+  };
+  auto read = std::make_shared<Read>();
+  auto task = [impl = impl_.get(), read, scope, header = std::move(header)] {
+    std::unique_lock lock(read->mu);
+    if (read->given_up) return;
+    lock.unlock();
+    Result<PageLease> page = ReadRecord(impl->pool, impl->store, scope, header);
+    lock.lock();
+    if (read->given_up) return page.status().IgnoreError();
+    read->page.emplace(std::move(page));
+    read->came.notify_one();
+  };
+  if (!impl_->io.TryPush(std::move(task))) {
+    return Status::Unavailable("stitcher: too many loads wait");
+  }
+  std::unique_lock lock(read->mu);
+  if (read->came.wait_for(lock, patience, [&] { return read->page.has_value(); })) {
+    return std::move(*read->page);
+  }
+  read->given_up = true;
+  return Status::Unavailable("stitcher: the store does not answer in time");
 }
 
 Stitcher::Impl::Beginning Stitcher::Impl::Begin(const StitchRequest& request,

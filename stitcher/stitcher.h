@@ -26,6 +26,7 @@
 #include "stitcher/compute.h"
 #include "stitcher/page_load.h"
 #include "stitcher/plan.h"
+#include "stitcher/rates.h"
 #include "stitcher/recipe.h"
 #include "stitcher/run_plan.h"
 
@@ -129,11 +130,6 @@ struct ProbeRequest {
 // Windows inside `runs`, ascending, disjoint (select.h). Blocks.
 using ChooseWindowsFn = std::function<Result<std::vector<TokenRange>>(ProbeRequest)>;
 
-// Rates that the planner uses, measured as the process runs (a moving median).
-struct StitchRates {
-  double load_ms_per_page = 0, load_ms_fixed = 0, compute_ms_per_token = 0;
-};
-
 // Where the KV of a prompt is. From the first page on that is nowhere, nothing can be used again.
 struct Survey {
   int64_t pool = 0, store = 0;   // tokens in whole pages there
@@ -167,6 +163,10 @@ class Stitcher {
   // (teacher-forced, full vocabulary), over the context as it was made and over full prefill.
   // Blocks for a prefill. kNotFound: the context can't be made again as it was. kCancelled: `stop`.
   Result<ShadowKl> Shadow(const ShadowRequest& request);
+  // Reads the partial page of `header`, on the I/O threads, into a page of its own, by the rule of
+  // TailPatienceMs. kNotFound: its rows are sooner computed. kUnavailable: it has not come in time,
+  // and is dropped when it comes.
+  Result<PageLease> ReadTail(const TenantScope& scope, PageHeader header);
   // Reads nothing.
   Survey Look(const TenantScope& scope, std::span<const TokenId> tokens) const;
   // Loads from the store into the pool what Stitch would load, as far as `max_pages` go; the pages
@@ -175,6 +175,8 @@ class Stitcher {
   int64_t Prefetch(const TenantScope& scope, std::span<const TokenId> tokens, int64_t max_pages);
   // Tells what computing cost: `tokens` rows in `ms`. Feeds the planner.
   void ObserveCompute(int64_t tokens, double ms);
+  // Takes over what an earlier process has measured, as one sample of each that is not 0.
+  void BeginWith(const StitchRates& earlier);
   StitchRates rates() const;
 
  private:

@@ -1,12 +1,9 @@
 #include "api/bench/bench.h"
 
-#include <sched.h>
-
 #include <algorithm>
 #include <charconv>
 #include <cstring>
 #include <filesystem>
-#include <fstream>
 #include <optional>
 
 #include "api/bench/bench_run.h"
@@ -14,6 +11,7 @@
 #include "api/bench/soak.h"
 #include "api/bench/start_bench.h"
 #include "engine/backend/cpu/roofline.h"
+#include "engine/base/machine.h"
 
 namespace holdfast {
 namespace {
@@ -22,21 +20,6 @@ constexpr int64_t kSequencesMost = 256;
 constexpr int64_t kContextMost = 1 << 24;
 constexpr const char* kDrawn[] = {"scale-",      "fork",        "restore",       "agent-trace",
                                   "stitch-insert", "stitch-swap", "stitch-replace"};
-
-std::string CpuModel() {
-  std::ifstream in("/proc/cpuinfo");
-  for (std::string line; std::getline(in, line);) {
-    const size_t colon = line.find(": ");
-    if (line.starts_with("model name") && colon != std::string::npos) return line.substr(colon + 2);
-  }
-  return "unknown";
-}
-
-int UsableCores() {
-  cpu_set_t set;
-  CPU_ZERO(&set);
-  return sched_getaffinity(0, sizeof(set), &set) == 0 ? CPU_COUNT(&set) : 1;
-}
 
 void AddRoofline(const BenchRun& run, Json* results) {
   std::vector<int> threads = {1};

@@ -76,6 +76,30 @@ TEST_CASE("loads and the prefill race where neither is quick") {
         "exact[0,32) race[32,160) compute[160,200) absent");
 }
 
+TEST_CASE("how long a partial page is waited for") {
+  struct Case {
+    const char* what;
+    int64_t rows;
+    double load, compute_token, patience;
+  };
+  const Case cases[] = {
+      {"nothing is known", 31, 0, 0, kPatienceUnknownMs},
+      {"loading is not known", 31, 0, 1, kPatienceMs},
+      {"computing takes a while", 20, 5, 50, 1000},
+      {"so short that nobody notices", 1, 20, 1, kPatienceMs},
+      {"sooner computed", 20, 30, 1, 0},
+      {"a slow disk, and a slower model", 20, 300, 50, 1000},
+      {"a slower disk", 20, 1001, 50, 0},
+  };
+  for (const Case& c : cases) {
+    CAPTURE(c.what);
+    PlanInput in;
+    in.load_ms_per_page = c.load;
+    in.compute_ms_per_token = c.compute_token;
+    CHECK(TailPatienceMs(in, c.rows) == c.patience);
+  }
+}
+
 TEST_CASE("how pages come from the store, by what that costs") {
   struct Case {
     const char* what;

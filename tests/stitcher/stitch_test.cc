@@ -261,6 +261,31 @@ TEST_CASE_FIXTURE(Fixture, "beside running sequences a rest follows each page") 
   CHECK(stitcher.rates().load_ms_per_page >= kPageMs);
 }
 
+TEST_CASE_FIXTURE(Fixture, "a partial page that stalls is given up, and dropped when it comes") {
+  Learn(0, 20);
+  PageHeader header;
+  header.kind = PageKind::kTail;
+  header.tokens = {1, 2, 3};
+  header.key = TailKey(header.parent, header.tokens, Digest{});
+  const std::vector<std::byte> bytes(pool.groups()[0].PayloadBytes(), std::byte{7});
+  const std::vector<std::span<const std::byte>> payload(pool.groups().size(), bytes);
+  REQUIRE(store.Put(header, payload).ok());
+  const uint64_t leased = pool.stats().leased;
+  {
+    const auto page = stitcher.ReadTail(scope, header);
+    REQUIRE(page.ok());
+    CHECK(page->payload(0)[0] == std::byte{7});
+  }
+  CHECK(pool.stats().leased == leased);
+  store.StallAfter(0);
+  const auto start = Clock::now();
+  CHECK(stitcher.ReadTail(scope, header).status().code() == Code::kUnavailable);
+  CHECK(Since(start) >= kPatienceMs);
+  CHECK(Since(start) < 2 * kPatienceMs);
+  store.Release();
+  while (pool.stats().leased != leased) std::this_thread::yield();
+}
+
 // A prompt that has pages 4 .. 23 of `prompt` 8 tokens later than they were computed.
 struct Moved {
   std::vector<TokenId> tokens;
