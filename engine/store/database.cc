@@ -66,6 +66,7 @@ struct Database::Impl {
   bool degraded = false;
   std::string degraded_reason;
   Clock::time_point next_probe;
+  std::optional<Clock::time_point> busy_since;  // the writer's thread
   DatabaseStats stats;
 
   std::mutex readers_mu;
@@ -204,6 +205,10 @@ DatabaseStats Database::stats() const {
   std::lock_guard lock(impl_->mu);
   DatabaseStats s = impl_->stats;
   s.queued = impl_->QueuedLocked();
+  if (impl_->busy_since) {
+    const std::chrono::duration<double, std::milli> busy = Clock::now() - *impl_->busy_since;
+    s.writing_ms = busy.count();
+  }
   return s;
 }
 
@@ -238,6 +243,7 @@ Clock::time_point Database::Impl::NextWakeLocked() const {
 // Returns when there is work to run or upkeep to do; false when all is done and the end has come.
 bool Database::Impl::WaitForWork() {
   std::unique_lock lock(mu);
+  busy_since.reset();
   auto ready = [&] { return closing || QueuedLocked() > 0; };
   const Clock::time_point wake = NextWakeLocked();
   if (wake == Clock::time_point::max()) {
@@ -245,6 +251,7 @@ bool Database::Impl::WaitForWork() {
   } else {
     work_ready.wait_until(lock, wake, ready);
   }
+  busy_since = Clock::now();
   return !(closing && QueuedLocked() == 0);
 }
 

@@ -196,6 +196,7 @@ struct DatabaseStats {
   uint64_t wal_bytes = 0;  // size of the WAL file
   uint64_t queued = 0;
   uint64_t unsynced = 0;   // pieces of lazy work that were acknowledged and are not yet synced
+  double writing_ms = 0;   // that the writer's thread has been busy for now; 0 = it waits for work
 };
 
 class Database {

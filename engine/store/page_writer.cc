@@ -119,6 +119,15 @@ Status PageWriter::WriteTail(const PageHeader& header,
   return status;
 }
 
+void PageWriter::Drain(std::chrono::milliseconds most) {
+  std::unique_lock lock(impl_->mu);
+  const uint64_t end = impl_->next_number;
+  ++impl_->flushing;
+  impl_->wake.notify_all();
+  impl_->ended.wait_for(lock, most, [&] { return !impl_->PendingLocked(end); });
+  --impl_->flushing;
+}
+
 Status PageWriter::Flush() {
   std::unique_lock lock(impl_->mu);
   const uint64_t end = impl_->next_number;

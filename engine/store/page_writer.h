@@ -66,6 +66,9 @@ class PageWriter {
   Status WriteTail(const PageHeader& header,
                    std::span<const std::span<const std::byte>> payload);
 
+  // Waits, for at most `most`, until all that was offered before is written or given up, and holds
+  // no page any more.
+  void Drain(std::chrono::milliseconds most);
   // Waits until all that was offered before is written, and syncs. The error is that of the sync,
   // or of the first write that failed since the last Flush.
   Status Flush();

@@ -171,6 +171,22 @@ TEST_CASE("a Flush waits for the page that is just being written") {
   CHECK(f.store.syncs() == 1);
 }
 
+TEST_CASE("a Drain waits until nothing is held any more, or for as long as it is told") {
+  Fixture f;
+  f.Start();
+  f.store.Close();
+  REQUIRE(f.writer->Offer(f.Seal(1)));
+  f.store.WaitForPut();
+  f.writer->Drain(std::chrono::milliseconds(50));
+  CHECK(f.pool.stats().leased == 1);
+  std::future<void> drain = std::async(std::launch::async,
+                                       [&] { f.writer->Drain(std::chrono::hours(1)); });
+  f.store.OpenGate();
+  drain.get();
+  CHECK(f.pool.stats().leased == 0);
+  CHECK(f.store.syncs() == 0);
+}
+
 TEST_CASE("failed writes and syncs are told once, by the next Flush") {
   Fixture f;
   f.Start();
