@@ -63,6 +63,20 @@ void AddStore(Page* page, const StoreStats& s) {
   page->Counter("store_io_errors_total", "Reads and writes that failed.", Num(s.io_errors));
 }
 
+// What is on its way to the disk; a disk that stalls shows here.
+void AddWriting(Page* page, const PageWriterStats& w, const KeeperStats& k) {
+  page->Gauge("page_writes_queued", "Pages that wait to be written.", Num(w.queued));
+  page->Counter("page_writes_dropped_total", "Pages that found that queue full.", Num(w.dropped));
+  page->Counter("page_writes_failed_total", "Pages that the store refused.", Num(w.failed));
+  page->Counter("page_writes_given_up_total",
+                "Pages of heads that made room unwritten since the disk was too slow.",
+                Num(k.pages_given_up));
+  page->Gauge("database_writes_queued", "Writes that wait for the database.",
+              Num(k.writes_queued));
+  page->Gauge("database_write_seconds", "Of its write or sync under way; 0 when there is none.",
+              k.writing_ms / 1000);
+}
+
 void AddKeeper(Page* page, const KeeperStats& k) {
   page->Gauge("sessions", "Sessions kept.", Num(k.sessions));
   page->Counter("turns_committed_total", "Turns committed.", Num(k.turns_committed));
@@ -107,6 +121,7 @@ std::string MetricsText(const Runtime::Stats& stats, const std::string& model,
   AddEngine(&page, stats.engine);
   AddPool(&page, stats.engine.pool);
   AddStore(&page, stats.store);
+  AddWriting(&page, stats.writer, stats.keeper);
   AddKeeper(&page, stats.keeper);
   AddSegments(&page, stats.segments);
   return page.Take();

@@ -15,6 +15,7 @@
 #include "api/recorded_request.h"
 #include "api/segments.h"
 #include "engine/base/env.h"
+#include "engine/base/machine.h"
 #include "engine/kv/memory_page_store.h"
 #include "engine/store/data_dir.h"
 #include "engine/store/file_page_store.h"
@@ -27,6 +28,7 @@ constexpr int kCloseMs = 5000;  // for cancelled streams to be let go of by thei
 constexpr uint64_t kWriterPoolPart = 8; // pages that wait to be written pin at most this part of it
 constexpr uint64_t kWriterMaxQueued = 1024;
 constexpr uint64_t kCompactBytes = uint64_t{8} << 20;  // in one idle step
+constexpr size_t kTimedReads = 8;  // pages, at a start that knows nothing of the disk
 constexpr uint64_t kMinDiskBytes = uint64_t{64} << 20;
 
 // ChatML, for a model file that brings no template.
@@ -147,6 +149,7 @@ struct Runtime::Impl {
   Status OpenText();
   Status OpenSegments();
   Status OpenKeeper();
+  void TimeReads();
   Status Check(const ChatRequest& request) const;
   Result<CompiledConstraint> Constrain(const ChatRequest& request) const;
   Result<TurnSampler> SamplerOf(const RecordedTurn& turn, const ReplayRequest& request) const;
@@ -262,9 +265,24 @@ Status Runtime::Impl::OpenKeeper() {
   k.anonymous_ttl_s = options.anonymous_ttl_s;
   k.tend_every_ms = options.tend_every_ms;
   k.quotas = options.quotas;
-  if (writer != nullptr) k.sync_pages = [w = writer.get()] { return w->Flush(); };
+  if (writer != nullptr) {
+    k.sync_pages = [w = writer.get()] { return w->Flush(); };
+    k.drain_pages = [w = writer.get()](int64_t most_ms) {
+      w->Drain(std::chrono::milliseconds(most_ms));
+    };
+  }
+  const int threads = options.engine.cpu.threads;
+  k.machine = std::string(engine->cpu_level()) + ", " + CpuModel() + ", " +
+              std::to_string(threads > 0 ? threads : UsableCores()) + " threads";
   HOLDFAST_ASSIGN_OR_RETURN(keeper, Keeper::Open(k));
   return Status();
+}
+
+// What loading costs, where no process before has told: by one thread, so rather too much.
+void Runtime::Impl::TimeReads() {
+  if (file_store == nullptr || stitcher->rates().load_ms_per_page > 0) return;
+  const auto page_bytes = static_cast<double>(engine->pool().page_bytes());
+  stitcher->BeginWith({.load_ms_per_page = file_store->TimeReads(kTimedReads) * page_bytes});
 }
 
 Result<std::unique_ptr<Runtime>> Runtime::Open(const RuntimeOptions& options) {
@@ -293,6 +311,7 @@ Result<std::unique_ptr<Runtime>> Runtime::Open(const RuntimeOptions& options) {
   HOLDFAST_RETURN_IF_ERROR(impl->OpenText());
   HOLDFAST_RETURN_IF_ERROR(impl->OpenSegments());
   HOLDFAST_RETURN_IF_ERROR(impl->OpenKeeper());
+  impl->TimeReads();
   return std::unique_ptr<Runtime>(new Runtime(std::move(impl)));
 }
 
@@ -526,6 +545,7 @@ Runtime::Stats Runtime::stats() {
   if (impl_->store != nullptr) s.store = impl_->store->stats();
   s.keeper = impl_->keeper->stats();
   s.segments = impl_->segments->stats();
+  if (impl_->writer != nullptr) s.writer = impl_->writer->stats();
   return s;
 }
 

@@ -18,6 +18,7 @@
 #include <vector>
 
 #include "engine/engine.h"
+#include "engine/store/page_writer.h"
 #include "sessions/keeper.h"
 #include "sessions/replay.h"
 #include "stitcher/segment_store.h"
@@ -191,6 +192,7 @@ class Runtime {
   struct Stats {
     EngineStats engine;
     StoreStats store;
+    PageWriterStats writer;
     KeeperStats keeper;
     SegmentStats segments;
   };

@@ -77,6 +77,8 @@ void Caretaker::Tend() {
   LineUpStore();
   TakeDue();
   RunJobs();
+  k_.SweepExpired();
+  k_.KeepRates();
   DoIdleWork();
 }
 

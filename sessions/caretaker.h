@@ -7,7 +7,8 @@
 //                 of their heads' worth: what belongs to no head goes first, superseded heads next,
 //                 pinned segments last (as far as they fill half of either)
 //   3 prefetch    heads whose next turn is expected (a tool's end, `wake_at`), and those asked for
-//   4 idle work   while no turn runs: branches that are to be exact again (harden), answers that
+//   4 sweep       deletes sessions that have expired, keeps what the stitcher has measured
+//   5 idle work   while no turn runs: branches that are to be exact again (harden), answers that
 //                 are measured against full prefill (verify); one in a round. When a turn comes it
 //                 stops, and goes on later from the pages that are done
 // In between, when a turn has its pages, after it, and with each prefetch that is asked for, it is

@@ -14,6 +14,7 @@ namespace {
 
 constexpr int64_t kSweepEveryMs = 60'000;
 constexpr int kSweepSessions = 16;  // expired sessions deleted in one sweep
+constexpr int64_t kDrainMs = 250;   // that a turn waits for pages of its tenant to be written
 
 // What a finished decode adds: the output node, and how much of it the head takes.
 struct Output {
@@ -171,7 +172,7 @@ Status Keeper::Impl::MakeRoomOf(const TenantScope& scope, int64_t branch, int64_
   const auto missing = [&] { return others() + pages - limit / page_bytes; };
   warm.MakeRoomOf(scope, missing);
   // Pages on their way to the store are held too.
-  if (missing() > 0 && options.sync_pages) options.sync_pages().IgnoreError();
+  if (missing() > 0 && options.drain_pages) options.drain_pages(kDrainMs);
   const int64_t leased = others();
   if (leased + pages <= limit / page_bytes) return Status();
   return Status::Exhausted(
@@ -210,6 +211,14 @@ Status Keeper::Impl::Recover() {
     }
     return rows.status();
   }));
+  // Rates that can't be read are measured anew.
+  options.db
+      ->Read([&](Reader& reader) -> Status {
+        HOLDFAST_ASSIGN_OR_RETURN(kept_rates, GetRates(reader, options.fp, options.machine));
+        return Status();
+      })
+      .IgnoreError();
+  options.stitcher->BeginWith(kept_rates);
   const int64_t now = NowMs();
   HOLDFAST_RETURN_IF_ERROR(options.db->Read([&](Reader& reader) {
     Rows rows = reader.Query(
@@ -238,6 +247,20 @@ Status Keeper::Impl::Recover() {
                        TurnStatus::kAborted, now);
       },
       WriteClass::kTurn);
+}
+
+// Queued, not waited for. Where that fails, so that the next start knows older ones, little is lost.
+void Keeper::Impl::KeepRates() {
+  if (options.machine.empty()) return;
+  const StitchRates now = options.stitcher->rates();
+  std::lock_guard lock(rates_mu);
+  if (!DiffersMuch(kept_rates, now)) return;
+  const Status queued = options.db->Submit(
+      [fp = options.fp, machine = options.machine, now](Txn& txn) {
+        return PutRates(txn, fp, machine, now);
+      },
+      WriteClass::kBackground, [](const Status& written) { written.IgnoreError(); });
+  if (queued.ok()) kept_rates = now;
 }
 
 void Keeper::Impl::SweepExpired() {
@@ -427,6 +450,7 @@ std::vector<Migration> Keeper::Migrations() {
   std::vector<Migration> all = SessionMigrations();
   for (Migration& m : SegmentStore::Migrations()) all.push_back(std::move(m));
   for (Migration& m : RecipeMigrations()) all.push_back(std::move(m));
+  for (Migration& m : RateMigrations()) all.push_back(std::move(m));
   return all;
 }
 
@@ -442,7 +466,6 @@ Result<std::unique_ptr<Keeper>> Keeper::Open(const KeeperOptions& options) {
 
 Result<std::unique_ptr<Turn>> Keeper::Begin(const TurnRequest& request) {
   if (impl_->shut) return Status::Unavailable("shutting down");
-  impl_->SweepExpired();
   return AdmitTurn(*impl_, request);
 }
 
@@ -463,6 +486,7 @@ void Keeper::Shutdown() {
   impl_->leases.Close();
   impl_->caretaker.Stop();
   impl_->warm.LetGoOfAll();
+  impl_->KeepRates();
   impl_->options.db->Flush().IgnoreError();  // lazy turns; it fails where the store is degraded
 }
 
@@ -478,11 +502,14 @@ KeeperStats Keeper::stats() const {
   s.resident_timelines = warm.heads;
   s.tails_written = warm.tails_written;
   s.tails_restored = warm.tails_restored;
+  s.pages_given_up = warm.given_up;
   s.heads = impl_->heads.counts();
   s.prefetches = impl_->caretaker.prefetches();
   s.pages_prefetched = impl_->caretaker.pages_prefetched();
   const DatabaseStats db = impl_->options.db->stats();
   s.unsynced = db.unsynced;
+  s.writes_queued = db.queued;
+  s.writing_ms = db.writing_ms;
   s.hardened = impl_->hardened;
   s.kv_failures = impl_->kv_failures;
   {

@@ -42,6 +42,7 @@ struct KeeperStats {
   uint64_t running = 0;              // turns between Begin and their end
   uint64_t resident_timelines = 0;
   uint64_t tails_written = 0, tails_restored = 0;
+  uint64_t pages_given_up = 0;       // of heads that were let go while the disk was too slow
   HeadTable::Counts heads;           // that are known, by state
   uint64_t prefetches = 0, pages_prefetched = 0;
   uint64_t unsynced = 0;             // commits (admissions too) that a power cut would take
@@ -52,6 +53,8 @@ struct KeeperStats {
   uint64_t verified = 0, verified_tokens = 0, verify_skipped = 0;
   double verified_kl = 0, verified_kl_max = 0;  // nats
   bool degraded = false;             // the last commit failed; nothing durable is taken on
+  uint64_t writes_queued = 0;        // that wait for the database
+  double writing_ms = 0;             // that its write or sync under way has taken
 };
 
 // What a check of the token log found.
@@ -94,6 +97,9 @@ struct KeeperOptions {
   std::function<int64_t()> now_ms;   // Unix time; null = the system clock
   int64_t tend_every_ms = 500;         // rounds of the keeper's own thread; 0 = it has none (tests)
   std::function<Status()> sync_pages;  // makes sealed pages durable (Durability::kKv); may be null
+  // Waits, for so many ms at most, until no sealed page waits to be written; may be null.
+  std::function<void(int64_t most_ms)> drain_pages;
+  std::string machine;  // names it beside what was measured on it (stitcher/rates.h); "" = not kept
 };
 
 class Keeper {
@@ -101,7 +107,8 @@ class Keeper {
   // The tables (sessions/schema.cc) and those of segments beside them, for
   // Database::Options::migrations.
   static std::vector<Migration> Migrations();
-  // Marks the turns of a process that died as aborted, drops expired sessions.
+  // Marks the turns of a process that died as aborted, drops expired sessions, tells the stitcher
+  // what this machine has measured before.
   static Result<std::unique_ptr<Keeper>> Open(const KeeperOptions& options);
   ~Keeper();  // Shutdown
 

@@ -103,6 +103,8 @@ struct Keeper::Impl {
   };
   std::mutex verified_mu;
   Verified verified;  // under verified_mu
+  std::mutex rates_mu;
+  StitchRates kept_rates;  // under rates_mu: as the database has them
 
   int64_t NowMs();
   // What a branch's next head is remembered with after a turn.
@@ -122,6 +124,7 @@ struct Keeper::Impl {
   Status HardenBranch(const HeadId& id);
   Status ShadowTurn(const ShadowJob& job);
   void LineUpShadow(ShadowJob job);
+  void KeepRates();
   void SweepExpired();
   // Those that have expired at `now`: sid and id, ascending, of sids above `after`.
   Result<std::vector<SessionRow>> Expired(int64_t now, int64_t after, int most);

@@ -104,7 +104,7 @@ void WarmHeads::WriteAhead(int64_t pages) {
       if (auto head = UnsavedOf(*l.head, TailOwner::kBranch)) unsaved.push_back(std::move(*head));
     }
   }
-  Write(unsaved);
+  Save(std::move(unsaved), HeadSaver::Wait::kWhileWorthIt);
 }
 
 void WarmHeads::MakeRoomOf(const TenantScope& scope, const std::function<int64_t()>& missing) {
@@ -172,12 +172,15 @@ std::vector<WarmHeads::Leaver> WarmHeads::LineLocked() {
   return line;
 }
 
+double WarmHeads::ComputeMsPerToken() const {
+  const double measured = options_.stitcher->rates().compute_ms_per_token;
+  return measured > 0 ? measured : kComputeMsPerToken;
+}
+
 double WarmHeads::SecondsToHave(std::span<const PageKey> keys) const {
   const StitchRates rates = options_.stitcher->rates();
   const double load = rates.load_ms_per_page > 0 ? rates.load_ms_per_page : kLoadMsPerPage;
-  const double compute =
-      kPageTokens *
-      (rates.compute_ms_per_token > 0 ? rates.compute_ms_per_token : kComputeMsPerToken);
+  const double compute = kPageTokens * ComputeMsPerToken();
   double ms = 0;
   for (const PageKey& key : keys) {
     const bool stored = options_.store != nullptr && options_.store->Contains(key);
@@ -187,13 +190,12 @@ double WarmHeads::SecondsToHave(std::span<const PageKey> keys) const {
 }
 
 // Written first, released then, so that those let go first are the first to leave the pool.
-void WarmHeads::LetGo(Heads* gone) {
+void WarmHeads::LetGo(Heads* gone, HeadSaver::Wait wait) {
   std::vector<Unsaved> unsaved;
   for (const Head& h : *gone) {
     if (auto head = UnsavedOf(h, TailOwner::kBranch)) unsaved.push_back(std::move(*head));
   }
-  Write(unsaved);
-  unsaved.clear();
+  Save(std::move(unsaved), wait);
   for (; !gone->empty(); gone->pop_front()) {
     options_.table->LetGo(gone->front().branch, gone->front().timeline.ExactKeys());
   }
@@ -210,7 +212,7 @@ void WarmHeads::LetGoOfAll() {
     std::lock_guard lock(mu_);
     for (const Leaver& l : LineLocked()) gone.splice(gone.end(), heads_, l.head);
   }
-  LetGo(&gone);
+  LetGo(&gone, HeadSaver::Wait::kToTheEnd);
 }
 
 bool WarmHeads::IsWarm(int64_t branch) const {
@@ -227,17 +229,9 @@ int64_t WarmHeads::Filled(int64_t branch) const {
 }
 
 WarmHeads::Stats WarmHeads::stats() const {
+  const HeadSaver::Stats saved = saver_.stats();
   std::lock_guard lock(mu_);
-  return {heads_.size(), tails_written_, tails_restored_};
-}
-
-std::vector<std::span<std::byte>> WarmHeads::PayloadOf(const PageLease& page) const {
-  std::vector<std::span<std::byte>> payload;
-  const auto& groups = options_.pool->groups();
-  for (size_t g = 0; g < groups.size(); ++g) {
-    payload.emplace_back(page.payload(static_cast<int>(g)), groups[g].PayloadBytes());
-  }
-  return payload;
+  return {heads_.size(), saved.tails, tails_restored_, saved.given_up};
 }
 
 // Nothing where it is all there, or cannot be kept. A snapshot's tail is written again: it is to
@@ -254,14 +248,14 @@ std::optional<WarmHeads::Unsaved> WarmHeads::UnsavedOf(const Head& head, TailOwn
     header.key = tail.key;
     header.parent = tail.parent;
     header.tokens.assign(tail.tokens.begin(), tail.tokens.end());
-    out.tail = Record{std::move(header), std::move(tail.page)};
+    out.tail = HeadSaver::Record{std::move(header), std::move(tail.page)};
   }
   if (out.pages.empty() && !out.tail) return std::nullopt;
   return out;
 }
 
-std::vector<WarmHeads::Record> WarmHeads::UnsavedPages(const Timeline& timeline) const {
-  std::vector<Record> unsaved;
+std::vector<HeadSaver::Record> WarmHeads::UnsavedPages(const Timeline& timeline) const {
+  std::vector<HeadSaver::Record> unsaved;
   const std::vector<PageKey> keys = timeline.ExactKeys();
   PageHeader header;
   header.fp = options_.fp;
@@ -282,65 +276,8 @@ std::vector<WarmHeads::Record> WarmHeads::UnsavedPages(const Timeline& timeline)
   return unsaved;
 }
 
-// What can't be written is computed again when it is wanted.
-void WarmHeads::Write(const std::vector<Unsaved>& heads) {
-  if (heads.empty()) return;
-  for (const Unsaved& head : heads) WriteDown(head).IgnoreError();
-  options_.store->Sync().IgnoreError();
-}
-
-Status WarmHeads::WriteDown(const Unsaved& head) {
-  for (const Record& page : head.pages) HOLDFAST_RETURN_IF_ERROR(PutRecord(page));
-  return head.tail ? WriteTail(head) : Status();
-}
-
-Status WarmHeads::PutRecord(const Record& record) {
-  const auto payload = PayloadOf(record.page);
-  const std::vector<std::span<const std::byte>> parts(payload.begin(), payload.end());
-  return options_.store->Put(record.header, parts);
-}
-
-Status WarmHeads::WriteTail(const Unsaved& head) {
-  const PageKey& key = head.tail->header.key;
-  HOLDFAST_RETURN_IF_ERROR(PutRecord(*head.tail));
-  const bool of_branch = head.owner == TailOwner::kBranch;
-  if (of_branch) HOLDFAST_RETURN_IF_ERROR(ForgetOlderTails(head));
-  Status noted = options_.db->Write(
-      [&](Txn& txn) {
-        if (of_branch) {
-          return txn.Run("INSERT INTO tail(key, sid, branch) VALUES(?, ?, ?) "
-                         "ON CONFLICT DO NOTHING",
-                         key, head.sid, head.branch);
-        }
-        return txn.Run("INSERT INTO tail(key, sid, branch) VALUES(?, ?, NULL) "
-                       "ON CONFLICT(sid, key) DO UPDATE SET branch = NULL",
-                       key, head.sid);
-      },
-      WriteClass::kBackground);
-  if (noted.code() == Code::kConflict) ForgetTails({&key, 1});  // the session is gone
-  HOLDFAST_RETURN_IF_ERROR(std::move(noted));
-  std::lock_guard lock(mu_);
-  ++tails_written_;
-  return Status();
-}
-
-Status WarmHeads::ForgetOlderTails(const Unsaved& head) {
-  const PageKey& kept = head.tail->header.key;
-  std::vector<PageKey> old;
-  HOLDFAST_RETURN_IF_ERROR(options_.db->Read([&](Reader& reader) {
-    Rows rows = reader.Query("SELECT key FROM tail WHERE sid = ? AND branch = ? AND key <> ?",
-                             head.sid, head.branch, kept);
-    while (rows.Next()) old.push_back(rows.DigestAt(0));
-    return rows.status();
-  }));
-  if (old.empty()) return Status();
-  ForgetTails(old);
-  return options_.db->Write(
-      [&](Txn& txn) {
-        return txn.Run("DELETE FROM tail WHERE sid = ? AND branch = ? AND key <> ?", head.sid,
-                       head.branch, kept);
-      },
-      WriteClass::kBackground);
+void WarmHeads::Save(std::vector<Unsaved> heads, HeadSaver::Wait wait) {
+  saver_.Save(std::move(heads), ComputeMsPerToken(), wait);
 }
 
 void WarmHeads::WriteSnapshotTail(int64_t sid, int64_t branch) {
@@ -352,7 +289,7 @@ void WarmHeads::WriteSnapshotTail(int64_t sid, int64_t branch) {
     if (it == heads_.end() || it->sid != sid) return;
     if (auto head = UnsavedOf(*it, TailOwner::kSnapshot)) unsaved.push_back(std::move(*head));
   }
-  Write(unsaved);
+  Save(std::move(unsaved), HeadSaver::Wait::kWhileWorthIt);
 }
 
 int64_t WarmHeads::StoredTail(const PageKey& parent, std::span<const TokenId> tokens) const {
@@ -379,8 +316,8 @@ void WarmHeads::RestoreTail(Timeline* timeline, StitchReport* report) {
   header.key = TailKey(header.parent, rest.first(rows), Digest{});
   const std::vector<TokenId> tokens(rest.begin(), rest.end());
   header.tokens.assign(tokens.begin(), tokens.begin() + rows);
-  auto page = options_.pool->Allocate(timeline->scope());
-  if (!page.ok() || !options_.store->Get(header, PayloadOf(*page)).ok()) return;
+  auto page = options_.stitcher->ReadTail(timeline->scope(), header);
+  if (!page.ok()) return;
   // The prompt ends after the tail: its tokens are put again behind the adopted page.
   if (!timeline->Truncate(filled).ok()) return;
   const bool adopted = timeline->AdoptTail(std::move(page).value(), header.tokens).ok();
@@ -394,11 +331,6 @@ void WarmHeads::RestoreTail(Timeline* timeline, StitchReport* report) {
   report->restore_ms += MsSince(start);
   std::lock_guard lock(mu_);
   ++tails_restored_;
-}
-
-void WarmHeads::ForgetTails(std::span<const PageKey> keys) {
-  if (options_.store == nullptr) return;
-  for (const PageKey& key : keys) options_.store->Delete(key).IgnoreError();
 }
 
 }  // namespace holdfast

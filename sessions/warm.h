@@ -5,9 +5,10 @@
 // and so are sealed pages that the store lacks; a later Stitch of the same tokens ends with
 // RestoreTail. Losing any of it costs a short prefill. WriteAhead, on the caretaker's thread, does
 // it for those that will go first while they are still warm: who lets go of them then only gives
-// back memory. Where it had no time for that, who wants the room writes them himself.
+// back memory. Where it had no time for that, who wants the room waits for it, as long as that is
+// worth it (head_saver.h): a disk that stalls delays no turn by more than a moment.
 //
-// Thread-safe; page files are written with no lock held.
+// Thread-safe; no lock is held over I/O.
 #pragma once
 
 #include <cstdint>
@@ -21,6 +22,7 @@
 
 #include "engine/engine.h"
 #include "engine/store/database.h"
+#include "sessions/head_saver.h"
 #include "sessions/head_table.h"
 #include "stitcher/stitcher.h"
 
@@ -35,7 +37,7 @@ class WarmHeads {
     Digest fp;
     int max_heads = 64;
     HeadTable* table = nullptr;  // is told who was let go, and says how likely each is resumed
-    const Stitcher* stitcher = nullptr;    // what loading and computing cost
+    Stitcher* stitcher = nullptr;  // what loading and computing cost; reads tails
     std::function<int64_t()> now_ms;
   };
   struct Head {
@@ -45,9 +47,11 @@ class WarmHeads {
   };
   struct Stats {
     uint64_t heads = 0, tails_written = 0, tails_restored = 0;
+    uint64_t given_up = 0;  // pages of heads that were let go unwritten
   };
 
-  explicit WarmHeads(const Options& options) : options_(options) {}
+  explicit WarmHeads(const Options& options)
+      : options_(options), saver_(options.pool, options.store, options.db) {}
 
   // Takes out the head of the session that shares the most tokens with `tokens`, that of `branch`
   // where several do. Its borrower puts it back, or keeps it.
@@ -66,11 +70,12 @@ class WarmHeads {
   // Lets go of the tenant's warm heads until `missing` pages are none or no head is warm.
   void MakeRoomOf(const TenantScope& scope, const std::function<int64_t()>& missing);
   void Drop(int64_t sid);  // without writing anything
-  void LetGoOfAll();
+  void LetGoOfAll();  // waits until all is written, however long that takes
   bool IsWarm(int64_t branch) const;
   Stats stats() const;
 
-  // Writes the partial page of the branch's warm head, if there is one, for good (a snapshot).
+  // Writes the partial page of the branch's warm head, if there is one, for good (a snapshot), as
+  // long as waiting for that is worth it.
   void WriteSnapshotTail(int64_t sid, int64_t branch);
   // What it takes to have pages again: from disk where they are there, else by computing.
   double SecondsToHave(std::span<const PageKey> keys) const;
@@ -79,25 +84,16 @@ class WarmHeads {
   // The longest partial page in the store that begins with the first of `tokens` after the pages of
   // `parent`; 0 = there is none.
   int64_t StoredTail(const PageKey& parent, std::span<const TokenId> tokens) const;
-  // Fills in rows after the whole pages of a stitched timeline from a tail record, if there is one.
+  // Fills in rows after the whole pages of a stitched timeline from a tail record, if there is one
+  // that comes in time (Stitcher::ReadTail).
   void RestoreTail(Timeline* timeline, StitchReport* report);
   // Forgets all tails of a session in the page store.
-  void ForgetTails(std::span<const PageKey> keys);
+  void ForgetTails(std::span<const PageKey> keys) { saver_.ForgetTails(keys); }
 
  private:
-  enum class TailOwner : uint8_t { kBranch, kSnapshot };
   using Heads = std::list<Head>;
-  struct Record {
-    PageHeader header;
-    PageLease page;
-  };
-  // What the store lacks of a head, pinned, so that it can be written while the head is used.
-  struct Unsaved {
-    int64_t sid = 0, branch = 0;
-    TailOwner owner = TailOwner::kBranch;
-    std::vector<Record> pages;
-    std::optional<Record> tail;
-  };
+  using TailOwner = HeadSaver::TailOwner;
+  using Unsaved = HeadSaver::Unsaved;
   struct Leaver {
     Heads::iterator head;
     int64_t pages = 0;  // that it alone holds
@@ -106,20 +102,17 @@ class WarmHeads {
   void LetGoWhile(const std::function<int64_t()>& missing, const TenantScope* of);
   std::vector<PageKey> OwnPages(const Head& head) const;
   int64_t MissingInPool(int64_t pages) const;
-  void LetGo(Heads* gone);
+  void LetGo(Heads* gone, HeadSaver::Wait wait = HeadSaver::Wait::kWhileWorthIt);
+  double ComputeMsPerToken() const;
   std::optional<Unsaved> UnsavedOf(const Head& head, TailOwner owner) const;
-  std::vector<Record> UnsavedPages(const Timeline& timeline) const;
-  void Write(const std::vector<Unsaved>& heads);
-  Status WriteDown(const Unsaved& head);
-  Status WriteTail(const Unsaved& head);
-  Status PutRecord(const Record& record);
-  Status ForgetOlderTails(const Unsaved& head);
-  std::vector<std::span<std::byte>> PayloadOf(const PageLease& page) const;
+  std::vector<HeadSaver::Record> UnsavedPages(const Timeline& timeline) const;
+  void Save(std::vector<Unsaved> heads, HeadSaver::Wait wait);
 
   const Options options_;
   mutable std::mutex mu_;
   Heads heads_;
-  uint64_t tails_written_ = 0, tails_restored_ = 0;
+  uint64_t tails_restored_ = 0;
+  HeadSaver saver_;
 };
 
 }  // namespace holdfast

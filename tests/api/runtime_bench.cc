@@ -41,6 +41,8 @@ void RuntimeBench::Open() {
   r.page_store = options_.page_store;
   r.max_resident = options_.max_resident;
   r.database_vfs = options_.vfs;
+  r.env = options_.env;
+  r.index_env = options_.index_env;
   auto opened = Runtime::Open(r);
   REQUIRE_MESSAGE(opened.ok(), opened.status().ToString());
   runtime_ = std::move(opened).value();

@@ -15,7 +15,9 @@ struct RuntimeBenchOptions {
   bool page_store = true;
   size_t kv_bytes = 32u << 20;
   int max_resident = 64;
-  std::string vfs = {};
+  std::string vfs = {};      // these three as RuntimeOptions'
+  Env* env = nullptr;
+  rocksdb::Env* index_env = nullptr;
   std::string cpu = {};      // instruction set; "" = the best
   uint64_t model_seed = 1;
   int vocab = 320;           // another one is another tokenizer

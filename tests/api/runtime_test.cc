@@ -76,6 +76,21 @@ TEST_CASE("warm, restarted, recomputed and evicted conversations are the same to
   }
 }
 
+TEST_CASE("what loading and computing cost is known at the next start") {
+  RuntimeBench b;
+  CHECK(b.runtime().stitcher().rates().compute_ms_per_token == 0);
+  AskAll(b, Talk("chat"));
+  const double computing = b.runtime().stitcher().rates().compute_ms_per_token;
+  CHECK(computing > 0);
+  CHECK(b.runtime().stitcher().rates().load_ms_per_page == 0);
+  b.Restart();
+  const StitchRates known = b.runtime().stitcher().rates();
+  CHECK_FALSE(DiffersMuch(known, {.compute_ms_per_token = computing}));
+  CHECK(known.load_ms_per_page > 0);  // a few pages were read
+  b.Restart();
+  CHECK_FALSE(DiffersMuch(b.runtime().stitcher().rates(), known));
+}
+
 TEST_CASE("a forked head answers as the head it left") {
   RuntimeBench b;
   Talk talk("chat");
