@@ -3,7 +3,7 @@
 // A life: a data folder is made, and one client of load.h does every kind of step on it, alone.
 // For every n (or every N-th, from a random one on) and each fault the life is lived again with
 // the n-th file operation failing: of SQLite, of the page files or of RocksDB; reads, writes, syncs,
-// names. Checked:
+// names. Last, the n-th takes its time and is then done: nothing fails for that. Checked:
 //   - no crash, no hang; a step that fails says so with a typed error, and opening does
 //   - with the disk well again, what was acknowledged is there and fsck is clean, in this process
 //     and in the next one; the branch of the step that failed is as before it or as after it
@@ -38,6 +38,7 @@ using testing::DiskFault;
 
 constexpr int kClient = 1;
 constexpr int kHangSeconds = 120;        // of one life, which takes a fraction of a second
+constexpr std::chrono::milliseconds kStall{500};  // twice what a turn waits for pages
 constexpr uint64_t kLivesPerLine = 250;  // of progress
 const std::vector<StepKind> kLife = {
     StepKind::kTurn,   StepKind::kTurn, StepKind::kFork,    StepKind::kTurn,   StepKind::kSnapshot,
@@ -47,13 +48,14 @@ const std::vector<StepKind> kLife = {
 enum class Repeat : uint8_t { kOnce, kFromThenOn };
 struct Kind {
   const char* name;
-  DiskFault fault;
+  DiskFault fault;  // kNone: it stalls
   Repeat repeat;
 };
 constexpr Kind kKinds[] = {{"EIO", DiskFault::kIo, Repeat::kOnce},
                            {"ENOSPC", DiskFault::kNoSpace, Repeat::kOnce},
                            {"short", DiskFault::kShort, Repeat::kOnce},
-                           {"EIO from then on", DiskFault::kIo, Repeat::kFromThenOn}};
+                           {"EIO from then on", DiskFault::kIo, Repeat::kFromThenOn},
+                           {"stall", DiskFault::kNone, Repeat::kOnce}};
 
 // Ends the process when a life takes kHangSeconds in which the process may run: a second in which it
 // is stopped, for however long, counts as one.
@@ -94,6 +96,7 @@ class FailingDisk : public testing::DiskHook {
     // A disk that is full takes no writes; it reads as before.
     if (kind_.fault == DiskFault::kNoSpace && e.op == testing::DiskOp::kRead) return DiskFault::kNone;
     ++faults_;
+    if (kind_.fault == DiskFault::kNone) Stall();
     return kind_.fault;
   }
   void Heal() { at_ = 0; }
@@ -101,6 +104,13 @@ class FailingDisk : public testing::DiskHook {
   uint64_t faults() const { return faults_; }
 
  private:
+  static void Stall() {
+    std::mutex mu;
+    std::condition_variable never;
+    std::unique_lock lock(mu);
+    never.wait_for(lock, kStall, [] { return false; });
+  }
+
   std::atomic<uint64_t> operations_{0}, faults_{0}, at_;
   const Kind kind_;
 };
@@ -176,6 +186,9 @@ class Sweep {
     if (code != Code::kOk && code != Code::kIo && code != Code::kExhausted &&
         code != Code::kCorrupt && code != Code::kUnavailable) {
       FailHere("failed with " + std::string(CodeName(code)) + ": " + why_);
+    }
+    if (kind.fault == DiskFault::kNone && code != Code::kOk) {
+      FailHere("a stall has made it fail: " + why_);
     }
     faults_ += disk.faults();
     const uint64_t operations = disk.operations();

@@ -42,7 +42,8 @@ using testing::DiskFault;
 using testing::DiskOp;
 
 constexpr uint32_t kRounds = 6;      // of the clients, in one data folder
-constexpr uint32_t kPointsAck = 99;  // Ack::client of the message that lists points
+// Ack::client of the messages that list points: once the folder is open, and at the end.
+constexpr uint32_t kOpenedAck = 98, kPointsAck = 99;
 constexpr int kMaxKillMs = 150;      // when a random moment is; later ones are rarer
 constexpr int kGiveUpMs = 600;       // a point that is not reached by then is not waited for
 
@@ -148,6 +149,10 @@ void WriteAll(int fd, const std::string& bytes) {
   options.index_env = index.env();
   auto runtime = Runtime::Open(options);
   if (!runtime.ok()) Fail("open: " + runtime.status().ToString());
+  Ack points;
+  points.client = kOpenedAck;
+  points.result = hook.Counts();
+  WriteAll(fd, Encode(points));
   load.Check(**runtime);
   std::mutex mu;
   std::vector<std::thread> threads;
@@ -163,7 +168,6 @@ void WriteAll(int fd, const std::string& bytes) {
   }
   for (std::thread& t : threads) t.join();
   runtime->reset();
-  Ack points;
   points.client = kPointsAck;
   points.result = hook.Counts();
   WriteAll(fd, Encode(points));
@@ -190,12 +194,15 @@ class Campaign {
     calm_ = false;
     for (size_t p = 0; p < kPoints; ++p) {
       if (seen_[p] > 0) points_.push_back(p);
+      if (seen_[p] > 0 && seen_[p] == seen_opening_[p]) making_points_.push_back(p);
     }
     std::shuffle(points_.begin(), points_.end(), random_);
+    std::shuffle(making_points_.begin(), making_points_.end(), random_);
     int runs = 0;
     for (int part = 0; killed_ < wanted_; ++part) {
       const std::string data = folder_ + "/data" + std::to_string(part);
       load_ = Load("kill-loop", seed_);
+      opened_ = false;
       bool ended = false;
       for (; killed_ < wanted_ && !ended; ++runs) ended = RunToKill(data);
       if (!ended && !Run(data, -1, {})) Fail("the last run did not end");
@@ -211,8 +218,10 @@ class Campaign {
   bool RunToKill(const std::string& data) {
     Target target;
     int kill_ms = 1 + static_cast<int>(random_() % kMaxKillMs);
-    if (random_() % 2 == 0) {
-      target.point = points_[next_point_++ % points_.size()];
+    if (!opened_ || random_() % 2 == 0) {
+      // What is passed in the making of a folder is passed there alone.
+      target.point = opened_ ? points_[next_point_++ % points_.size()]
+                             : making_points_[next_making_point_++ % making_points_.size()];
       // Most points are passed a few times only; what is passed often is so at every moment.
       const uint32_t most = std::max(1u, std::min(seen_[target.point] / 8, 60u));
       target.nth = 1 + static_cast<uint32_t>(random_() % most);
@@ -230,8 +239,10 @@ class Campaign {
   void Receive(std::string* stream) {
     Ack ack;
     while (Decode(stream, &ack)) {
-      if (ack.client == kPointsAck) {
-        if (calm_) std::memcpy(seen_.data(), ack.result.data(), sizeof(seen_));
+      if (ack.client == kPointsAck || ack.client == kOpenedAck) {
+        opened_ = true;
+        Counts& counts = ack.client == kPointsAck ? seen_ : seen_opening_;
+        if (calm_) std::memcpy(counts.data(), ack.result.data(), sizeof(counts));
         continue;
       }
       const auto key = std::tuple(ack.client, ack.round, ack.step);
@@ -321,9 +332,12 @@ class Campaign {
   Load load_;
   std::string folder_, model_;
   std::map<std::tuple<uint32_t, uint32_t, uint32_t>, std::vector<TokenId>> expected_;
-  std::array<uint32_t, kPoints> seen_{}, kills_at_{};
-  std::vector<size_t> points_;  // that were passed in the undisturbed run
-  size_t next_point_ = 0;
+  using Counts = std::array<uint32_t, kPoints>;
+  Counts seen_{}, seen_opening_{}, kills_at_{};
+  std::vector<size_t> points_;         // that were passed in the undisturbed run
+  std::vector<size_t> making_points_;  // of them, those that only the making of its folder passed
+  size_t next_point_ = 0, next_making_point_ = 0;
+  bool opened_ = false;                // a run has opened this folder
   bool calm_ = true;
   bool self_killed_ = false;
   int killed_ = 0;
