@@ -69,7 +69,7 @@ void AddWriting(Page* page, const PageWriterStats& w, const KeeperStats& k) {
   page->Counter("page_writes_dropped_total", "Pages that found that queue full.", Num(w.dropped));
   page->Counter("page_writes_failed_total", "Pages that the store refused.", Num(w.failed));
   page->Counter("page_writes_given_up_total",
-                "Pages of heads that made room unwritten since the disk was too slow.",
+                "Pages of warm heads that the disk was too slow to take.",
                 Num(k.pages_given_up));
   page->Gauge("database_writes_queued", "Writes that wait for the database.",
               Num(k.writes_queued));

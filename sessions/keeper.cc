@@ -249,7 +249,7 @@ Status Keeper::Impl::Recover() {
       WriteClass::kTurn);
 }
 
-// Queued, not waited for. Where that fails, so that the next start knows older ones, little is lost.
+// Queued, not waited for: where that fails the next start knows older ones.
 void Keeper::Impl::KeepRates() {
   if (options.machine.empty()) return;
   const StitchRates now = options.stitcher->rates();

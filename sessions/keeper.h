@@ -42,7 +42,7 @@ struct KeeperStats {
   uint64_t running = 0;              // turns between Begin and their end
   uint64_t resident_timelines = 0;
   uint64_t tails_written = 0, tails_restored = 0;
-  uint64_t pages_given_up = 0;       // of heads that were let go while the disk was too slow
+  uint64_t pages_given_up = 0;       // of warm heads, that the disk was too slow to take
   HeadTable::Counts heads;           // that are known, by state
   uint64_t prefetches = 0, pages_prefetched = 0;
   uint64_t unsynced = 0;             // commits (admissions too) that a power cut would take

@@ -47,7 +47,7 @@ class WarmHeads {
   };
   struct Stats {
     uint64_t heads = 0, tails_written = 0, tails_restored = 0;
-    uint64_t given_up = 0;  // pages of heads that were let go unwritten
+    uint64_t given_up = 0;  // pages that the disk was too slow to take
   };
 
   explicit WarmHeads(const Options& options)

@@ -202,9 +202,8 @@ class Campaign {
     for (int part = 0; killed_ < wanted_; ++part) {
       const std::string data = folder_ + "/data" + std::to_string(part);
       load_ = Load("kill-loop", seed_);
-      opened_ = false;
       bool ended = false;
-      for (; killed_ < wanted_ && !ended; ++runs) ended = RunToKill(data);
+      for (int run = 0; killed_ < wanted_ && !ended; ++run, ++runs) ended = RunToKill(data, run);
       if (!ended && !Run(data, -1, {})) Fail("the last run did not end");
       std::filesystem::remove_all(data);
       if (part % 16 == 15) std::printf("  %d kills so far\n", killed_);
@@ -215,13 +214,14 @@ class Campaign {
   }
 
  private:
-  bool RunToKill(const std::string& data) {
+  // `run`: of this folder, from 0 on.
+  bool RunToKill(const std::string& data, int run) {
     Target target;
     int kill_ms = 1 + static_cast<int>(random_() % kMaxKillMs);
-    if (!opened_ || random_() % 2 == 0) {
-      // What is passed in the making of a folder is passed there alone.
-      target.point = opened_ ? points_[next_point_++ % points_.size()]
-                             : making_points_[next_making_point_++ % making_points_.size()];
+    if (run == 0 || random_() % 2 == 0) {
+      // Some points are passed in the making of a folder alone.
+      target.point = run == 0 ? making_points_[next_making_point_++ % making_points_.size()]
+                              : points_[next_point_++ % points_.size()];
       // Most points are passed a few times only; what is passed often is so at every moment.
       const uint32_t most = std::max(1u, std::min(seen_[target.point] / 8, 60u));
       target.nth = 1 + static_cast<uint32_t>(random_() % most);
@@ -240,7 +240,6 @@ class Campaign {
     Ack ack;
     while (Decode(stream, &ack)) {
       if (ack.client == kPointsAck || ack.client == kOpenedAck) {
-        opened_ = true;
         Counts& counts = ack.client == kPointsAck ? seen_ : seen_opening_;
         if (calm_) std::memcpy(counts.data(), ack.result.data(), sizeof(counts));
         continue;
@@ -337,7 +336,6 @@ class Campaign {
   std::vector<size_t> points_;         // that were passed in the undisturbed run
   std::vector<size_t> making_points_;  // of them, those that only the making of its folder passed
   size_t next_point_ = 0, next_making_point_ = 0;
-  bool opened_ = false;                // a run has opened this folder
   bool calm_ = true;
   bool self_killed_ = false;
   int killed_ = 0;
