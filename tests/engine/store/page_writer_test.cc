@@ -181,6 +181,7 @@ TEST_CASE("a Drain waits until nothing is held any more, or for as long as it is
   CHECK(f.pool.stats().leased == 1);
   std::future<void> drain = std::async(std::launch::async,
                                        [&] { f.writer->Drain(std::chrono::hours(1)); });
+  CHECK(drain.wait_for(std::chrono::milliseconds(50)) == std::future_status::timeout);
   f.store.OpenGate();
   drain.get();
   CHECK(f.pool.stats().leased == 0);
