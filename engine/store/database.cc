@@ -1,6 +1,7 @@
 // The writer's thread takes work from two queues (turns first), runs as much of it as belongs
 // together in one transaction, commits, and tells the callers. Between transactions it extends the
-// log and syncs what lazy commits have left; when it is idle it checkpoints.
+// log, syncs what lazy commits have left, and shreds where it is asked to; when it is idle it
+// checkpoints.
 //
 // Rejected: SQLite's own checkpoint at 1000 pages (it would run inside a turn's commit); one
 // transaction per piece of work (a sync each); a mutex around one connection (readers would wait
@@ -35,6 +36,7 @@ constexpr int kCheckpointFrames = 256;            // worth a checkpoint after a 
 constexpr milliseconds kShortPause{50};
 constexpr milliseconds kLongPause{5000};          // after which any frame is worth it
 constexpr int kForceCheckpointFrames = 16384;     // 64 MiB: no pause is waited for
+constexpr milliseconds kShredPause{10};           // while a reader holds the log
 
 // Proves that commits reach the disk.
 constexpr char kProbeSql[] =
@@ -44,6 +46,31 @@ struct Work {
   std::function<Status(Txn&)> run;
   std::function<void(const Status&)> done;
   WriteClass write_class = WriteClass::kTurn;
+};
+
+// Where a caller waits for what the writer's thread makes of its wish.
+class Outcome {
+ public:
+  void Set(const Status& status) {
+    std::lock_guard lock(mu_);
+    status_ = status;
+    ready_.notify_one();
+  }
+  Status Wait() {
+    std::unique_lock lock(mu_);
+    ready_.wait(lock, [&] { return status_.has_value(); });
+    return std::move(*status_);
+  }
+
+ private:
+  std::mutex mu_;
+  std::condition_variable ready_;
+  std::optional<Status> status_;
+};
+
+struct ShredWish {
+  Clock::time_point until;
+  std::shared_ptr<Outcome> outcome;
 };
 
 // Lazy commits since the last sync.
@@ -62,6 +89,8 @@ struct Database::Impl {
   mutable std::mutex mu;
   std::condition_variable work_ready, work_room, committed;
   std::deque<Work> queues[2];  // of turns, lazy or not, in their order; of other work
+  std::vector<ShredWish> shreds;
+  Clock::time_point next_shred;
   bool closing = false;
   bool degraded = false;
   std::string degraded_reason;
@@ -103,6 +132,8 @@ struct Database::Impl {
   void RefuseQueued();
   Status KeepHeadroom();
   void Upkeep();
+  void Shred();
+  Result<bool> TryShred();
   Clock::time_point NextWakeLocked() const;
 };
 
@@ -131,21 +162,10 @@ Status Database::Impl::Enqueue(Work work, bool wait_for_room) {
 }
 
 Status Database::Write(std::function<Status(Txn&)> work, WriteClass write_class) {
-  struct Outcome {
-    std::mutex mu;
-    std::condition_variable ready;
-    std::optional<Status> status;
-  };
-  auto outcome = std::make_shared<Outcome>();  // outlives whichever side is done first
-  auto done = [outcome](const Status& s) {
-    std::lock_guard lock(outcome->mu);
-    outcome->status = s;
-    outcome->ready.notify_one();
-  };
+  const auto outcome = std::make_shared<Outcome>();  // outlives whichever side is done first
+  auto done = [outcome](const Status& s) { outcome->Set(s); };
   HOLDFAST_RETURN_IF_ERROR(impl_->Enqueue({std::move(work), std::move(done), write_class}, true));
-  std::unique_lock lock(outcome->mu);
-  outcome->ready.wait(lock, [&] { return outcome->status.has_value(); });
-  return std::move(*outcome->status);
+  return outcome->Wait();
 }
 
 Status Database::Submit(std::function<Status(Txn&)> work, WriteClass write_class,
@@ -156,6 +176,17 @@ Status Database::Submit(std::function<Status(Txn&)> work, WriteClass write_class
 Status Database::Flush() {
   if (stats().unsynced == 0) return Status();
   return Write([](Txn& txn) { return txn.Run(kProbeSql); }, WriteClass::kTurn);
+}
+
+Status Database::Shred(milliseconds most) {
+  const auto outcome = std::make_shared<Outcome>();
+  {
+    std::lock_guard lock(impl_->mu);
+    if (impl_->closing) return Status::Unavailable("the database is closing");
+    impl_->shreds.push_back({Clock::now() + most, outcome});
+  }
+  impl_->work_ready.notify_one();
+  return outcome->Wait();
 }
 
 Status Database::Read(const std::function<Status(Reader&)>& work) {
@@ -232,9 +263,9 @@ Status Database::BackupTo(const std::string& path) {
 // ---- the writer's thread -----------------------------------------------------------------------
 
 Clock::time_point Database::Impl::NextWakeLocked() const {
-  if (degraded) return next_probe;
-  Clock::time_point wake = Clock::time_point::max();
-  if (unsynced.works > 0) wake = unsynced.since + options.lazy_delay;
+  Clock::time_point wake = shreds.empty() ? Clock::time_point::max() : next_shred;
+  if (degraded) return std::min(wake, next_probe);
+  if (unsynced.works > 0) wake = std::min(wake, unsynced.since + options.lazy_delay);
   if (log_checkpointed) return wake;
   const auto pause = writer->wal_frames() >= kCheckpointFrames ? kShortPause : kLongPause;
   return std::min(wake, std::max(last_commit + pause, next_upkeep));
@@ -244,7 +275,11 @@ Clock::time_point Database::Impl::NextWakeLocked() const {
 bool Database::Impl::WaitForWork() {
   std::unique_lock lock(mu);
   busy_since.reset();
-  auto ready = [&] { return closing || QueuedLocked() > 0; };
+  // Who begins to wait for a shred wakes this thread, which then wakes itself until it is done.
+  const size_t shreds_before = shreds.size();
+  auto ready = [&] {
+    return closing || QueuedLocked() > 0 || shreds.size() != shreds_before;
+  };
   const Clock::time_point wake = NextWakeLocked();
   if (wake == Clock::time_point::max()) {
     work_ready.wait(lock, ready);
@@ -276,8 +311,11 @@ void Database::Impl::Run() {
     }
     if (SyncIsDue()) SyncLazy();
     if (!degraded) Upkeep();
+    Shred();
   }
   if (unsynced.works > 0) SyncLazy();
+  std::lock_guard lock(mu);
+  for (const ShredWish& s : shreds) s.outcome->Set(Status::Unavailable("the database is closing"));
 }
 
 std::optional<Work> Database::Impl::Take(WriteClass write_class, size_t taken,
@@ -474,6 +512,43 @@ void Database::Impl::Upkeep() {
     if (all.ok()) ++stats.checkpoints;
   }
   if (!status.ok()) next_upkeep = now + options.probe_interval;
+}
+
+// Between transactions, where somebody waits for it.
+void Database::Impl::Shred() {
+  const Clock::time_point now = Clock::now();
+  {
+    std::lock_guard lock(mu);
+    if (shreds.empty() || now < next_shred) return;
+  }
+  const Result<bool> done = TryShred();
+  std::lock_guard lock(mu);
+  next_shred = now + kShredPause;
+  std::erase_if(shreds, [&](const ShredWish& s) {
+    if (done.ok() && !*done && now < s.until) return false;
+    s.outcome->Set(!done.ok() ? done.status()
+                   : *done    ? Status()
+                              : Status::Unavailable(
+                                    "a read that goes on holds the database's log"));
+    return true;
+  });
+}
+
+// Turns wait meanwhile, some 1 ms for each MB of rows: in smaller steps a page that a turn changes
+// in between would bring its old bytes back.
+Result<bool> Database::Impl::TryShred() {
+  if (degraded) {
+    std::lock_guard lock(mu);
+    return DegradedLocked();
+  }
+  HOLDFAST_ASSIGN_OR_RETURN(const bool empty, writer->EmptyLog());
+  if (!empty) return false;
+  log_checkpointed = true;
+  NoteSynced();
+  const Status cleared = writer->ClearUnused();
+  HOLDFAST_RETURN_IF_ERROR(KeepHeadroom());
+  HOLDFAST_RETURN_IF_ERROR(cleared);
+  return true;
 }
 
 // ---- opening and closing -----------------------------------------------------------------------

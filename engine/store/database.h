@@ -2,8 +2,8 @@
 //
 // One writer connection on one thread runs every write, commits it and, when idle, checkpoints;
 // a few read-only connections serve reads in parallel and never checkpoint. WAL, synchronous=FULL,
-// no mmap, foreign keys on, secure_delete on. The WAL is extended ahead of need and never
-// truncated, because syncing a growing file costs 20-30 times what syncing a rewrite does.
+// no mmap, foreign keys on, secure_delete on. The WAL is extended ahead of need and truncated by
+// Shred alone, because syncing a growing file costs 20-30 times what syncing a rewrite does.
 //
 //   Status s = db->Write([&](Txn& txn) -> Status {
 //     HOLDFAST_RETURN_IF_ERROR(txn.Run("INSERT INTO item(node, role) VALUES(?, ?)", node, "user"));
@@ -243,6 +243,11 @@ class Database {
   bool degraded() const;
   std::string degraded_reason() const;  // empty when well
   DatabaseStats stats() const;
+
+  // Leaves no byte of what was deleted in the database's files: empties the log, and clears what
+  // secure_delete has missed. kUnavailable: a read that began before has held the log for all of
+  // `most`; what is in the log is still there.
+  Status Shred(std::chrono::milliseconds most);
 
   // Copies the database, as it is at one moment, into a new file. kConflict when `path` exists.
   Status BackupTo(const std::string& path);

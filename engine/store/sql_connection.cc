@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <array>
 #include <cassert>
+#include <cstring>
 #include <utility>
 
 namespace holdfast {
@@ -13,6 +14,7 @@ namespace {
 
 constexpr size_t kMaxCheckedSql = 80;  // of a statement's text in a message
 constexpr uint64_t kWalHeaderBytes = 32;
+constexpr int kBusyMs = 5000;
 
 Code CodeOf(int rc) {
   switch (rc & 0xff) {
@@ -55,6 +57,59 @@ sqlite3_file* WalFile(sqlite3* db) {
   return file != nullptr && file->pMethods != nullptr ? file : nullptr;
 }
 
+uint32_t U16(std::span<const uint8_t> bytes, size_t at) { return bytes[at] << 8 | bytes[at + 1]; }
+uint32_t U32(std::span<const uint8_t> bytes, size_t at) {
+  return U16(bytes, at) << 16 | U16(bytes, at + 2);
+}
+
+// A page of a b-tree (sqlite.org/fileformat2.html, 1.6): header, pointers to cells, bytes of
+// nobody, then cells and free blocks between them.
+class TreePage {
+ public:
+  // False when the bytes are not such a page.
+  bool Read(std::span<const uint8_t> bytes, uint32_t number) {
+    bytes_ = bytes;
+    header_ = number == 1 ? 100 : 0;  // behind the file's own
+    const int type = bytes[header_];
+    inner_ = type == 2 || type == 5;
+    if (!inner_ && type != 10 && type != 13) return false;
+    cells_ = U16(bytes, header_ + 3);
+    pointers_ = header_ + (inner_ ? 12 : 8);
+    const uint32_t content = U16(bytes, header_ + 5);
+    content_ = content == 0 ? 65536 : content;
+    return pointers_ + 2 * cells_ <= content_ && content_ <= bytes.size();
+  }
+  // Calls f(begin, end) for each part that holds nothing; false when the free blocks make no sense.
+  template <typename F>
+  bool ForEachUnused(const F& f) const {
+    f(pointers_ + 2 * cells_, content_);
+    for (size_t at = U16(bytes_, header_ + 1); at != 0;) {
+      if (at < content_ || at + 4 > bytes_.size()) return false;
+      const size_t next = U16(bytes_, at), end = at + U16(bytes_, at + 2);
+      if (end < at + 4 || end > bytes_.size() || (next != 0 && next < end)) return false;
+      f(at + 4, end);
+      at = next;
+    }
+    return true;
+  }
+  // Adds the pages below it; false when a cell lies nowhere.
+  bool AddChildren(std::vector<uint32_t>* pages) const {
+    if (!inner_) return true;
+    pages->push_back(U32(bytes_, header_ + 8));
+    for (size_t i = 0; i < cells_; ++i) {
+      const size_t cell = U16(bytes_, pointers_ + 2 * i);
+      if (cell < content_ || cell + 4 > bytes_.size()) return false;
+      pages->push_back(U32(bytes_, cell));
+    }
+    return true;
+  }
+
+ private:
+  std::span<const uint8_t> bytes_;
+  size_t header_ = 0, cells_ = 0, pointers_ = 0, content_ = 0;
+  bool inner_ = false;
+};
+
 }  // namespace
 
 Result<std::unique_ptr<SqlConnection>> SqlConnection::Open(const std::string& path, Role role,
@@ -72,7 +127,7 @@ Result<std::unique_ptr<SqlConnection>> SqlConnection::Open(const std::string& pa
 }
 
 Status SqlConnection::Configure(Role role) {
-  sqlite3_busy_timeout(db_, 5000);
+  sqlite3_busy_timeout(db_, kBusyMs);
   HOLDFAST_RETURN_IF_ERROR(Execute(
       "PRAGMA mmap_size=0; PRAGMA cache_size=-8192; PRAGMA temp_store=MEMORY;"
       "PRAGMA trusted_schema=OFF; PRAGMA cell_size_check=ON; PRAGMA foreign_keys=ON;"));
@@ -265,6 +320,75 @@ Result<bool> SqlConnection::Checkpoint() {
   if (rc == SQLITE_BUSY) return false;
   if (rc != SQLITE_OK) return Error(rc, "checkpoint");
   return in_log == copied;
+}
+
+Result<bool> SqlConnection::EmptyLog() {
+  sqlite3_busy_timeout(db_, 0);  // turns wait for this thread
+  const int rc =
+      sqlite3_wal_checkpoint_v2(db_, "main", SQLITE_CHECKPOINT_TRUNCATE, nullptr, nullptr);
+  const Status status = rc == SQLITE_OK || rc == SQLITE_BUSY ? Status() : Error(rc, "checkpoint");
+  sqlite3_busy_timeout(db_, kBusyMs);
+  HOLDFAST_RETURN_IF_ERROR(status);
+  if (rc == SQLITE_BUSY) return false;
+  wal_frames_ = 0;
+  return true;
+}
+
+Result<std::vector<uint32_t>> SqlConnection::RootPages() {
+  std::vector<uint32_t> roots = {1};
+  HOLDFAST_ASSIGN_OR_RETURN(
+      SqlStatement * statement,
+      Acquire("SELECT rootpage FROM sqlite_schema WHERE rootpage > 0", {}, Lifetime::kCopied));
+  Result<Step> step = Step::kRow;
+  while ((step = Advance(statement)).ok() && *step == Step::kRow) {
+    roots.push_back(static_cast<uint32_t>(sqlite3_column_int64(statement->handle, 0)));
+  }
+  Release(statement);
+  if (!step.ok()) return step.status();
+  return roots;
+}
+
+// Written beside SQLite, into bytes that mean nothing to it: whoever reads the page meanwhile, or
+// after a power cut in between, sees the same rows. Pages that SQLite remembers are forgotten, so
+// that it can't write the old bytes again.
+Status SqlConnection::ClearUnused() {
+  HOLDFAST_ASSIGN_OR_RETURN(std::vector<uint32_t> to_visit, RootPages());
+  sqlite3_db_release_memory(db_);
+  sqlite3_file* file = nullptr;
+  sqlite3_file_control(db_, "main", SQLITE_FCNTL_FILE_POINTER, &file);
+  std::array<uint8_t, 100> head;
+  int rc = file->pMethods->xRead(file, head.data(), head.size(), 0);
+  if (rc != SQLITE_OK) return Error(rc, "reading the file's header");
+  const uint32_t page_size = U16(head, 16) == 1 ? 65536 : U16(head, 16), pages = U32(head, 28);
+  const size_t usable = page_size - head[20];
+  std::vector<uint8_t> bytes(page_size);
+  std::vector<bool> seen(pages + 1);
+  bool sound = true;
+  const std::vector<uint8_t> zeros(page_size);
+  while (!to_visit.empty() && sound && rc == SQLITE_OK) {
+    const uint32_t number = to_visit.back();
+    to_visit.pop_back();
+    sound = number >= 1 && number <= pages && !seen[number];
+    if (!sound) break;
+    seen[number] = true;
+    const auto at = static_cast<sqlite3_int64>(number - 1) * page_size;
+    rc = file->pMethods->xRead(file, bytes.data(), static_cast<int>(page_size), at);
+    if (rc != SQLITE_OK) break;
+    const std::span<const uint8_t> page = std::span(bytes).first(usable);
+    TreePage tree;
+    sound = tree.Read(page, number) && tree.AddChildren(&to_visit) &&
+            tree.ForEachUnused([&](size_t begin, size_t end) {
+              if (rc != SQLITE_OK || begin == end ||
+                  std::memcmp(page.data() + begin, zeros.data(), end - begin) == 0) {
+                return;
+              }
+              rc = file->pMethods->xWrite(file, zeros.data(), static_cast<int>(end - begin),
+                                          at + static_cast<sqlite3_int64>(begin));
+            });
+  }
+  if (rc == SQLITE_OK) rc = file->pMethods->xSync(file, SQLITE_SYNC_NORMAL);
+  if (rc != SQLITE_OK) return Error(rc, "clearing what no row uses");
+  return sound ? Status() : Status::Corrupt("database " + path_ + ": its trees are damaged");
 }
 
 Status SqlConnection::BackupTo(const std::string& path) {

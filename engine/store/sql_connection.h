@@ -81,11 +81,18 @@ struct SqlConnection {
   Status ExtendWal(uint64_t size);
   // Passive: copies what readers allow. True when every frame was copied.
   Result<bool> Checkpoint();
+  // As that, and leaves the log's file without a byte; false while a reader holds it.
+  Result<bool> EmptyLog();
+  // Makes zeros of the parts of the database file that hold no row: secure_delete does so with what
+  // is deleted, but where rows move between pages SQLite leaves copies of them behind. The log must
+  // be empty.
+  Status ClearUnused();
 
   Status BackupTo(const std::string& path);
 
  private:
   Status Error(int rc, std::string_view where);
+  Result<std::vector<uint32_t>> RootPages();
   Status Configure(Role role);
   static int NoteCommit(void* connection, sqlite3*, const char*, int frames);
   void Bind(SqlStatement* statement, std::span<const SqlValue> values, Lifetime lifetime);

@@ -3,8 +3,11 @@
 #include <doctest/doctest.h>
 
 #include <atomic>
+#include <cstdio>
 #include <filesystem>
+#include <fstream>
 #include <future>
+#include <random>
 #include <set>
 #include <thread>
 
@@ -17,6 +20,7 @@
 namespace holdfast {
 namespace {
 
+using std::chrono::milliseconds;
 using testing::FaultVfs;
 using testing::TempDir;
 
@@ -661,6 +665,137 @@ TEST_CASE("a backup is a whole database of one moment") {
   options.path = dir.File("backup.db");
   auto copy = OpenOrDie(options);
   CHECK(NoteIds(copy.get()).size() == 20);
+}
+
+// "note NUMBER.", 13 bytes, many times over, so that each row of any length has its number in it.
+std::string Marked(int64_t id, size_t length) {
+  char mark[32];
+  const int size = std::snprintf(mark, sizeof(mark), "note %07lld.", static_cast<long long>(id));
+  std::string text;
+  while (text.size() < length) text.append(mark, static_cast<size_t>(size));
+  return text;
+}
+
+// The numbers of all marks in the files of the database.
+std::set<int64_t> MarksIn(const TempDir& dir) {
+  std::set<int64_t> marks;
+  for (const auto& file : std::filesystem::directory_iterator(dir.path())) {
+    std::ifstream in(file.path(), std::ios::binary);
+    const std::string bytes((std::istreambuf_iterator<char>(in)), {});
+    for (size_t at = 0; (at = bytes.find("note ", at)) != std::string::npos; ++at) {
+      const std::string number = bytes.substr(at + 5, 7);  // else the mark was cut
+      const bool whole = number.find_first_not_of("0123456789") == std::string::npos;
+      if (whole && at + 12 < bytes.size() && bytes[at + 12] == '.') marks.insert(std::stoll(number));
+    }
+  }
+  return marks;
+}
+
+TEST_CASE("a shred leaves no byte of what was deleted, wherever SQLite has moved it") {
+  TempDir dir;
+  auto db = OpenOrDie(OptionsFor(dir));
+  REQUIRE(db->Write([](Txn& txn) { return txn.Run("CREATE INDEX note_data ON note(data)"); },
+                    WriteClass::kTurn)
+              .ok());
+  std::mt19937 random(7);
+  std::set<int64_t> live;
+  int64_t last = 0;
+  for (int round = 0; round < 4; ++round) {
+    CAPTURE(round);
+    const Status written = db->Write(
+        [&](Txn& txn) -> Status {
+          for (int i = 0; i < 1500; ++i) {
+            if (random() % 3 != 0 || live.empty()) {
+              live.insert(++last);
+              const std::string text = Marked(last, size_t{14} << random() % 10);
+              HOLDFAST_RETURN_IF_ERROR(
+                  txn.Run("INSERT INTO note VALUES(?, ?, ?)", last, text,
+                          std::as_bytes(std::span(text)).first(text.size() / 13 / 2 * 13)));
+            } else {
+              const auto it = live.lower_bound(static_cast<int64_t>(random() % last));
+              const int64_t id = it == live.end() ? *live.begin() : *it;
+              live.erase(id);
+              HOLDFAST_RETURN_IF_ERROR(txn.Run("DELETE FROM note WHERE id = ?", id));
+            }
+          }
+          return Status();
+        },
+        WriteClass::kTurn);
+    REQUIRE_MESSAGE(written.ok(), written.ToString());
+    CHECK(MarksIn(dir).size() > live.size());  // the log, at least, has all of them
+    const Status shredded = db->Shred(milliseconds(1000));
+    REQUIRE_MESSAGE(shredded.ok(), shredded.ToString());
+    CHECK(MarksIn(dir) == live);
+    CHECK(NoteIds(db.get()) == live);
+    CHECK(db->stats().wal_bytes >= 1 << 20);  // extended again, for the commits to come
+  }
+  db.reset();
+  db = OpenOrDie(OptionsFor(dir));
+  const Status sound = db->Read([](Reader& reader) {
+    Rows rows = reader.Query("PRAGMA integrity_check");
+    while (rows.Next()) CHECK(rows.Text(0) == "ok");
+    return rows.status();
+  });
+  CHECK(sound.ok());
+}
+
+TEST_CASE("a shred waits for a reader that holds the log, and says so when that takes too long") {
+  TempDir dir;
+  auto db = OpenOrDie(OptionsFor(dir));
+  REQUIRE(AddNote(db.get(), 1, Marked(1, 14)).ok());
+  std::promise<void> reading, end;
+  std::thread reader([&] {
+    const Status s = db->Read([&](Reader& r) -> Status {
+      Rows rows = r.Query("SELECT id FROM note");
+      CHECK(rows.Next());
+      reading.set_value();
+      end.get_future().wait();
+      return rows.status();
+    });
+    CHECK(s.ok());
+  });
+  reading.get_future().wait();
+  REQUIRE(db->Write([](Txn& txn) { return txn.Run("DELETE FROM note"); }, WriteClass::kTurn).ok());
+  CHECK(db->Shred(milliseconds(30)).code() == Code::kUnavailable);
+  CHECK(MarksIn(dir) == std::set<int64_t>{1});
+  auto shredded = std::async(std::launch::async, [&] { return db->Shred(milliseconds(60'000)); });
+  REQUIRE(AddNote(db.get(), 2, Marked(2, 14)).ok());  // turns go on meanwhile
+  end.set_value();
+  CHECK(shredded.get().ok());
+  CHECK(MarksIn(dir) == std::set<int64_t>{2});
+  reader.join();
+}
+
+TEST_CASE("every n-th write or sync of a shred fails: no row is lost, and it can be run again") {
+  for (int n = 1, failed = 1; failed > 0; ++n) {
+    CAPTURE(n);
+    TempDir dir;
+    FaultVfs vfs;
+    Database::Options options = OptionsFor(dir);
+    options.vfs = vfs.name();
+    options.probe_interval = milliseconds(1);
+    auto db = OpenOrDie(options);
+    std::set<int64_t> live;
+    for (int64_t id = 1; id <= 60; ++id) {
+      REQUIRE(AddNote(db.get(), id, Marked(id, 500)).ok());
+      if (id % 3 == 0) live.insert(id);
+    }
+    REQUIRE(db->Write([](Txn& txn) { return txn.Run("DELETE FROM note WHERE id % 3 > 0"); },
+                      WriteClass::kTurn)
+                .ok());
+    vfs.FailAt(n, FaultVfs::Fault::kIoError, FaultVfs::Repeat::kOnce);
+    const Status first = db->Shred(milliseconds(1000));
+    failed = vfs.faults();
+    vfs.Heal();
+    if (failed == 0) CHECK(first.ok());  // the one that failed may be the writer's own checkpoint
+    CHECK(NoteIds(db.get()) == live);
+    Status again = Status::Unavailable("");
+    for (int i = 0; i < 1000 && !again.ok(); ++i) again = db->Shred(milliseconds(1000));
+    CHECK_MESSAGE(again.ok(), again.ToString());
+    CHECK(MarksIn(dir) == live);
+    CHECK(NoteIds(db.get()) == live);
+    REQUIRE(n < 300);
+  }
 }
 
 }  // namespace
