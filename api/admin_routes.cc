@@ -22,16 +22,23 @@ Json FsckJson(const FsckReport& r) {
           {"sessions", KindJson(r.log.sessions)},
           {"nodes", KindJson(r.log.nodes)},
           {"items", KindJson(r.log.items)},
+          {"recipes", KindJson(r.log.recipes)},
           {"branches", KindJson(r.log.branches)},
           {"turns", KindJson(r.log.turns)},
           {"snapshots", KindJson(r.log.snapshots)},
           {"events", KindJson(r.log.events)},
+          {"tails", KindJson(r.log.tails)},
+          {"segments", KindJson(r.log.segments)},
+          {"variants", KindJson(r.log.variants)},
           {"pages",
            {{"rows", r.pages.pages},
             {"damaged", r.pages.damaged},
             {"bytes", r.pages.bytes},
+            {"file_bytes", r.pages.file_bytes},
             {"unindexed", r.pages.unindexed},
-            {"dead_bytes", r.pages.dead_bytes}}},
+            {"unindexed_bytes", r.pages.unindexed_bytes},
+            {"dead_bytes", r.pages.dead_bytes},
+            {"unaccounted_bytes", r.pages.unaccounted_bytes}}},
           {"what", std::move(what)}};
 }
 
@@ -64,10 +71,11 @@ void HandleGc(Call& call) {
   const auto report = CollectGarbage(call.runtime, now ? Gc::kNow : Gc::kExpired);
   if (!report.ok()) return call.Refuse(report.status());
   call.Reply(200, {{"object", "gc"},
-                   {"sessions", report->sessions},
-                   {"pages", report->pages.pages},
-                   {"bytes_freed", report->pages.bytes},
-                   {"bytes_moved", report->bytes_moved}});
+                   {"sessions", report->deleted.sessions},
+                   {"pages", report->deleted.pages.pages},
+                   {"bytes_freed", report->deleted.pages.bytes},
+                   {"bytes_moved", report->bytes_moved},
+                   {"shredded", report->deleted.shredded}});
 }
 
 void HandleBackup(Call& call) {

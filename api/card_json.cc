@@ -142,10 +142,12 @@ Result<ModelCard> CardOf(const Json& json) {
 }
 
 std::string CardPath(const std::string& data_dir, const Digest& model) {
-  return data_dir + "/cards/" + model.Hex() + ".json";
+  return CardFolder(data_dir) + "/" + model.Hex() + ".json";
 }
 
 }  // namespace
+
+std::string CardFolder(const std::string& data_dir) { return data_dir + "/cards"; }
 
 Json CardJson(const ModelCard& card) {
   Json cells = Json::array();

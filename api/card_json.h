@@ -15,6 +15,8 @@ Json CardJson(const ModelCard& card);
 // kInvalid: not a card, one of another version, or a number that is out of range (names the field).
 Result<ModelCard> ParseCard(std::string_view text);
 
+// Where a data folder's own cards lie.
+std::string CardFolder(const std::string& data_dir);
 // The card of the model with that fingerprint: the data folder's own, else the binary's; nullopt
 // where there is none. kIo, kInvalid: there is one in the folder and it can't be read.
 Result<std::optional<ModelCard>> FindCard(const std::string& data_dir, const Digest& model);

@@ -14,6 +14,7 @@ Result<std::unique_ptr<Access>> Access::Open(const CommonFlags& flags) {
   RuntimeOptions options;
   HOLDFAST_ASSIGN_OR_RETURN(options.engine, EngineOptionsOf(flags));
   options.data_dir = DataDirOf(flags);
+  options.gc_every_ms = 0;  // a command ends soon
   HOLDFAST_ASSIGN_OR_RETURN(access->runtime_, Runtime::Open(options));
   ServerOptions server;
   server.port = 0;

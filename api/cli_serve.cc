@@ -30,6 +30,7 @@ struct ServeFlags {
   int max_queued = 256;
   int max_running = 64;
   int replays = 1;
+  double gc_every_h = 6;
 };
 
 Result<std::vector<ApiKey>> ReadKeys(const std::vector<std::string>& texts) {
@@ -156,6 +157,7 @@ int Serve(const CommonFlags& flags, const ServeFlags& serve) {
   auto quotas = ReadQuotas(serve.quotas);
   if (!quotas.ok()) return Fail(flags, quotas.status());
   runtime_options->quotas = std::move(*quotas);
+  runtime_options->gc_every_ms = static_cast<int64_t>(serve.gc_every_h * 3'600'000);
   auto runtime = Runtime::Open(*runtime_options);
   if (!runtime.ok()) return Fail(flags, runtime.status());
 
@@ -294,6 +296,10 @@ void AddServeCommands(CLI::App& app, CommonFlags* flags, Command* chosen) {
       ->envname("HOLDFAST_MAX_RUNNING")->check(CLI::Range(1, 1024));
   s->add_option("--replays", serve->replays, "Replays of /v1/replays that run at the same time")
       ->envname("HOLDFAST_REPLAYS")->check(CLI::Range(1, 64));
+  s->add_option("--gc-every", serve->gc_every_h,
+                "Hours after which what was deleted is gone from the disk, once the server is "
+                "idle; after twice as many in any case; 0 = only with sessions gc --now")
+      ->envname("HOLDFAST_GC_EVERY")->check(CLI::Range(0.0, 12.0));
   s->add_flag("--strict-model", serve->strict_model, "404 for requests that name another model");
   s->add_flag("--no-page-store", serve->no_page_store, "Keep tokens only, no pages on disk");
   s->callback([=] { *chosen = [=] { return Serve(*flags, *serve); }; });

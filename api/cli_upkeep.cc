@@ -21,8 +21,8 @@ Result<int> Fsck(Access& access, const CommonFlags& common, const UpkeepFlags& f
     PrintJson(r);
   } else {
     std::printf("%-10s %10s %8s\n", "KIND", "ROWS", "DAMAGED");
-    for (const char* kind : {"sessions", "nodes", "items", "branches", "turns", "snapshots",
-                             "events", "pages"}) {
+    for (const char* kind : {"sessions", "nodes", "items", "recipes", "branches", "turns",
+                             "snapshots", "events", "tails", "segments", "variants", "pages"}) {
       std::printf("%-10s %10s %8s\n", kind, DumpJson(r[kind]["rows"]).c_str(),
                   DumpJson(r[kind]["damaged"]).c_str());
     }
@@ -40,6 +40,11 @@ Result<int> Gc(Access& access, const CommonFlags& common, const UpkeepFlags& fla
   } else {
     std::cout << r["sessions"] << " expired sessions and " << r["pages"] << " pages deleted, "
               << r["bytes_freed"] << " bytes freed" << std::endl;
+    if (flags.now && !r["shredded"].get<bool>()) {
+      std::cout << "Deleted texts may still lie in the database's log, which a long read (an "
+                   "export, a backup) has held: run it again."
+                << std::endl;
+    }
   }
   return 0;
 }
@@ -67,7 +72,9 @@ void AddUpkeepCommands(CLI::App* sessions, CommonFlags* flags, Command* chosen) 
   add("fsck", "Verify every row and every page; exit 1 when there is damage", &Fsck)
       ->add_flag("--repair", u->repair, "Drop damaged pages, index records that are not indexed");
   add("gc", "Delete expired sessions", &Gc)
-      ->add_flag("--now", u->now, "Also the pages that no session needs; punch holes, compact");
+      ->add_flag("--now", u->now,
+                 "Also the pages that no session needs, and what files still hold of deleted "
+                 "texts; compact");
   add("backup", "Copy the whole data folder while it is used", &Backup)
       ->add_option("dir", u->path, "A folder that does not exist yet")
       ->required();

@@ -19,7 +19,6 @@
 #include "engine/kv/memory_page_store.h"
 #include "engine/store/data_dir.h"
 #include "engine/store/file_page_store.h"
-#include "engine/store/page_writer.h"
 
 namespace holdfast {
 namespace {
@@ -264,6 +263,7 @@ Status Runtime::Impl::OpenKeeper() {
   k.max_resident = options.max_resident;
   k.anonymous_ttl_s = options.anonymous_ttl_s;
   k.tend_every_ms = options.tend_every_ms;
+  k.gc_every_ms = options.gc_every_ms;
   k.quotas = options.quotas;
   if (writer != nullptr) {
     k.sync_pages = [w = writer.get()] { return w->Flush(); };
@@ -543,6 +543,8 @@ Runtime::Stats Runtime::stats() {
   Stats s;
   s.engine = impl_->engine->stats();
   if (impl_->store != nullptr) s.store = impl_->store->stats();
+  if (impl_->writer != nullptr) s.writer = impl_->writer->stats();
+  s.database = impl_->db->stats();
   s.keeper = impl_->keeper->stats();
   s.segments = impl_->segments->stats();
   if (impl_->writer != nullptr) s.writer = impl_->writer->stats();

@@ -44,6 +44,7 @@ struct RuntimeOptions {
   int64_t anonymous_ttl_s = 3600;
   std::map<std::string, TenantQuota> quotas;  // see KeeperOptions
   int64_t tend_every_ms = 500;  // see KeeperOptions
+  int64_t gc_every_ms = 6 * 3'600'000;  // see KeeperOptions
   // Tests: whose disk it is. An sqlite3_vfs by name, an Env for page files, RocksDB's for their
   // index; "" and null = the operating system's. They outlive the Runtime.
   std::string database_vfs;
@@ -193,6 +194,7 @@ class Runtime {
     EngineStats engine;
     StoreStats store;
     PageWriterStats writer;
+    DatabaseStats database;
     KeeperStats keeper;
     SegmentStats segments;
   };

@@ -13,27 +13,30 @@ namespace holdfast {
 struct FsckReport {
   LogReport log;
   FilePageStore::Check pages;
-  bool clean() const { return log.damaged() == 0 && pages.damaged == 0; }
+  bool clean() const {
+    return log.damaged() == 0 && pages.damaged == 0 && pages.unaccounted_bytes == 0;
+  }
 };
 // Verifies every row and every page. With kRepair, damaged pages are dropped (they are computed
 // again) and the index takes up the records that it lacks; rows are never changed.
 Result<FsckReport> Fsck(Runtime& runtime, FilePageStore::Repair repair);
 
 struct GcReport {
-  int64_t sessions = 0;          // deleted
-  FilePageStore::Deleted pages;  // that no session needs
-  uint64_t bytes_moved = 0;      // by compaction
+  Collected deleted;         // shredded: kNow
+  uint64_t bytes_moved = 0;  // by compaction
 };
-// Deletes expired sessions. kNow: also the pages of this model that no session of any tenant needs
-// (of deleted ones, say), which are else dropped when their space is wanted; and compacts.
+// Deletes expired sessions. kNow: also the pages that no session of any tenant needs (of deleted
+// ones, say), and what is left of deleted texts in files, which else goes within a day
+// (KeeperOptions::gc_every_ms); and compacts.
 enum class Gc : uint8_t { kExpired, kNow };
 Result<GcReport> CollectGarbage(Runtime& runtime, Gc what);
 
 struct BackupReport {
   uint64_t pages = 0, bytes = 0;  // bytes: of the whole copy
 };
-// A data folder in `path`, which must not exist: the database as it is at one moment, and every
-// page that is sound. It opens as it is. kConflict: `path` is there. After an error it is removed.
+// A data folder in `path`, which must not exist: the database as it is at one moment, every page
+// that is sound, the models' cards. It opens as it is. kConflict: `path` is there. After an error
+// it is removed.
 Result<BackupReport> Backup(Runtime& runtime, const std::string& path);
 
 }  // namespace holdfast

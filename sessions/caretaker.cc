@@ -16,6 +16,8 @@ constexpr int64_t kLowPart = 16, kHighPart = 8;
 constexpr double kPoolFull = 0.75, kDiskFull = 0.875;
 constexpr int64_t kPassEveryMs = 60'000;  // between passes over the disk
 constexpr size_t kHeadsPerStep = 64;      // of a pass, in one round
+constexpr int64_t kGcLookEveryMs = 60'000;  // between looks whether there is need for a gc
+constexpr std::chrono::milliseconds kGcWaitForReaders{1000};
 // Pinned segments go last, but may hold one part in so many of the pool, and of the disk.
 constexpr uint64_t kPinnedPart = 2;
 
@@ -77,8 +79,9 @@ void Caretaker::Tend() {
   LineUpStore();
   TakeDue();
   RunJobs();
-  k_.SweepExpired();
+  Sweep();
   k_.KeepRates();
+  CollectGarbage();
   DoIdleWork();
 }
 
@@ -266,6 +269,28 @@ void Caretaker::RunJobs() {
     const auto total = (static_cast<int64_t>(job.tokens.size()) - 1) / kPageTokens;
     k_.heads.Prefetched(job.id.branch, std::move(keys), {there, total});
   }
+}
+
+void Caretaker::Sweep() {
+  const int64_t now = k_.NowMs();
+  if (now < next_sweep_ms_) return;
+  next_sweep_ms_ = k_.SweepSome() ? now : now + Keeper::Impl::kSweepEveryMs;
+  k_.SavePauses();
+}
+
+void Caretaker::CollectGarbage() {
+  const int64_t now = k_.NowMs(), every = k_.options.gc_every_ms;
+  if (every == 0 || now < next_gc_look_ms_) return;
+  const auto row = k_.ReadGcRow();
+  const int64_t since = row.ok() && row->done_ms <= now ? now - row->done_ms : every;
+  if (row.ok() && row->deletions > 0 && since >= every) {
+    const bool waits = since < 2 * every;
+    if (waits && MustYield()) return;  // the next round looks again
+    const auto done = k_.Collect([&] { return waits ? MustYield() : stopping_.load(); },
+                                 kGcWaitForReaders);
+    if (done.status().code() == Code::kCancelled) return;
+  }
+  next_gc_look_ms_ = now + std::min(every, kGcLookEveryMs);
 }
 
 // Turns go first. What fails otherwise is given up: its next turn may ask again.

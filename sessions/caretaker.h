@@ -7,7 +7,9 @@
 //                 of their heads' worth: what belongs to no head goes first, superseded heads next,
 //                 pinned segments last (as far as they fill half of either)
 //   3 prefetch    heads whose next turn is expected (a tool's end, `wake_at`), and those asked for
-//   4 sweep       deletes sessions that have expired, keeps what the stitcher has measured
+//   4 sweep       some sessions whose time to live has ended go; what tools took and what the
+//                 stitcher has measured is saved; where something was deleted since the last gc,
+//                 and no turn runs or that has waited long, the next one runs (collect.cc)
 //   5 idle work   while no turn runs: branches that are to be exact again (harden), answers that
 //                 are measured against full prefill (verify); one in a round. When a turn comes it
 //                 stops, and goes on later from the pages that are done
@@ -79,6 +81,8 @@ class Caretaker {
   Result<std::vector<Stored>> AllStored();
   void TakeDue();
   void RunJobs();
+  void Sweep();
+  void CollectGarbage();
   void DoIdleWork();
 
   Keeper::Impl& k_;
@@ -86,6 +90,7 @@ class Caretaker {
   std::vector<Stored> to_line_up_;   // under tend_mu_: of the pass over the disk; the next last
   bool is_lining_up_ = false;        // such a pass is under way
   int64_t next_pass_ms_ = 0;
+  int64_t next_sweep_ms_ = 0, next_gc_look_ms_ = 0;  // under tend_mu_
 
   std::mutex mu_;
   std::condition_variable changed_;

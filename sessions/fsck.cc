@@ -1,7 +1,4 @@
-// Keeper::CheckLog and Keeper::Collect: the whole token log against its rules (log_check.h), and
-// what nobody needs any more.
-#include <functional>
-#include <unordered_set>
+// Keeper::CheckLog: the whole token log against its rules (log_check.h).
 #include <utility>
 
 #include "sessions/bundle_scan.h"
@@ -26,6 +23,36 @@ struct Checked {
     }
   }
 };
+
+// Partial pages that the session has in the page store. That one is not there is no damage.
+Status CheckTails(Reader& reader, int64_t sid, const RowNumbers& numbers, const Checked& out) {
+  Rows rows = reader.Query("SELECT key, branch FROM tail WHERE sid = ?", sid);
+  while (rows.Next()) {
+    Status sound;
+    if (rows.Blob(0).size() != PageKey().bytes.size()) {
+      sound = Status::Corrupt("a partial page is named by no key");
+    } else if (!rows.IsNull(1) && !numbers.branches.contains(rows.Int(1))) {
+      sound = Status::Corrupt("a partial page is of a branch that is not there");
+    }
+    out.Note(&out.report->tails, sound);
+  }
+  return rows.status();
+}
+
+Status CheckAllSegments(Reader& reader, LogReport* report) {
+  HOLDFAST_ASSIGN_OR_RETURN(const SegmentCheck check, SegmentStore::Check(reader));
+  report->segments = {check.segments, check.damaged_segments};
+  report->variants = {check.variants, check.damaged_variants};
+  const auto note = [&](int64_t damaged, const char* of) {
+    if (damaged > 0) {
+      report->what.push_back("segments: " + std::to_string(damaged) + " rows of " + of +
+                             " are not what they must be");
+    }
+  };
+  note(check.damaged_segments, "segments");
+  note(check.damaged_variants, "variants");
+  return Status();
+}
 
 // One session at one moment.
 Status CheckSession(Reader& reader, const SessionRow& row, LogCheck* log, const Checked& out) {
@@ -55,6 +82,10 @@ Status CheckSession(Reader& reader, const SessionRow& row, LogCheck* log, const 
                                          });
     }
     if (!read.ok()) out.Note(&r.nodes, read);  // a column of another type or length
+    const Result<Recipe> recipe = GetRecipe(reader, id);
+    if (recipe.status().code() == Code::kNotFound) continue;  // what was made of it is exact
+    const auto policy = [&] { return static_cast<int64_t>(recipe->reuse.policy); };
+    out.Note(&r.recipes, recipe.ok() ? log->Recipe({policy()}) : recipe.status());
   }
   const auto small = [&](auto& v) {
     using Row = std::remove_cvref_t<decltype(v)>;
@@ -66,18 +97,10 @@ Status CheckSession(Reader& reader, const SessionRow& row, LogCheck* log, const 
     return Status();
   };
   check_own(ForEachSmallRow(reader, numbers, row.sid, small));
+  HOLDFAST_RETURN_IF_ERROR(CheckTails(reader, row.sid, numbers, out));
   check_own(log->Finish(SessionSection(row, numbers, turns)));
   out.Note(&r.sessions, own);
   return Status();
-}
-
-Result<std::vector<std::pair<std::string, std::string>>> AllSessions(Reader& reader) {
-  std::vector<std::pair<std::string, std::string>> ids;  // tenant, id
-  Rows rows = reader.Query(
-      "SELECT tenant, id FROM session WHERE expires_ms IS NOT 0 ORDER BY sid");
-  while (rows.Next()) ids.emplace_back(rows.Text(0), rows.Text(1));
-  if (!rows.status().ok()) return rows.status();
-  return ids;
 }
 
 // What SQLite says of its own pages and references.
@@ -101,26 +124,17 @@ Status CheckDatabase(Database& db, LogReport* report) {
   });
 }
 
-void AddKeys(const Digest& fp, const TenantScope& scope, std::span<const TokenId> tokens,
-             std::unordered_set<PageKey, DigestHash>* keys) {
-  PageKey key = RootKey(fp, scope, Digest{});
-  for (size_t at = 0; at + kPageTokens <= tokens.size(); at += kPageTokens) {
-    key = NextKey(key, tokens.subspan(at, kPageTokens), Digest{});
-    keys->insert(key);
-  }
-}
-
 }  // namespace
 
 Result<LogReport> Keeper::CheckLog() {
   LogReport report;
   HOLDFAST_RETURN_IF_ERROR(CheckDatabase(*impl_->options.db, &report));
-  std::vector<std::pair<std::string, std::string>> ids;
+  std::vector<SessionName> names;
   HOLDFAST_RETURN_IF_ERROR(impl_->options.db->Read([&](Reader& reader) -> Status {
-    HOLDFAST_ASSIGN_OR_RETURN(ids, AllSessions(reader));
-    return Status();
+    HOLDFAST_ASSIGN_OR_RETURN(names, AllSessions(reader));
+    return CheckAllSegments(reader, &report);
   }));
-  for (const auto& [tenant, id] : ids) {
+  for (const auto& [tenant, id] : names) {
     const Status read = impl_->options.db->Read([&](Reader& reader) -> Status {
       const Result<SessionRow> row = FindSession(reader, {tenant, id, 0});
       if (row.status().code() == Code::kNotFound) return Status();  // deleted meanwhile
@@ -136,56 +150,6 @@ Result<LogReport> Keeper::CheckLog() {
     if (!read.ok()) return read;
   }
   return report;
-}
-
-Result<int64_t> Keeper::DeleteExpired() {
-  int64_t deleted = 0, last = -1;
-  while (true) {
-    HOLDFAST_ASSIGN_OR_RETURN(const std::vector<SessionRow> expired,
-                              impl_->Expired(impl_->NowMs(), last, 64));
-    if (expired.empty()) return deleted;
-    last = expired.back().sid;
-    for (const SessionRow& s : expired) {
-      const Status gone = impl_->DeleteSession(s, Impl::Deletion::kIfExpired);
-      deleted += gone.ok();  // one that a turn runs on stays, and so does one that lives on
-      if (!gone.ok() && gone.code() != Code::kConflict && gone.code() != Code::kNotFound) {
-        return gone;
-      }
-    }
-  }
-}
-
-Result<std::function<bool(const PageKey&)>> Keeper::PagesInUse() {
-  auto keys = std::make_shared<std::unordered_set<PageKey, DigestHash>>();
-  std::vector<std::pair<std::string, std::string>> ids;
-  HOLDFAST_RETURN_IF_ERROR(impl_->options.db->Read([&](Reader& reader) -> Status {
-    Rows tails = reader.Query("SELECT key FROM tail");
-    while (tails.Next()) keys->insert(tails.DigestAt(0));
-    if (!tails.status().ok()) return tails.status();
-    HOLDFAST_ASSIGN_OR_RETURN(ids, AllSessions(reader));
-    return Status();
-  }));
-  for (const auto& [tenant, id] : ids) {
-    const TenantScope scope(tenant);
-    const Status read = impl_->options.db->Read([&](Reader& reader) -> Status {
-      const Result<SessionRow> row = FindSession(reader, {scope.tenant(), id, impl_->NowMs()});
-      if (row.status().code() == Code::kNotFound) return Status();
-      if (!row.ok()) return row.status();
-      HOLDFAST_ASSIGN_OR_RETURN(const SessionTree tree, LoadTree(reader, *row));
-      HOLDFAST_ASSIGN_OR_RETURN(const std::vector<Point> heads, HeadsOf(reader, tree));
-      for (const Point& head : heads) {
-        const Lineage lineage = LineageOf(tree, head);
-        if (lineage.model_digest != impl_->options.model_digest) continue;
-        HOLDFAST_ASSIGN_OR_RETURN(const std::vector<TokenId> tokens, LoadTokens(reader, lineage));
-        AddKeys(impl_->options.fp, scope, tokens, keys.get());
-      }
-      return Status();
-    });
-    if (!read.ok()) return read;
-  }
-  if (impl_->options.segments != nullptr) impl_->options.segments->AddPages(keys.get());
-  return std::function<bool(const PageKey&)>(
-      [keys](const PageKey& key) { return keys->contains(key); });
 }
 
 }  // namespace holdfast

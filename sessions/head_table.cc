@@ -11,8 +11,9 @@ bool IsWithoutTurn(HeadState s) {
   return s != HeadState::kRunning && s != HeadState::kRestoring && s != HeadState::kClosed;
 }
 
-std::string ToolKey(const std::string& tenant, const std::string& tool) {
-  return tenant + '\0' + tool;
+Digest ToolKey(const std::string& tenant, const std::string& tool) {
+  const std::string both = tenant + '\0' + tool;
+  return Sha256(both.data(), both.size());
 }
 
 }  // namespace
@@ -245,9 +246,28 @@ int64_t HeadTable::PauseLocked(const std::string& tenant,
 void HeadTable::ObservePause(const Head& head, int64_t pause_ms) {
   if (pause_ms < 0 || pause_ms > kLongestPauseMs) return;
   for (const std::string& tool : head.tools) {
-    const std::string key = ToolKey(head.id.tenant, tool);
+    const Digest key = ToolKey(head.id.tenant, tool);
     if (pauses_.size() >= kMaxTools && !pauses_.contains(key)) continue;
     pauses_[key].Add(static_cast<double>(std::max<int64_t>(pause_ms, 1)));
+    new_pauses_.insert(key);
+  }
+}
+
+HeadTable::Pauses HeadTable::TakeNewPauses() {
+  std::lock_guard lock(mu_);
+  Pauses taken;
+  for (const Digest& key : new_pauses_) taken[key] = pauses_.at(key).Values();
+  new_pauses_.clear();
+  return taken;
+}
+
+void HeadTable::KnowPauses(const Pauses& pauses) {
+  std::lock_guard lock(mu_);
+  for (const auto& [key, values] : pauses) {
+    if (pauses_.size() >= kMaxTools) return;
+    for (const double ms : values) {
+      if (ms >= 1 && ms <= kLongestPauseMs) pauses_[key].Add(ms);
+    }
   }
 }
 

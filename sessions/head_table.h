@@ -39,6 +39,7 @@
 #include <map>
 #include <mutex>
 #include <optional>
+#include <set>
 #include <span>
 #include <string>
 #include <vector>
@@ -113,6 +114,10 @@ class HeadTable {
   std::vector<HeadId> TakeDue(int64_t now_ms);
   // How long the slowest of the tools usually takes.
   int64_t PauseOf(const std::string& tenant, std::span<const std::string> tools) const;
+  // What tools took, by what names a tenant's tool: a hash, so that it says nothing of them.
+  using Pauses = std::map<Digest, std::vector<double>>;  // ms, oldest first
+  Pauses TakeNewPauses();  // of the tools that were seen to end since the last call
+  void KnowPauses(const Pauses& pauses);  // from an earlier process
   struct Counts {
     uint64_t by_state[8] = {};
   };
@@ -142,7 +147,8 @@ class HeadTable {
 
   mutable std::mutex mu_;
   Heads heads_;
-  std::map<std::string, MovingMedian> pauses_;  // by tenant, 0, tool
+  std::map<Digest, MovingMedian> pauses_;
+  std::set<Digest> new_pauses_;
 };
 
 }  // namespace holdfast

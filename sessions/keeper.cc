@@ -12,7 +12,6 @@
 namespace holdfast {
 namespace {
 
-constexpr int64_t kSweepEveryMs = 60'000;
 constexpr int kSweepSessions = 16;  // expired sessions deleted in one sweep
 constexpr int64_t kDrainMs = 250;   // that a turn waits for pages of its tenant to be written
 
@@ -219,6 +218,7 @@ Status Keeper::Impl::Recover() {
       })
       .IgnoreError();
   options.stitcher->BeginWith(kept_rates);
+  HOLDFAST_RETURN_IF_ERROR(LoadPauses());
   const int64_t now = NowMs();
   HOLDFAST_RETURN_IF_ERROR(options.db->Read([&](Reader& reader) {
     Rows rows = reader.Query(
@@ -237,6 +237,7 @@ Status Keeper::Impl::Recover() {
       [this, now](Txn& txn) -> Status {
         // Imports that did not end (bundle_import.cc).
         HOLDFAST_RETURN_IF_ERROR(txn.Run("DELETE FROM session WHERE expires_ms = 0"));
+        HOLDFAST_RETURN_IF_ERROR(txn.Run("UPDATE gc SET done_ms = ? WHERE done_ms = 0", now));
         HOLDFAST_ASSIGN_OR_RETURN(basis, InsertBasis(txn, options.basis));
         HOLDFAST_RETURN_IF_ERROR(
             txn.Run("INSERT INTO event(sid, at_ms, kind, branch, turn, detail) "
@@ -263,14 +264,49 @@ void Keeper::Impl::KeepRates() {
   if (queued.ok()) kept_rates = now;
 }
 
+Status Keeper::Impl::LoadPauses() {
+  HeadTable::Pauses pauses;
+  const Status read = options.db->Read([&](Reader& reader) {
+    Rows rows = reader.Query(
+        "SELECT tool, pauses FROM tool_pause WHERE length(tool) = 32 AND length(pauses) % 8 = 0");
+    while (rows.Next()) pauses[rows.DigestAt(0)] = rows.Array<double>(1);
+    return rows.status();
+  });
+  if (read.ok()) heads.KnowPauses(pauses);
+  return read;
+}
+
+void Keeper::Impl::SavePauses() {
+  const HeadTable::Pauses pauses = heads.TakeNewPauses();
+  if (pauses.empty()) return;
+  // Where this fails they are written with the tool's next one.
+  options.db
+      ->Write(
+          [&](Txn& txn) -> Status {
+            for (const auto& [tool, values] : pauses) {
+              HOLDFAST_RETURN_IF_ERROR(txn.Run("INSERT OR REPLACE INTO tool_pause VALUES(?, ?)",
+                                               tool, std::as_bytes(std::span(values))));
+            }
+            return Status();
+          },
+          WriteClass::kBackground)
+      .IgnoreError();
+}
+
 void Keeper::Impl::SweepExpired() {
   const int64_t now = NowMs();
   int64_t due = next_sweep_ms.load();
   if (now < due || !next_sweep_ms.compare_exchange_strong(due, now + kSweepEveryMs)) return;
-  const Result<std::vector<SessionRow>> expired = Expired(now, -1, kSweepSessions);
-  if (!expired.ok()) return;
+  SweepSome();
+}
+
+bool Keeper::Impl::SweepSome() {
+  const Result<std::vector<SessionRow>> expired = Expired(NowMs(), -1, kSweepSessions);
+  if (!expired.ok()) return false;
   // One that a turn runs on stays, and is looked at again in the next sweep.
-  for (const SessionRow& s : *expired) DeleteSession(s, Deletion::kIfExpired).IgnoreError();
+  bool any = false;
+  for (const SessionRow& s : *expired) any |= DeleteSession(s, Deletion::kIfExpired).ok();
+  return any && expired->size() == kSweepSessions;
 }
 
 Result<std::vector<SessionRow>> Keeper::Impl::Expired(int64_t now, int64_t after, int most) {
@@ -449,6 +485,7 @@ Keeper::~Keeper() { Shutdown(); }
 std::vector<Migration> Keeper::Migrations() {
   std::vector<Migration> all = SessionMigrations();
   for (Migration& m : SegmentStore::Migrations()) all.push_back(std::move(m));
+  for (Migration& m : SegmentGcMigrations()) all.push_back(std::move(m));
   for (Migration& m : RecipeMigrations()) all.push_back(std::move(m));
   for (Migration& m : RateMigrations()) all.push_back(std::move(m));
   return all;
@@ -487,6 +524,7 @@ void Keeper::Shutdown() {
   impl_->caretaker.Stop();
   impl_->warm.LetGoOfAll();
   impl_->KeepRates();
+  impl_->SavePauses();
   impl_->options.db->Flush().IgnoreError();  // lazy turns; it fails where the store is degraded
 }
 
@@ -512,6 +550,8 @@ KeeperStats Keeper::stats() const {
   s.writing_ms = db.writing_ms;
   s.hardened = impl_->hardened;
   s.kv_failures = impl_->kv_failures;
+  s.collections = impl_->collections;
+  s.collected_pages = impl_->collected_pages;
   {
     std::lock_guard lock(impl_->verified_mu);
     const Impl::Verified& v = impl_->verified;

@@ -22,6 +22,7 @@
 #include <vector>
 
 #include "engine/engine.h"
+#include "engine/kv/page_store.h"
 #include "engine/store/database.h"
 #include "sessions/bundle.h"
 #include "sessions/basis.h"
@@ -48,6 +49,7 @@ struct KeeperStats {
   uint64_t unsynced = 0;             // commits (admissions too) that a power cut would take
   uint64_t kv_failures = 0;          // turns of Durability::kKv whose pages are not all on disk
   uint64_t hardened = 0;             // branches computed in full after approximate turns
+  uint64_t collections = 0, collected_pages = 0;  // gcs, and the pages that they have deleted
   // Of policy verify: answers measured against full prefill, their tokens, the sum and the largest
   // of these tokens' KL, answers for which there was no time or no memory.
   uint64_t verified = 0, verified_tokens = 0, verify_skipped = 0;
@@ -62,13 +64,24 @@ struct LogReport {
   struct Kind {
     int64_t rows = 0, damaged = 0;
   };
-  Kind sessions, nodes, items, branches, turns, snapshots, events;
+  Kind sessions, nodes, items, recipes, branches, turns, snapshots, events, tails;
+  Kind segments, variants;        // of all models
   int64_t database_damaged = 0;   // SQLite's own pages and references
   std::vector<std::string> what;  // the first that are damaged, with session and reason
   int64_t damaged() const {
-    return database_damaged + sessions.damaged + nodes.damaged + items.damaged +
-           branches.damaged + turns.damaged + snapshots.damaged + events.damaged;
+    return database_damaged + sessions.damaged + nodes.damaged + items.damaged + recipes.damaged +
+           branches.damaged + turns.damaged + snapshots.damaged + events.damaged + tails.damaged +
+           segments.damaged + variants.damaged;
   }
+};
+
+// What a gc has deleted.
+struct Collected {
+  int64_t sessions = 0;  // whose time to live had ended
+  DeletedPages pages;    // that nobody needs any more
+  // No file holds a byte of what was deleted. False: a long read, an export or a backup, has held
+  // the database's log all the while, so that texts of deleted rows are still there; run it again.
+  bool shredded = false;
 };
 
 struct KeeperOptions {
@@ -96,6 +109,9 @@ struct KeeperOptions {
   int max_waiting = 64;              // turns that wait for one head (OnBusy::kQueue)
   std::function<int64_t()> now_ms;   // Unix time; null = the system clock
   int64_t tend_every_ms = 500;         // rounds of the keeper's own thread; 0 = it has none (tests)
+  // Where something was deleted, that thread runs a gc (Collect) so long after the last one, once
+  // no turn runs; after twice the time it waits for that no longer. 0 = none.
+  int64_t gc_every_ms = 0;
   std::function<Status()> sync_pages;  // makes sealed pages durable (Durability::kKv); may be null
   // Waits, for so many ms at most, until no sealed page waits to be written; may be null.
   std::function<void(int64_t most_ms)> drain_pages;
@@ -185,11 +201,13 @@ class Keeper {
   // fsck: every row of every tenant's sessions against the rules of log_check.h. Sessions may be
   // used meanwhile.
   Result<LogReport> CheckLog();
-  // gc: deletes the sessions whose time to live has ended, but for those that a turn runs on.
+  // Deletes the sessions whose time to live has ended, but for those that a turn runs on.
   Result<int64_t> DeleteExpired();
-  // Which pages of this model (`fp`) some branch, snapshot, partial page or segment needs,
-  // as of now.
-  Result<std::function<bool(const PageKey&)>> PagesInUse();
+  // gc: that, then all pages that nobody needs, of this model and others, and then what deleted
+  // rows have left in the database's files. Sessions may be used meanwhile.
+  Result<Collected> Collect();
+  // Which pages some branch, snapshot, partial page or segment needs, as of now.
+  Result<KeepPage> PagesInUse();
 
   // How the KV of each token of a branch was made, as its last turn left it.
   Result<ProvenanceInfo> Provenance(std::string_view tenant, std::string_view id,

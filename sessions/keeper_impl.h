@@ -2,6 +2,7 @@
 #pragma once
 
 #include <atomic>
+#include <chrono>
 #include <cstdint>
 #include <functional>
 #include <memory>
@@ -96,7 +97,8 @@ struct Keeper::Impl {
   std::atomic<int64_t> reserved_pages{0};  // that running turns may still ask the pool for
   std::atomic<int64_t> turn_pages{0};      // of the largest of the last turns
   std::atomic<uint64_t> sessions{0}, committed{0}, aborted{0}, retries{0}, replays{0};
-  std::atomic<uint64_t> hardened{0}, kv_failures{0};
+  std::atomic<uint64_t> hardened{0}, kv_failures{0}, collections{0}, collected_pages{0};
+  std::mutex collect_mu;  // one gc at a time
   struct Verified {
     uint64_t answers = 0, tokens = 0, skipped = 0;
     double kl = 0, kl_max = 0;
@@ -125,7 +127,11 @@ struct Keeper::Impl {
   Status ShadowTurn(const ShadowJob& job);
   void LineUpShadow(ShadowJob job);
   void KeepRates();
+  static constexpr int64_t kSweepEveryMs = 60'000;
+  // At most once in kSweepEveryMs.
   void SweepExpired();
+  // Deletes some sessions that have expired; true when there may be more.
+  bool SweepSome();
   // Those that have expired at `now`: sid and id, ascending, of sids above `after`.
   Result<std::vector<SessionRow>> Expired(int64_t now, int64_t after, int most);
   // `session` was read before. kNotFound: another has deleted it meanwhile. kConflict: a turn runs,
@@ -134,6 +140,18 @@ struct Keeper::Impl {
   Status DeleteSession(const SessionRow& session, Deletion deletion);
   // Ends the turns of a session, whose deletion follows. kUnavailable: one has not ended in time.
   Status EndTurns(const SessionRow& session);
+  // What tools took, from the database and into it.
+  Status LoadPauses();
+  void SavePauses();  // those that are new
+  Result<int64_t> DeleteExpired();
+  // Collect and PagesInUse of the keeper; kCancelled once `stop` says so.
+  using Stop = std::function<bool()>;
+  Result<Collected> Collect(const Stop& stop, std::chrono::milliseconds wait_for_readers);
+  Result<KeepPage> PagesInUse(const Stop& stop);
+  struct GcRow {
+    int64_t done_ms = 0, deletions = 0;
+  };
+  Result<GcRow> ReadGcRow();
   struct Doomed {
     bool was_whole = false;  // else it is what an import that failed has left
     std::vector<PageKey> tails;

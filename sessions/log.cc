@@ -206,6 +206,15 @@ Result<SessionRow> FindSession(Reader& reader, const SessionKey& key) {
   return Status::NotFound("session '" + std::string(key.id) + "' does not exist");
 }
 
+Result<std::vector<SessionName>> AllSessions(Reader& reader) {
+  std::vector<SessionName> names;
+  Rows rows = reader.Query(
+      "SELECT tenant, id FROM session WHERE expires_ms IS NOT 0 ORDER BY sid");
+  while (rows.Next()) names.push_back({std::string(rows.Text(0)), std::string(rows.Text(1))});
+  if (!rows.status().ok()) return rows.status();
+  return names;
+}
+
 Result<SessionTree> LoadTree(Reader& reader, const SessionRow& session) {
   SessionTree tree;
   tree.session = session;

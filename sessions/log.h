@@ -98,6 +98,11 @@ struct SessionKey {
 };
 // kNotFound.
 Result<SessionRow> FindSession(Reader& reader, const SessionKey& key);
+struct SessionName {
+  std::string tenant, id;
+};
+// Of all tenants, in the order in which they were made, expired ones too.
+Result<std::vector<SessionName>> AllSessions(Reader& reader);
 Result<SessionTree> LoadTree(Reader& reader, const SessionRow& session);
 Result<std::vector<TokenId>> LoadTokens(Reader& reader, const Lineage& lineage);
 

@@ -177,13 +177,38 @@ constexpr char kVersion4[] = R"sql(
 ALTER TABLE snapshot ADD COLUMN pinned INTEGER NOT NULL DEFAULT 0;
 )sql";
 
+// What has been deleted since a gc ran last (collect.cc), and what tools took (head_table.h).
+constexpr char kVersion5[] = R"sql(
+CREATE TABLE gc(                         -- one row
+  id INTEGER PRIMARY KEY CHECK(id = 1),
+  done_ms INTEGER NOT NULL,              -- when one ended last, or the first process began; 0 = now
+  deletions INTEGER NOT NULL);           -- of sessions and segments that none has seen to yet
+INSERT INTO gc SELECT 1, 0, EXISTS(SELECT 1 FROM sqlite_sequence WHERE name = 'event');
+CREATE TRIGGER gc_session AFTER DELETE ON session BEGIN
+  UPDATE gc SET deletions = deletions + 1;
+END;
+
+CREATE TABLE tool_pause(
+  tool BLOB PRIMARY KEY NOT NULL,        -- a hash of tenant and name: it outlives the sessions
+  pauses BLOB NOT NULL) WITHOUT ROWID;   -- ms as f64, oldest first
+)sql";
+
+constexpr char kSegmentGc1[] = R"sql(
+CREATE TRIGGER gc_segment AFTER DELETE ON segment BEGIN
+  UPDATE gc SET deletions = deletions + 1;
+END;
+)sql";
+
 }  // namespace
+
+std::vector<Migration> SegmentGcMigrations() { return {{"sessions/gc", 1, kSegmentGc1}}; }
 
 std::vector<Migration> SessionMigrations() {
   return {{"sessions", 1, kVersion1},
           {"sessions", 2, kVersion2},
           {"sessions", 3, kVersion3},
-          {"sessions", 4, kVersion4}};
+          {"sessions", 4, kVersion4},
+          {"sessions", 5, kVersion5}};
 }
 
 }  // namespace holdfast

@@ -14,5 +14,7 @@ enum class NodeStatus : uint8_t { kCommitted = 0, kAborted = 1 };
 enum class TurnStatus : uint8_t { kAdmitted = 0, kRunning = 1, kCommitted = 2, kAborted = 3 };
 
 std::vector<Migration> SessionMigrations();
+// What a gc has to know of segments; after their own.
+std::vector<Migration> SegmentGcMigrations();
 
 }  // namespace holdfast

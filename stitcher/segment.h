@@ -43,6 +43,7 @@ struct SegmentBasis {
   Digest fp;         // Model::fingerprint()
   Digest tokenizer;  // Tokenizer::digest()
   Digest chat_template;
+  bool operator==(const SegmentBasis&) const = default;
 };
 // `role`: of the message that holds it ("tool", "user", ...); with the template it is the role
 // context.

@@ -199,7 +199,9 @@ Status LoadVariantRows(Reader& reader, const SegmentBasis& basis, LoadedSegments
 
 }  // namespace
 
-std::vector<Migration> SegmentMigrations() { return {{"stitcher/segments", 1, kVersion1}}; }
+std::vector<Migration> SegmentMigrations() {
+  return {{"stitcher/segments", 1, kVersion1}};
+}
 
 Status ApplyChange(Txn& txn, const SegmentBasis& basis, const SegmentChange& change) {
   for (const SegmentId& id : change.drop_segments) {
@@ -230,6 +232,37 @@ Result<LoadedSegments> LoadSegments(Reader& reader, const SegmentBasis& basis) {
   }
   if (!rows.status().ok()) return rows.status();
   return out;
+}
+
+Result<std::vector<SegmentBasis>> SegmentBases(Reader& reader) {
+  std::vector<SegmentBasis> bases;
+  Rows rows = reader.Query(
+      "SELECT DISTINCT fp, tokenizer, chat_template FROM segment "
+      "WHERE length(fp) = 32 AND length(tokenizer) = 32 AND length(chat_template) = 32");
+  while (rows.Next()) bases.push_back({rows.DigestAt(0), rows.DigestAt(1), rows.DigestAt(2)});
+  if (!rows.status().ok()) return rows.status();
+  return bases;
+}
+
+Result<SegmentCheck> CheckSegments(Reader& reader) {
+  SegmentCheck check;
+  int64_t sound_segments = 0, sound_variants = 0;
+  HOLDFAST_ASSIGN_OR_RETURN(const std::vector<SegmentBasis> bases, SegmentBases(reader));
+  for (const SegmentBasis& basis : bases) {
+    HOLDFAST_ASSIGN_OR_RETURN(const LoadedSegments loaded, LoadSegments(reader, basis));
+    sound_segments += static_cast<int64_t>(loaded.segments.size());
+    sound_variants += static_cast<int64_t>(loaded.variants.size());
+  }
+  Rows rows = reader.Query(
+      "SELECT (SELECT count(*) FROM segment), (SELECT count(*) FROM segment_variant)");
+  if (rows.Next()) {
+    check.segments = rows.Int(0);
+    check.variants = rows.Int(1);
+  }
+  if (!rows.status().ok()) return rows.status();
+  check.damaged_segments = check.segments - sound_segments;
+  check.damaged_variants = check.variants - sound_variants;
+  return check;
 }
 
 Result<bool> IsOfAnotherBasis(Reader& reader, const SegmentBasis& basis, std::string_view tenant,

@@ -52,6 +52,15 @@ struct LoadedSegments {
 // All of one model.
 Result<LoadedSegments> LoadSegments(Reader& reader, const SegmentBasis& basis);
 
+// Of all models that have segments.
+Result<std::vector<SegmentBasis>> SegmentBases(Reader& reader);
+
+// Of all models. A variant is damaged as well where its segment is.
+struct SegmentCheck {
+  int64_t segments = 0, variants = 0, damaged_segments = 0, damaged_variants = 0;
+};
+Result<SegmentCheck> CheckSegments(Reader& reader);
+
 // Whether the tenant has that segment for another model, tokenizer or template.
 Result<bool> IsOfAnotherBasis(Reader& reader, const SegmentBasis& basis, std::string_view tenant,
                               const SegmentId& id);

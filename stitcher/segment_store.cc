@@ -464,15 +464,27 @@ void SegmentStore::Used(const TenantScope& scope, std::span<const FoundRun> runs
       .IgnoreError();
 }
 
-void SegmentStore::AddPages(std::unordered_set<PageKey, DigestHash>* keys) const {
-  std::shared_lock lock(mu_);
-  for (const auto& [name, tenant] : tenants_) {
-    for (const auto& [id, segment] : tenant.segments) {
-      for (const VariantRow& v : segment.variants) {
-        for (const PageKey& key : v.variant->PageKeys()) keys->insert(key);
+Status SegmentStore::AddPages(std::unordered_set<PageKey, DigestHash>* keys) const {
+  const auto add = [&](const VariantRow& v) {
+    for (const PageKey& key : v.variant->PageKeys()) keys->insert(key);
+  };
+  {
+    std::shared_lock lock(mu_);
+    for (const auto& [name, tenant] : tenants_) {
+      for (const auto& [id, segment] : tenant.segments) {
+        for (const VariantRow& v : segment.variants) add(v);
       }
     }
   }
+  return options_.db->Read([&](Reader& reader) -> Status {
+    HOLDFAST_ASSIGN_OR_RETURN(const std::vector<SegmentBasis> bases, SegmentBases(reader));
+    for (const SegmentBasis& basis : bases) {
+      if (basis == options_.basis) continue;
+      HOLDFAST_ASSIGN_OR_RETURN(const LoadedSegments loaded, LoadSegments(reader, basis));
+      for (const VariantRow& v : loaded.variants) add(v);
+    }
+    return Status();
+  });
 }
 
 std::vector<PageKey> SegmentStore::PinnedPages(size_t max) const {

@@ -142,12 +142,14 @@ class SegmentStore {
   // These runs are used.
   void Used(const TenantScope& scope, std::span<const FoundRun> runs);
 
-  // Adds the keys of all pages that variants name, of all tenants.
-  void AddPages(std::unordered_set<PageKey, DigestHash>* keys) const;
+  // Adds the keys of all pages that variants name, of all tenants and models.
+  Status AddPages(std::unordered_set<PageKey, DigestHash>* keys) const;
   // Those of pinned segments' variants, of all tenants, at most `max`: the pages of what was used
   // last at the end, each variant's last page first, as Renew wants them. What was used longest ago
   // is left out.
   std::vector<PageKey> PinnedPages(size_t max) const;
+  // The rows of all tenants and models against what they must be.
+  static Result<SegmentCheck> Check(Reader& reader) { return CheckSegments(reader); }
   SegmentStats stats() const;
 
  private:

@@ -27,6 +27,11 @@ class MovingMedian {
       next_ = (next_ + 1) % kSamples;
     }
   }
+  std::vector<double> Values() const {  // oldest first
+    std::vector<double> v = values_;
+    std::rotate(v.begin(), v.begin() + static_cast<std::ptrdiff_t>(next_), v.end());
+    return v;
+  }
   double Get() const {  // 0 before the first
     if (values_.empty()) return 0;
     std::vector<double> v = values_;

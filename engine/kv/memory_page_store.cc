@@ -68,6 +68,26 @@ class MemoryPageStore : public PageStore {
     return {};
   }
 
+  Result<DeletedPages> Collect(const std::function<Result<KeepPage>()>& keep) override {
+    std::vector<PageKey> keys;
+    {
+      std::lock_guard lock(mu_);
+      for (const auto& [key, record] : records_) keys.push_back(key);
+    }
+    HOLDFAST_ASSIGN_OR_RETURN(const KeepPage kept, keep());
+    DeletedPages deleted;
+    for (const PageKey& key : keys) {
+      if (kept(key)) continue;
+      std::lock_guard lock(mu_);
+      const auto it = records_.find(key);
+      if (it == records_.end()) continue;
+      ++deleted.pages;
+      deleted.bytes += it->second.bytes;
+      Forget(it);
+    }
+    return deleted;
+  }
+
   void Renew(std::span<const PageKey>) override {}
 
   StoreStats stats() override {

@@ -11,6 +11,7 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <span>
 #include <string>
 #include <vector>
@@ -30,6 +31,13 @@ struct PageHeader {
   PageKey key;
   PageKey parent;
   std::vector<TokenId> tokens;  // kPageTokens of them; fewer for kTail
+};
+
+// Whether a page is to be kept.
+using KeepPage = std::function<bool(const PageKey&)>;
+
+struct DeletedPages {
+  uint64_t pages = 0, bytes = 0;
 };
 
 struct StoreStats {
@@ -57,6 +65,10 @@ class PageStore {
   virtual Status Get(const PageHeader& expect, std::span<const std::span<std::byte>> payload) = 0;
   virtual bool Contains(const PageKey& key) = 0;  // by the index alone
   virtual Status Delete(const PageKey& key) = 0;
+  // Deletes the pages that are not to be kept. `keep` is asked for once all have been listed, so
+  // that a page that is put meanwhile stays. When it returns ok, no file holds a byte of what was
+  // deleted, now or before.
+  virtual Result<DeletedPages> Collect(const std::function<Result<KeepPage>()>& keep) = 0;
   // Those of the pages that are there go last when space runs out, in this order (so: tail first).
   // Forgotten with the process. A store that drops nothing by itself has nothing to do.
   virtual void Renew(std::span<const PageKey> keys) = 0;

@@ -4,6 +4,7 @@
 //   DATA/version         "holdfast-data 1\n"
 //   DATA/holdfast.db     SQLite (database.h)
 //   DATA/pages/          page files and their index (file_page_store.h)
+//   DATA/cards/          models' cards (api/card_json.h)
 //
 // The lock goes with the process, however that ends. Not thread-safe; move-only owner.
 #pragma once

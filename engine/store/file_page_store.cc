@@ -1,38 +1,17 @@
-// Two locks. `mu` guards the catalog and what waits for the next Sync; no I/O under it. `sync_mu`,
-// taken before `mu`, is held over the I/O of whatever changes the index (Sync, Delete, Compact,
-// RebuildIndex), one at a time, so that index and catalog change in the same order.
-//
-// A page's way: Begin (kWriting) -> record written (kWritten) -> file synced -> index synced
-// (kIndexed). Until the last step no reader sees it; when any step fails it is erased and its place
-// is dead.
-//
-// Rejected: O_DIRECT (the page cache is the best second tier that there is), one file per page (a
-// filled tier had 63,000 files elsewhere), payloads in RocksDB (a tenth of plain files' speed).
-#include "engine/store/file_page_store.h"
-
+// A FilePageStore's pages one by one: opening, Put, Sync, Get, Delete, compaction, and the index
+// made again. file_page_store_impl.h has the design.
 #include <array>
 #include <cassert>
-#include <condition_variable>
 #include <filesystem>
-#include <map>
-#include <mutex>
-#include <set>
-#include <unordered_map>
 
-#include "engine/store/page_catalog.h"
-#include "engine/store/page_files.h"
-#include "engine/store/page_index.h"
-#include "engine/store/page_record.h"
+#include "engine/store/file_page_store_impl.h"
 
 namespace holdfast {
 
 namespace {
 
 constexpr std::array<std::byte, kRecordAlign> kZeros{};
-constexpr uint64_t kFreeCheckBytes = 16 << 20;  // free space is asked for once per so many bytes
 constexpr size_t kRebuildBatch = 1024;          // entries that go to the index at once
-constexpr size_t kMaxForgotten = 4096;          // pages that wait for the index to let them go
-constexpr size_t kMaxNamed = 20;                // damaged pages that a check names
 constexpr int kMaxMoves = 3;                    // times that a Get follows a record being moved
 
 // Header, payloads and padding of a record, as parts of one read or write.
@@ -66,57 +45,6 @@ bool SamePage(const PageHeader& a, const PageHeader& b) {
 }
 
 }  // namespace
-
-struct FilePageStore::Impl {
-  struct Move {
-    IndexEntry copy;  // the entry as it will be
-    PagePlace from;
-  };
-
-  Options options;
-  std::unique_ptr<PageFiles> files;
-  std::unique_ptr<PageIndex> index;
-
-  std::mutex sync_mu;
-  // Under sync_mu: the file being compacted and what is still to be moved.
-  uint32_t compacting = 0;
-  std::vector<PageKey> to_move;  // last first
-
-  std::mutex mu;
-  std::condition_variable written;  // a Put has ended
-  PageCatalog catalog;
-  std::map<uint64_t, PageKey> writing;  // Puts under way, by number
-  uint64_t next_put = 1;
-  std::vector<PageKey> unsynced;  // kWritten
-  std::vector<IndexEntry> forgotten;  // to be deleted from the index, places then released
-  std::unordered_map<Digest, std::vector<LayerGroup>, DigestHash> models;
-  uint64_t bytes_since_free_check = kFreeCheckBytes;
-  StoreStats stats;
-
-  Status Recover();
-  Status MakeRoomLocked(uint64_t length);
-  Status CheckFreeSpace(uint64_t length);
-  Status WriteRecord(const PageHeader& header,
-                     std::span<const std::span<const std::byte>> payload, PagePlace* place,
-                     RecordTag* tag);
-  Status ReadRecord(const PageHeader& expect, const CatalogEntry& entry,
-                    std::span<const std::span<std::byte>> payload);
-  void ForgetLocked(const PageKey& key);
-  Status SyncLocked();
-  Status SyncFiles();
-  Status ApplyForgotten(IndexBatch* batch, std::vector<IndexEntry>* forgetting);
-  bool PickFileToCompact();
-  Result<uint64_t> MoveRecord(const PageKey& key, std::vector<Move>* moved);
-  Status PublishMoves(const std::vector<Move>& moved);
-  enum class Copies { kPublished, kFailed };
-  void SettleMoves(const std::vector<Move>& moved, Copies copies);
-  Status ReadSound(const IndexEntry& entry, std::vector<std::byte>* bytes, DecodedRecord* record);
-  std::optional<IndexEntry> IndexedEntry(const PageKey& key);
-  std::vector<PageKey> IndexedKeys();
-  Result<uint64_t> IndexFrom(const PagePlace& from);
-  Status ScanFile(const PageFiles::Usage& usage, uint64_t offset, std::vector<IndexEntry>* found);
-  Status AddFound(std::vector<IndexEntry>* found, uint64_t* added);
-};
 
 // ---- opening -----------------------------------------------------------------------------------
 
@@ -232,7 +160,7 @@ Status FilePageStore::Put(const PageHeader& header,
   {
     std::lock_guard lock(s.mu);
     if (s.catalog.Find(header.key) != nullptr) return Status();
-    if (s.forgotten.size() >= kMaxForgotten) {
+    if (s.forgotten.size() >= Impl::kMaxForgotten) {
       return Status::Unavailable("page store: its index takes no changes");
     }
     // Counted as a child before room is made, so that its own parent does not have to go for it.
@@ -302,6 +230,12 @@ Status FilePageStore::Impl::ApplyForgotten(IndexBatch* batch,
   return Status();
 }
 
+// Until those that have begun by now have ended.
+void FilePageStore::Impl::WaitForPuts(std::unique_lock<std::mutex>* lock) {
+  const uint64_t end = next_put;
+  written.wait(*lock, [&] { return writing.empty() || writing.begin()->first >= end; });
+}
+
 Status FilePageStore::Sync() {
   std::lock_guard lock(impl_->sync_mu);
   return impl_->SyncLocked();
@@ -313,8 +247,7 @@ Status FilePageStore::Impl::SyncLocked() {
   {
     // Puts that began before are part of it; one that begins later may be.
     std::unique_lock lock(mu);
-    const uint64_t end = next_put;
-    written.wait(lock, [&] { return writing.empty() || writing.begin()->first >= end; });
+    WaitForPuts(&lock);
     if (unsynced.empty() && forgotten.empty()) return Status();
     keys = unsynced;
   }
@@ -626,117 +559,6 @@ Result<uint64_t> FilePageStore::Impl::IndexFrom(const PagePlace& from) {
 Result<uint64_t> FilePageStore::RebuildIndex() {
   std::lock_guard sync_lock(impl_->sync_mu);
   return impl_->IndexFrom({});
-}
-
-// ---- CheckAll, DeleteUnless, CopyTo ------------------------------------------------------------
-
-std::vector<PageKey> FilePageStore::Impl::IndexedKeys() {
-  std::lock_guard lock(mu);
-  return catalog.Keys();
-}
-
-std::optional<IndexEntry> FilePageStore::Impl::IndexedEntry(const PageKey& key) {
-  std::lock_guard lock(mu);
-  const CatalogEntry* found = catalog.Find(key);
-  if (found == nullptr || found->state != PageState::kIndexed) return std::nullopt;
-  return catalog.EntryOf(key);
-}
-
-Result<FilePageStore::Check> FilePageStore::CheckAll(Repair repair) {
-  Impl& s = *impl_;
-  Check check;
-  std::vector<std::byte> bytes;
-  DecodedRecord record;
-  for (const PageKey& key : s.IndexedKeys()) {
-    const std::optional<IndexEntry> entry = s.IndexedEntry(key);
-    if (!entry) continue;
-    ++check.pages;
-    check.bytes += entry->place.length;
-    const Status sound = s.ReadSound(*entry, &bytes, &record);
-    if (sound.ok()) continue;
-    std::lock_guard lock(s.mu);
-    const CatalogEntry* found = s.catalog.Find(key);
-    if (found == nullptr || !(found->place == entry->place)) continue;  // moved or deleted
-    ++check.damaged;
-    if (check.what.size() < kMaxNamed) {
-      check.what.push_back("page " + key.Hex().substr(0, 16) + ": " + sound.message());
-    }
-    if (repair == Repair::kRepair) s.ForgetLocked(key);
-  }
-  if (repair == Repair::kRepair) {
-    HOLDFAST_RETURN_IF_ERROR(Sync());
-    HOLDFAST_RETURN_IF_ERROR(RebuildIndex().status());
-  }
-  std::vector<IndexEntry> found;
-  for (const PageFiles::Usage& usage : s.files->usage()) {
-    check.dead_bytes += usage.bytes - usage.live;
-    HOLDFAST_RETURN_IF_ERROR(s.ScanFile(usage, 0, &found));
-  }
-  for (const IndexEntry& e : found) {
-    if (!s.IndexedEntry(e.key) && s.ReadSound(e, &bytes, &record).ok()) ++check.unindexed;
-  }
-  return check;
-}
-
-Result<FilePageStore::Deleted> FilePageStore::DeleteUnless(
-    const Digest& fp, const std::function<bool(const PageKey&)>& keep) {
-  Impl& s = *impl_;
-  Deleted deleted;
-  for (const PageKey& key : s.IndexedKeys()) {
-    if (keep(key)) continue;
-    const std::optional<IndexEntry> entry = s.IndexedEntry(key);
-    if (!entry) continue;
-    std::array<std::byte, kRecordHeaderBytes> bytes;
-    const std::span<std::byte> whole(bytes);
-    const PagePlace header_place{entry->place.file, entry->place.offset, kRecordHeaderBytes};
-    if (!s.files->Read(header_place, {&whole, 1}).ok()) continue;  // CheckAll's to find
-    const Result<RecordHeader> header = DecodeRecordHeader(bytes);
-    if (!header.ok() || header->page.fp != fp) continue;
-    std::lock_guard lock(s.mu);
-    const CatalogEntry* found = s.catalog.Find(key);
-    if (found == nullptr || found->state != PageState::kIndexed) continue;
-    s.ForgetLocked(key);
-    ++deleted.pages;
-    deleted.bytes += entry->place.length;
-  }
-  HOLDFAST_RETURN_IF_ERROR(Sync());
-  return deleted;
-}
-
-double FilePageStore::TimeReads(size_t pages) {
-  Impl& s = *impl_;
-  std::vector<PageKey> keys = s.IndexedKeys();
-  keys.resize(std::min(keys.size(), pages));
-  const int64_t start = s.options.env->SteadyNanos();
-  uint64_t read = 0;
-  std::vector<std::byte> bytes;
-  DecodedRecord record;
-  for (const PageKey& key : keys) {
-    const std::optional<IndexEntry> entry = s.IndexedEntry(key);
-    if (entry && s.ReadSound(*entry, &bytes, &record).ok()) read += bytes.size();
-  }
-  const auto nanos = static_cast<double>(s.options.env->SteadyNanos() - start);
-  return read > 0 ? nanos / 1e6 / static_cast<double>(read) : 0;
-}
-
-Result<uint64_t> FilePageStore::CopyTo(FilePageStore* to) {
-  Impl& s = *impl_;
-  uint64_t copied = 0;
-  std::vector<std::byte> bytes;
-  DecodedRecord record;
-  for (const PageKey& key : s.IndexedKeys()) {
-    const std::optional<IndexEntry> entry = s.IndexedEntry(key);
-    if (!entry || !s.ReadSound(*entry, &bytes, &record).ok()) continue;
-    std::vector<LayerGroup> shapes;
-    for (const RecordGroup& g : record.header.groups) {
-      if (g.shape.layout_id != 0) shapes.push_back(g.shape);
-    }
-    if (!shapes.empty()) to->DescribeModel(record.header.page.fp, std::move(shapes));
-    HOLDFAST_RETURN_IF_ERROR(to->Put(record.header.page, record.payloads));
-    ++copied;
-  }
-  HOLDFAST_RETURN_IF_ERROR(to->Sync());
-  return copied;
 }
 
 }  // namespace holdfast

@@ -5,6 +5,7 @@
 //   Sync   file data and names first, then the index: an entry never names what is not on the disk
 //   Get    reads header and payloads in one call and verifies all of it
 //   Delete the index first, then a hole in the file; a file without live records is unlinked
+//   Collect as that, for all that is not needed; then clears what else files hold of no page
 //
 // After a crash: entries that name what is not there are dropped, records behind the last one that
 // the index names are verified and indexed, a torn tail is left behind, and a lost or damaged index
@@ -21,7 +22,6 @@
 // Thread-safe; Gets and Puts run in parallel. Nobody else may use the folder (see DataDir).
 #pragma once
 
-#include <functional>
 #include <memory>
 #include <string>
 #include <vector>
@@ -60,6 +60,7 @@ class FilePageStore : public PageStore {
   bool Contains(const PageKey& key) override;
   void Renew(std::span<const PageKey> keys) override;
   Status Delete(const PageKey& key) override;  // ok when there is none; durable when it returns
+  Result<DeletedPages> Collect(const std::function<Result<KeepPage>()>& keep) override;
   StoreStats stats() override;
 
   // One small step of compaction: moves up to about `max_bytes` of records out of a file of which
@@ -77,17 +78,14 @@ class FilePageStore : public PageStore {
   struct Check {
     uint64_t pages = 0, bytes = 0;   // looked at
     uint64_t damaged = 0;            // of them, not what they must be, or unreadable
-    uint64_t unindexed = 0;          // sound records that no entry names: not damage
-    uint64_t dead_bytes = 0;         // of files, in no page
+    // Of the files: all, and of them those of sound records that no entry names (which is no
+    // damage), and those of no record. What is left is the pages'.
+    uint64_t file_bytes = 0, unindexed_bytes = 0, dead_bytes = 0;
+    uint64_t unindexed = 0;          // records
+    uint64_t unaccounted_bytes = 0;  // counted as held and by no page, or by two: that is damage
     std::vector<std::string> what;   // the first of the damaged, by key
   };
   Result<Check> CheckAll(Repair repair);
-
-  // Deletes the pages of `fp` for which `keep` is false, in one go. Returns what they held.
-  struct Deleted {
-    uint64_t pages = 0, bytes = 0;
-  };
-  Result<Deleted> DeleteUnless(const Digest& fp, const std::function<bool(const PageKey&)>& keep);
 
   // Reads and verifies up to `pages` pages, for plans that are made before anything was loaded: the
   // milliseconds that a byte took. 0: there is no page.

@@ -55,6 +55,13 @@ class PageCatalog {
   std::optional<PageKey> EvictionCandidate() const;
   std::vector<PageKey> KeysIn(uint32_t file) const;  // indexed ones, by offset
   std::vector<PageKey> Keys() const;                 // indexed ones, in no order
+  // Calls `visit` with the place of each page that has been written, indexed or not.
+  template <typename F>
+  void ForEachPlace(const F& visit) const {
+    for (const auto& [key, entry] : entries_) {
+      if (entry.state != PageState::kWriting) visit(entry.place);
+    }
+  }
 
   IndexEntry EntryOf(const PageKey& key) const;
   uint64_t pages() const { return pages_; }              // kIndexed

@@ -1,6 +1,7 @@
 #include "engine/store/page_files.h"
 
 #include <algorithm>
+#include <array>
 #include <cassert>
 #include <cstdio>
 #include <cstdlib>
@@ -26,6 +27,23 @@ uint32_t NumberIn(const std::string& name) {
   const unsigned long number = std::strtoul(name.c_str() + prefix, nullptr, 10);
   if (number == 0 || number > 0xfffffffful) return 0;
   return NameOf(static_cast<uint32_t>(number)) == name ? static_cast<uint32_t>(number) : 0;
+}
+
+// The file's bytes from `at` to `end`: as a hole, or else what of them is not zero is written over.
+Status MakeZeros(File& file, uint64_t at, uint64_t end) {
+  if (file.PunchHole(at, end - at).ok()) return Status();
+  static constexpr std::array<std::byte, 16 * kRecordAlign> kZeros{};
+  std::array<std::byte, kZeros.size()> bytes;
+  HOLDFAST_ASSIGN_OR_RETURN(const uint64_t size, file.Size());
+  for (end = std::min(end, size); at < end; at += bytes.size()) {
+    const size_t count = std::min<uint64_t>(bytes.size(), end - at);
+    const std::span<std::byte> some = std::span(bytes).first(count);
+    HOLDFAST_RETURN_IF_ERROR(file.ReadAt(at, {&some, 1}));
+    if (IsZeros(some)) continue;
+    const std::span<const std::byte> zeros = std::span(kZeros).first(count);
+    HOLDFAST_RETURN_IF_ERROR(file.WriteAt(at, {&zeros, 1}));
+  }
+  return Status();
 }
 
 }  // namespace
@@ -220,6 +238,19 @@ void PageFiles::Release(const PagePlace& place, Space space) {
   if (dead) Unlink(place.file);
   // Where the file system cannot, the space comes back with compaction.
   if (file != nullptr) file->PunchHole(place.offset, place.length).IgnoreError();
+}
+
+Status PageFiles::Clear(const Usage& usage, std::span<const PagePlace> held) {
+  const std::shared_ptr<File> file = FileOf(usage.file);
+  if (file == nullptr) return Status();  // unlinked
+  uint64_t at = 0;
+  for (const PagePlace& place : held) {
+    if (place.offset > at) HOLDFAST_RETURN_IF_ERROR(MakeZeros(*file, at, place.offset));
+    at = std::max(at, place.offset + place.length);
+  }
+  if (at < usage.bytes) HOLDFAST_RETURN_IF_ERROR(MakeZeros(*file, at, usage.bytes));
+  MarkUnsynced(usage.file);
+  return Status();
 }
 
 void PageFiles::RemoveDead() {

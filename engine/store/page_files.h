@@ -59,6 +59,9 @@ class PageFiles {
   void Retain(const PagePlace& place);
   enum class Space { kPunch, kLeave };  // kLeave: an index may still name the place
   void Release(const PagePlace& place, Space space);
+  // Makes zeros of the file's bytes up to `usage.bytes` that lie in none of the places that are
+  // held (by offset), as holes where the file system can; the next Sync makes that durable.
+  Status Clear(const Usage& usage, std::span<const PagePlace> held);
   // New files get numbers above this one, which an index has seen (recovery).
   void SkipNumbers(uint32_t seen);
   // Unlinks the files that hold nothing (recovery).

@@ -37,6 +37,7 @@ void RuntimeBench::Open() {
   r.data_dir = folder_.File("data");
   r.disk_bytes = options_.disk_bytes;
   r.tend_every_ms = options_.tend_every_ms;
+  r.gc_every_ms = options_.gc_every_ms;
   r.quotas = options_.quotas;
   r.page_store = options_.page_store;
   r.max_resident = options_.max_resident;

@@ -24,6 +24,7 @@ struct RuntimeBenchOptions {
   size_t disk_bytes = 256u << 20;
   std::map<std::string, TenantQuota> quotas = {};
   int64_t tend_every_ms = 500;  // 0: tests call Tend themselves
+  int64_t gc_every_ms = 0;
 };
 
 // An answer, as a client keeps it.

@@ -186,7 +186,7 @@ TEST_CASE("gc keeps the pages of segments, and lets them go with these") {
   for (const PageKey& key : runs[0].variant->PageKeys()) CHECK_FALSE((*after)(key));
   const auto gone = CollectGarbage(b.runtime(), Gc::kNow);
   REQUIRE(gone.ok());
-  CHECK(gone->pages.pages >= runs[0].variant->tokens.size() / kPageTokens);
+  CHECK(gone->deleted.pages.pages >= runs[0].variant->tokens.size() / kPageTokens);
 }
 
 // The request of a message whose content parts are as given.

@@ -2,8 +2,10 @@
 
 #include <doctest/doctest.h>
 
+#include <algorithm>
 #include <filesystem>
 #include <fstream>
+#include <set>
 
 #include "tests/api/runtime_bench.h"
 
@@ -16,11 +18,58 @@ Answer Ask(RuntimeBench& b, const std::string& session, const std::string& text)
   return b.Say(Talk(session).User(text).Request());
 }
 
+// Behind what is queued already.
 void Run(RuntimeBench& b, const std::string& sql) {
-  const Status s = b.runtime().database().Write([&](Txn& txn) { return txn.Run(sql); },
-                                                WriteClass::kTurn);
+  int64_t changes = 0;
+  const Status s = b.runtime().database().Write(
+      [&](Txn& txn) {
+        Status ran = txn.Run(sql);
+        changes = txn.changes();
+        return ran;
+      },
+      WriteClass::kBackground);
   REQUIRE_MESSAGE(s.ok(), s.ToString());
+  REQUIRE(changes > 0);
 }
+
+constexpr char kPageFile[] = "pages-000001.hf";
+
+// Names of the data folder's files that hold these bytes.
+std::set<std::string> FilesWith(const RuntimeBench& b, std::string_view bytes) {
+  std::set<std::string> names;
+  for (const auto& file : std::filesystem::recursive_directory_iterator(b.File("data"))) {
+    if (!file.is_regular_file()) continue;
+    std::ifstream in(file.path(), std::ios::binary);
+    const std::string all((std::istreambuf_iterator<char>(in)), {});
+    if (all.find(bytes) != std::string::npos) names.insert(file.path().filename().string());
+  }
+  return names;
+}
+
+// A session with a text of its own, on the disk with all that comes of it; and its text's tokens as
+// files hold them.
+struct Secret {
+  const std::string text = "the plover egg lies under the third of the twisty stairs, "
+                           "on the left, behind a jar of nails and some string";
+  std::string tokens;
+
+  explicit Secret(RuntimeBench& b) {
+    Ask(b, "gone", kLong + text + kLong);
+    REQUIRE(b.runtime().keeper().Snapshot("ann", "gone", "", "x").ok());
+    const auto all = b.runtime().keeper().Tokens("ann", "gone", "");
+    const auto ids = b.runtime().engine().tokenizer().EncodePlain(text);
+    REQUIRE(ids->size() > 56);  // so that the first of some page are among them
+    const auto at = std::search(all->begin(), all->end(), ids->begin() + 8, ids->end() - 8);
+    REQUIRE(at != all->end());  // letters merge at the seams
+    const size_t page = (static_cast<size_t>(at - all->begin()) + kPageTokens - 1) / kPageTokens;
+    const auto bytes = std::as_bytes(std::span(*all).subspan(page * kPageTokens, 8));
+    tokens.assign(reinterpret_cast<const char*>(bytes.data()), bytes.size());
+    b.Restart();
+    CHECK(FilesWith(b, text).contains("holdfast.db"));
+    CHECK(FilesWith(b, tokens).contains("holdfast.db"));
+    CHECK(FilesWith(b, tokens).contains(kPageFile));
+  }
+};
 
 TEST_CASE("fsck: a folder in use is clean") {
   RuntimeBench b;
@@ -40,6 +89,9 @@ TEST_CASE("fsck: a folder in use is clean") {
   CHECK(report->log.turns.rows == 1);
   CHECK(report->log.snapshots.rows == 1);
   CHECK(report->log.events.rows > 3);
+  CHECK(report->log.tails.rows > 0);
+  CHECK(report->log.segments.rows == 1);
+  CHECK(report->log.variants.rows == 1);
   CHECK(report->pages.pages > 3);
 }
 
@@ -64,10 +116,17 @@ TEST_CASE("fsck: damage to a row of any kind is found and named") {
            Case{.sql = "UPDATE snapshot SET items = 9", .kind = &LogReport::snapshots},
            Case{.sql = "UPDATE event SET detail = hex(zeroblob(4000))", .kind = &LogReport::events},
            Case{.sql = "UPDATE session SET default_branch = 999", .kind = &LogReport::sessions},
+           Case{.sql = "INSERT INTO recipe(node, body) SELECT id, x'01' FROM node WHERE kind = 1",
+                .kind = &LogReport::recipes},
+           Case{.sql = "UPDATE tail SET branch = 999", .kind = &LogReport::tails},
+           Case{.sql = "UPDATE tail SET key = x'01'", .kind = &LogReport::tails},
+           Case{.sql = "UPDATE segment SET role = 'tool'", .kind = &LogReport::segments},
+           Case{.sql = "UPDATE segment SET fp = x'01'", .kind = &LogReport::segments},
+           Case{.sql = "UPDATE segment_variant SET count = 3", .kind = &LogReport::variants},
        }) {
     CAPTURE(c.sql);
     RuntimeBench b;
-    Ask(b, "one", kLong);
+    Ask(b, "one", kLong + kLong);
     REQUIRE(b.runtime().keeper().Snapshot("ann", "one", "", "x").ok());
     Run(b, c.sql);
     const auto report = Fsck(b.runtime(), FilePageStore::Repair::kNo);
@@ -114,16 +173,33 @@ TEST_CASE("fsck: a damaged page is found, dropped by a repair, and computed agai
 TEST_CASE("fsck: a repair indexes records that the index has lost") {
   RuntimeBench b;
   Ask(b, "one", kLong + kLong);
+  Ask(b, "gone", "Something else altogether, of at least two pages: " + kLong);
   b.Restart();
   const uint64_t pages = b.runtime().stats().store.pages;
-  REQUIRE(pages > 0);
+  // The page file as it was before what the index says was deleted.
+  const std::string file = b.File("data") + "/pages/" + kPageFile;
+  std::filesystem::copy_file(file, b.File("before"));
+  REQUIRE(b.runtime().keeper().Delete("ann", "gone").ok());
+  const auto deleted = CollectGarbage(b.runtime(), Gc::kNow);
+  REQUIRE(deleted.ok());
+  REQUIRE(deleted->deleted.pages.pages > 1);
   b.Close();
-  std::filesystem::remove_all(b.File("data") + "/pages/index");
-  b.Restart();  // rebuilds an index that is gone by itself
-  const auto report = Fsck(b.runtime(), FilePageStore::Repair::kRepair);
+  std::filesystem::copy_file(b.File("before"), file,
+                             std::filesystem::copy_options::overwrite_existing);
+  b.Restart();
+  auto report = Fsck(b.runtime(), FilePageStore::Repair::kNo);
   CHECK(report->clean());
-  CHECK(report->pages.pages == pages);
+  CHECK(report->pages.unindexed > 1);
+  const auto& p = report->pages;
+  CHECK(p.file_bytes == p.bytes + p.unindexed_bytes + p.dead_bytes);
+  const uint64_t whole = p.bytes + p.unindexed_bytes, found = p.pages + p.unindexed;
+  report = Fsck(b.runtime(), FilePageStore::Repair::kRepair);
+  CHECK(report->clean());
   CHECK(report->pages.unindexed == 0);
+  report = Fsck(b.runtime(), FilePageStore::Repair::kNo);
+  CHECK(report->pages.pages == found);
+  CHECK(report->pages.pages > pages - deleted->deleted.pages.pages);
+  CHECK(report->pages.bytes == whole);
 }
 
 TEST_CASE("gc deletes what is expired, and with now the pages that nobody needs") {
@@ -140,24 +216,92 @@ TEST_CASE("gc deletes what is expired, and with now the pages that nobody needs"
   Run(b, "UPDATE session SET expires_ms = 1 WHERE external_id = 'brief'");
   auto report = CollectGarbage(b.runtime(), Gc::kExpired);
   REQUIRE_MESSAGE(report.ok(), report.status().ToString());
-  CHECK(report->sessions == 1);
-  CHECK(report->pages.pages == 0);
+  CHECK(report->deleted.sessions == 1);
+  CHECK(report->deleted.pages.pages == 0);
   report = CollectGarbage(b.runtime(), Gc::kNow);
   REQUIRE(report.ok());
-  CHECK(report->sessions == 0);
-  CHECK(report->pages.pages > 1);
-  CHECK(report->pages.bytes > 0);
+  CHECK(report->deleted.sessions == 0);
+  CHECK(report->deleted.pages.pages > 1);
+  CHECK(report->deleted.pages.bytes > 0);
   CHECK(b.runtime().stats().store.pages < before);
   CHECK(Fsck(b.runtime(), FilePageStore::Repair::kNo)->clean());
   // What is needed is still there.
   b.Restart();
   const Answer again = Ask(b, "other", kLong + kLong);
   CHECK(again.done.report.start.stitch.from_store > 32);
-  CHECK(CollectGarbage(b.runtime(), Gc::kNow)->pages.pages == 0);
+  CHECK(CollectGarbage(b.runtime(), Gc::kNow)->deleted.pages.pages == 0);
+}
+
+TEST_CASE("gc now leaves no byte of a deleted session in the data folder") {
+  RuntimeBench b;
+  Ask(b, "kept", kLong + kLong);
+  const Secret secret(b);
+  REQUIRE(b.runtime().keeper().Delete("ann", "gone").ok());
+  const auto report = CollectGarbage(b.runtime(), Gc::kNow);
+  REQUIRE_MESSAGE(report.ok(), report.status().ToString());
+  CHECK(report->deleted.shredded);
+  CHECK(FilesWith(b, secret.text) == std::set<std::string>{});
+  CHECK(FilesWith(b, secret.tokens) == std::set<std::string>{});
+  CHECK_FALSE(FilesWith(b, kLong).empty());
+  CHECK(Fsck(b.runtime(), FilePageStore::Repair::kNo)->clean());
+  b.Restart();
+  CHECK(Ask(b, "other", kLong + kLong).done.report.start.stitch.from_store > 32);
+}
+
+TEST_CASE("gc says that a long read keeps texts of deleted rows, and clears them after it") {
+  RuntimeBench b;
+  const Secret secret(b);
+  b.runtime().database().Read([&](Reader& reader) -> Status {
+    Rows rows = reader.Query("SELECT id FROM session");
+    REQUIRE(rows.Next());
+    REQUIRE(b.runtime().keeper().Delete("ann", "gone").ok());
+    const auto report = CollectGarbage(b.runtime(), Gc::kNow);
+    CHECK_FALSE(report->deleted.shredded);
+    return rows.status();
+  }).IgnoreError();
+  CHECK_FALSE(FilesWith(b, secret.text).empty());
+  CHECK(CollectGarbage(b.runtime(), Gc::kNow)->deleted.shredded);
+  CHECK(FilesWith(b, secret.text).empty());
+}
+
+TEST_CASE("what was deleted is gone in the background, where something was") {
+  RuntimeBench b({.tend_every_ms = 0, .gc_every_ms = 1});
+  Keeper& k = b.runtime().keeper();
+  Ask(b, "kept", kLong + kLong);
+  k.Tend();
+  CHECK(k.stats().collections == 0);
+  const Secret secret(b);
+  Keeper& again = b.runtime().keeper();
+  REQUIRE(again.Delete("ann", "gone").ok());
+  again.Tend();
+  CHECK(again.stats().collections == 1);
+  CHECK(FilesWith(b, secret.text).empty());
+  CHECK(FilesWith(b, secret.tokens).empty());
+  again.Tend();
+  CHECK(again.stats().collections == 1);
+}
+
+TEST_CASE("gc deletes pages of other models' sessions once these are deleted, and only then") {
+  RuntimeBench b;
+  Ask(b, "kept", kLong + kLong);
+  Ask(b, "gone", "Something else altogether, of at least two pages: " + kLong);
+  b.Restart();
+  const uint64_t pages = b.runtime().stats().store.pages;
+  b.ChangeModel(2, 400);
+  CHECK(CollectGarbage(b.runtime(), Gc::kNow)->deleted.pages.pages == 0);
+  REQUIRE(b.runtime().keeper().Delete("ann", "gone").ok());
+  const uint64_t deleted = CollectGarbage(b.runtime(), Gc::kNow)->deleted.pages.pages;
+  CHECK(deleted > 1);
+  CHECK(b.runtime().stats().store.pages == pages - deleted);
+  b.ChangeModel(1, 320);
+  CHECK(Ask(b, "other", kLong + kLong).done.report.start.stitch.from_store > 32);
+  CHECK(Ask(b, "another", "Something else altogether, of at least two pages: " + kLong)
+            .done.report.start.stitch.from_store == 0);
 }
 
 TEST_CASE("a backup opens and goes on to the bit") {
   RuntimeBench b, restored;
+  b.GiveCard();
   Talk talk("one");
   talk.User(kLong + kLong).Keep(b.Say(talk.Request())).User("more");
   const std::string path = b.File("backup");
@@ -167,6 +311,9 @@ TEST_CASE("a backup opens and goes on to the bit") {
   CHECK(report->bytes > 10'000);
   CHECK(Backup(b.runtime(), path).status().code() == Code::kConflict);
   CHECK(Backup(b.runtime(), "relative").status().code() == Code::kInvalid);
+  const std::string model = b.runtime().engine().model().fingerprint().Hex();
+  CHECK(std::filesystem::file_size(path + "/cards/" + model + ".json") ==
+        std::filesystem::file_size(b.File("data") + "/cards/" + model + ".json"));
   const Answer want = b.Say(talk.Request());
   restored.Close();
   std::filesystem::remove_all(restored.File("data"));
@@ -175,6 +322,7 @@ TEST_CASE("a backup opens and goes on to the bit") {
   const Answer got = restored.Say(talk.Request());
   CHECK(got == want);
   CHECK(got.done.report.start.stitch.from_store > 0);
+  CHECK(restored.runtime().stitcher().card() != nullptr);
   CHECK(Fsck(restored.runtime(), FilePageStore::Repair::kNo)->clean());
 }
 

@@ -111,7 +111,9 @@ class Bundle(unittest.TestCase):
         self.sessions("backup", "home", self.path("copy"), status=1)
         server.call("POST", "/v1/sessions", {"id": "brief", "ttl_s": 1})
         server.call("DELETE", "/v1/sessions/s")
-        self.assertGreater(self.sessions("gc", "home", "--now")["bytes_freed"], 0)
+        collected = self.sessions("gc", "home", "--now")
+        self.assertGreater(collected["bytes_freed"], 0)
+        self.assertTrue(collected["shredded"])
         # The copy goes on where the original was.
         copy = self.serve("copy")
         answer = copy.chat(history, session_id="s")

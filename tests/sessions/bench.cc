@@ -104,6 +104,7 @@ void SessionBench::Open() {
   k.max_context = engine_->max_context();
   k.tend_every_ms = 0;
   k.quotas = options_.quotas;
+  k.gc_every_ms = options_.gc_every_ms;
   k.now_ms = [this] { return now_ms; };
   auto keeper = Keeper::Open(k);
   REQUIRE_MESSAGE(keeper.ok(), keeper.status().ToString());

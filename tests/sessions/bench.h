@@ -23,6 +23,7 @@ struct SessionBenchOptions {
   std::string chat_template = {};  // "" = the model's own
   std::map<std::string, TenantQuota> quotas = {};
   decltype(KeeperOptions::find_runs) find_runs = {};
+  int64_t gc_every_ms = 0;
 };
 
 class SessionBench {

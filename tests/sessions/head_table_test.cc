@@ -91,6 +91,13 @@ TEST_CASE("a tool's end is expected when it used to end") {
   // A user who goes to lunch says nothing of the tool.
   Commit(t, t.FactsOf(70).last_use_ms + HeadTable::kLongestPauseMs + 1, kCalls);
   CHECK(t.PauseOf("ann", read) == 400);
+  // Another table learns of it, once.
+  HeadTable next;
+  next.KnowPauses(t.TakeNewPauses());
+  CHECK(next.PauseOf("ann", read) == 400);
+  CHECK(next.PauseOf("bob", read) == HeadTable::kUnknownPauseMs);
+  CHECK(t.TakeNewPauses().empty());
+  CHECK(next.TakeNewPauses().empty());
   // What the client says goes before what was seen.
   Commit(t, 10'000'000, kCalls, {.expected_ms = 10'060'000});
   CHECK(t.FactsOf(70).expected_ms == 10'060'000);

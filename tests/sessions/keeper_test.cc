@@ -804,6 +804,9 @@ class TellingStore : public PageStore {
     if (on_delete) std::exchange(on_delete, nullptr)();
     return map_->Delete(key);
   }
+  Result<DeletedPages> Collect(const std::function<Result<KeepPage>()>& keep) override {
+    return map_->Collect(keep);
+  }
   void Renew(std::span<const PageKey> keys) override { map_->Renew(keys); }
   StoreStats stats() override { return map_->stats(); }
 

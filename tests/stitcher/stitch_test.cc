@@ -74,6 +74,9 @@ class SlowStore : public PageStore {
   }
   bool Contains(const PageKey& key) override { return inner_->Contains(key); }
   Status Delete(const PageKey& key) override { return inner_->Delete(key); }
+  Result<DeletedPages> Collect(const std::function<Result<KeepPage>()>& keep) override {
+    return inner_->Collect(keep);
+  }
   void Renew(std::span<const PageKey>) override {}
   StoreStats stats() override { return inner_->stats(); }
 

@@ -43,6 +43,7 @@ class PageStoreContract {
     KeepsTheFirstOfAKey();
     NeverReturnsAnotherPage();
     ForgetsWhatWasDeleted();
+    CollectsWhatIsNotKept();
     KeepsTails();
     Counts();
   }
@@ -120,6 +121,25 @@ class PageStoreContract {
     CHECK(GetCode(*store, a.header, {4096, 100}) == Code::kNotFound);
     CHECK(GetsSame(*store, b));
     PutAll(*store, {&a});
+    CHECK(GetsSame(*store, a));
+  }
+
+  void CollectsWhatIsNotKept() {
+    auto store = make_();
+    const PageRecordSample a(1), b(2), late(3);
+    PutAll(*store, {&a, &b});
+    const auto deleted = store->Collect([&]() -> Result<KeepPage> {
+      PutAll(*store, {&late});
+      return KeepPage([&](const PageKey& key) { return key == a.header.key; });
+    });
+    REQUIRE(deleted.ok());
+    CHECK(deleted->pages == 1);
+    CHECK(deleted->bytes >= 4196);
+    CHECK(GetsSame(*store, a));
+    CHECK(GetsSame(*store, late));
+    CHECK(GetCode(*store, b.header, {4096, 100}) == Code::kNotFound);
+    const auto refused = store->Collect([]() -> Result<KeepPage> { return Status::Io("rows"); });
+    CHECK(refused.status().code() == Code::kIo);
     CHECK(GetsSame(*store, a));
   }
 

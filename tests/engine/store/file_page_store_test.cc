@@ -10,6 +10,7 @@
 #include <set>
 #include <thread>
 
+#include "engine/store/page_index.h"
 #include "engine/store/page_record.h"
 #include "tests/engine/base/fault_env.h"
 #include "tests/engine/base/hook_env.h"
@@ -288,6 +289,101 @@ TEST_CASE("a rebuilt index leaves out the records that a crash has torn") {
   CHECK(f.store->stats().pages == 3);
   CHECK(f.store->CheckAll(FilePageStore::Repair::kNo)->damaged == 0);
   CHECK(GetAndCompare(f.store.get(), Lone(2)) == Code::kNotFound);
+}
+
+TEST_CASE("a collection clears what a crash has left, and where no hole can be punched") {
+  for (const bool punches : {true, false}) {
+    CAPTURE(punches);
+    Fixture f;
+    f.Open();
+    for (uint8_t n = 1; n <= 3; ++n) REQUIRE(Put(f.store.get(), Lone(n)).ok());
+    REQUIRE(f.store->Sync().ok());
+    f.LoseIndex();
+    f.env.Damage(f.FileName(1), 12288 + 5000, std::byte{1});  // of a record that is then no page's
+    f.Open();
+    REQUIRE(f.store->stats().pages == 2);
+    const uint64_t before = f.env.BytesThatAreNotZero(f.FileName(1));
+    if (!punches) f.env.FailAt(1, FaultEnv::Fault::kIoError, FaultEnv::Repeat::kOnce);
+    const auto deleted =
+        f.store->Collect([] { return KeepPage([](const PageKey&) { return true; }); });
+    REQUIRE_MESSAGE(deleted.ok(), deleted.status().ToString());
+    CHECK(deleted->pages == 0);
+    CHECK(f.env.faults() == (punches ? 0 : 1));
+    const uint64_t after = f.env.BytesThatAreNotZero(f.FileName(1));
+    CHECK(after < before * 3 / 4);
+    CHECK(after > before / 2);
+    for (const uint8_t n : {1, 3}) CHECK(GetAndCompare(f.store.get(), Lone(n)) == Code::kOk);
+    const auto check = f.store->CheckAll(FilePageStore::Repair::kNo);
+    CHECK(check->damaged == 0);
+    CHECK(check->unaccounted_bytes == 0);
+    CHECK(check->dead_bytes == 12288);
+  }
+}
+
+TEST_CASE("a collection deletes many pages at once, durably") {
+  Fixture f;
+  f.options.max_file_bytes = uint64_t{1} << 30;
+  f.Open();
+  for (uint8_t n = 1; n <= 200; ++n) REQUIRE(Put(f.store.get(), Lone(n)).ok());
+  REQUIRE(f.store->Sync().ok());
+  const auto deleted = f.store->Collect(
+      [] { return KeepPage([](const PageKey& key) { return key.bytes[0] % 50 == 0; }); });
+  REQUIRE(deleted.ok());
+  CHECK(deleted->pages == 196);
+  CHECK(deleted->bytes == 196 * 12288);
+  for (int open = 0; open < 2; ++open) {
+    CHECK(f.store->stats().pages == 4);
+    const auto check = f.store->CheckAll(FilePageStore::Repair::kRepair);
+    CHECK(check->pages == 4);
+    CHECK(check->unindexed == 0);
+    f.store.reset();
+    f.env.Crash();
+    f.Open();
+  }
+}
+
+TEST_CASE("a check accounts for every byte of the page files") {
+  Fixture f;
+  f.Open();
+  for (uint8_t n = 1; n <= 10; ++n) REQUIRE(Put(f.store.get(), Lone(n)).ok());
+  REQUIRE(f.store->Sync().ok());
+  REQUIRE(f.store->Delete(Lone(2).header.key).ok());
+  REQUIRE(f.store->Delete(Lone(7).header.key).ok());
+  auto check = f.store->CheckAll(FilePageStore::Repair::kNo);
+  CHECK(check->file_bytes == 10 * 12288);
+  CHECK(check->bytes == 8 * 12288);
+  CHECK(check->dead_bytes == 2 * 12288);
+  CHECK(check->unindexed_bytes == 0);
+  CHECK(check->unaccounted_bytes == 0);
+  // Two entries for one place; and one that the index has lost.
+  f.store.reset();
+  {
+    auto index = PageIndex::Open({f.options.path + "/index", f.options.index_env});
+    REQUIRE(index.ok());
+    IndexBatch batch;
+    REQUIRE((*index)->ForEach([&](const IndexEntry& e) {
+      if (e.key == Lone(4).header.key) {
+        batch.puts.push_back(e);
+        batch.puts[0].key.bytes.fill(99);
+      }
+      if (e.key == Lone(5).header.key) batch.deletes.push_back(e);
+    }).ok());
+    REQUIRE((*index)->Apply(batch, PageIndex::Durability::kSynced).ok());
+  }
+  f.Open();
+  check = f.store->CheckAll(FilePageStore::Repair::kNo);
+  CHECK(check->unaccounted_bytes == 12288);
+  CHECK(check->damaged == 1);
+  CHECK(check->unindexed == 1);
+  CHECK(check->unindexed_bytes == 12288);
+  CHECK(check->file_bytes == 7 * 12288 + check->unindexed_bytes + check->dead_bytes);
+  // A repair drops the one, by which the other page of that place may go, and takes up the other.
+  for (int i = 0; i < 2; ++i) REQUIRE(f.store->CheckAll(FilePageStore::Repair::kRepair).ok());
+  check = f.store->CheckAll(FilePageStore::Repair::kNo);
+  CHECK(check->unaccounted_bytes == 0);
+  CHECK(check->damaged == 0);
+  CHECK(check->unindexed == 0);
+  CHECK(GetAndCompare(f.store.get(), Lone(5)) == Code::kOk);
 }
 
 // The data folder is new: its own names are not durable yet.

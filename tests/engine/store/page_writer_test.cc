@@ -57,6 +57,9 @@ class GatedStore : public PageStore {
   }
   bool Contains(const PageKey& key) override { return store_->Contains(key); }
   Status Delete(const PageKey& key) override { return store_->Delete(key); }
+  Result<DeletedPages> Collect(const std::function<Result<KeepPage>()>& keep) override {
+    return store_->Collect(keep);
+  }
   void Renew(std::span<const PageKey> keys) override { store_->Renew(keys); }
   StoreStats stats() override { return store_->stats(); }
 
