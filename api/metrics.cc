@@ -1,6 +1,9 @@
 // Prometheus' text format (version 0.0.4), written directly: a few dozen numbers read from Stats
 // need no registry of their own.
 #include <cstdio>
+#include <span>
+#include <string_view>
+#include <vector>
 
 #include "api/server.h"
 
@@ -14,14 +17,34 @@ class Page {
   }
   void Counter(const char* name, const char* help, double v) { Add(name, help, "counter", v); }
   void Gauge(const char* name, const char* help, double v) { Add(name, help, "gauge", v); }
+  // One gauge for each value of a label.
+  struct Labelled {
+    std::string_view value;
+    double number;
+  };
+  void Gauges(const char* name, const char* help, const char* label,
+              std::span<const Labelled> values) {
+    AddHead(name, help, "gauge");
+    for (const Labelled& v : values) {
+      AddSample(name, std::string(",") + label + "=\"" + std::string(v.value) + "\"", v.number);
+    }
+  }
   std::string Take() { return std::move(text_); }
 
  private:
   void Add(const char* name, const char* help, const char* type, double value) {
+    AddHead(name, help, type);
+    AddSample(name, "", value);
+  }
+  void AddHead(const char* name, const char* help, const char* type) {
+    text_ += std::string("# HELP holdfast_") + name + " " + help + "\n# TYPE holdfast_" + name +
+             " " + type + "\n";
+  }
+  void AddSample(const char* name, const std::string& labels, double value) {
     char number[64];
     std::snprintf(number, sizeof(number), "%.17g", value);
-    text_ += std::string("# HELP holdfast_") + name + " " + help + "\n# TYPE holdfast_" + name +
-             " " + type + "\nholdfast_" + name + "{model=\"" + label_ + "\"} " + number + "\n";
+    text_ += std::string("holdfast_") + name + "{model=\"" + label_ + "\"" + labels + "} " +
+             number + "\n";
   }
   std::string label_, text_;
 };
@@ -63,18 +86,46 @@ void AddStore(Page* page, const StoreStats& s) {
   page->Counter("store_io_errors_total", "Reads and writes that failed.", Num(s.io_errors));
 }
 
-// What is on its way to the disk; a disk that stalls shows here.
-void AddWriting(Page* page, const PageWriterStats& w, const KeeperStats& k) {
-  page->Gauge("page_writes_queued", "Pages that wait to be written.", Num(w.queued));
-  page->Counter("page_writes_dropped_total", "Pages that found that queue full.", Num(w.dropped));
-  page->Counter("page_writes_failed_total", "Pages that the store refused.", Num(w.failed));
-  page->Counter("page_writes_given_up_total",
-                "Pages of warm heads that the disk was too slow to take.",
-                Num(k.pages_given_up));
-  page->Gauge("database_writes_queued", "Writes that wait for the database.",
-              Num(k.writes_queued));
+void AddWriter(Page* page, const PageWriterStats& w) {
+  page->Gauge("page_writer_queued_pages", "Computed pages that wait to be written to disk.",
+              Num(w.queued));
+  page->Counter("page_writer_written_pages_total", "Pages that the store has taken.",
+                Num(w.written));
+  page->Counter("page_writer_dropped_pages_total",
+                "Pages not written since the queue was full; each costs a prefill later.",
+                Num(w.dropped));
+  page->Counter("page_writer_failed_pages_total", "Pages that the store has refused.",
+                Num(w.failed));
+  page->Counter("page_writer_syncs_total", "Syncs of page files and their index.", Num(w.syncs));
+  page->Counter("page_writer_failed_syncs_total",
+                "Syncs that failed; their pages are not trusted.", Num(w.failed_syncs));
+}
+
+void AddDatabase(Page* page, const DatabaseStats& d) {
+  page->Gauge("database_queued_writes", "Writes that wait for the database.", Num(d.queued));
   page->Gauge("database_write_seconds", "Of its write or sync under way; 0 when there is none.",
-              k.writing_ms / 1000);
+              d.writing_ms / 1000);
+  page->Counter("database_commits_total", "Transactions committed.", Num(d.commits));
+  page->Counter("database_commit_failures_total",
+                "Commits that failed; each degrades the store until a probe commits.",
+                Num(d.commit_failures));
+  page->Counter("database_failed_writes_total",
+                "Writes undone by their own error or by a failed commit, or refused.",
+                Num(d.failed_writes));
+  page->Counter("database_checkpoints_total", "Copies of the log into the database.",
+                Num(d.checkpoints));
+  page->Gauge("database_log_bytes", "Size of the log's file, which is extended ahead of need.",
+              Num(d.wal_bytes));
+}
+
+void AddHeads(Page* page, const HeadTable::Counts& counts) {
+  std::vector<Page::Labelled> states;
+  for (const HeadState s : {HeadState::kResident, HeadState::kWarm, HeadState::kCold,
+                            HeadState::kRestoring, HeadState::kRunning, HeadState::kToolWait,
+                            HeadState::kSuperseded}) {
+    states.push_back({HeadStateName(s), Num(counts.by_state[static_cast<size_t>(s)])});
+  }
+  page->Gauges("heads", "Heads of branches that the keeper knows, by state.", "state", states);
 }
 
 void AddKeeper(Page* page, const KeeperStats& k) {
@@ -87,8 +138,14 @@ void AddKeeper(Page* page, const KeeperStats& k) {
   page->Gauge("resident_timelines", "Heads that are warm.", Num(k.resident_timelines));
   page->Counter("prefetches_total", "Heads loaded ahead of their turns.", Num(k.prefetches));
   page->Counter("prefetched_pages_total", "Pages loaded so.", Num(k.pages_prefetched));
+  page->Counter("given_up_pages_total", "Pages of warm heads that the disk was too slow to take.",
+                Num(k.pages_given_up));
   page->Counter("kv_failures_total", "Turns of durability kv whose pages are not all on disk.",
                 Num(k.kv_failures));
+  page->Counter("tails_written_total", "Partial pages written to disk.", Num(k.tails_written));
+  page->Counter("tails_restored_total", "Partial pages read again.", Num(k.tails_restored));
+  page->Counter("gc_total", "Collections of what was deleted.", Num(k.collections));
+  page->Counter("gc_pages_total", "Pages that they have deleted.", Num(k.collected_pages));
   page->Counter("hardened_branches_total", "Branches made exact again.", Num(k.hardened));
   page->Counter("verified_answers_total", "Approximate answers measured against full prefill.",
                 Num(k.verified));
@@ -121,8 +178,10 @@ std::string MetricsText(const Runtime::Stats& stats, const std::string& model,
   AddEngine(&page, stats.engine);
   AddPool(&page, stats.engine.pool);
   AddStore(&page, stats.store);
-  AddWriting(&page, stats.writer, stats.keeper);
+  AddWriter(&page, stats.writer);
+  AddDatabase(&page, stats.database);
   AddKeeper(&page, stats.keeper);
+  AddHeads(&page, stats.keeper.heads);
   AddSegments(&page, stats.segments);
   return page.Take();
 }

@@ -546,8 +546,6 @@ KeeperStats Keeper::stats() const {
   s.pages_prefetched = impl_->caretaker.pages_prefetched();
   const DatabaseStats db = impl_->options.db->stats();
   s.unsynced = db.unsynced;
-  s.writes_queued = db.queued;
-  s.writing_ms = db.writing_ms;
   s.hardened = impl_->hardened;
   s.kv_failures = impl_->kv_failures;
   s.collections = impl_->collections;

@@ -55,8 +55,6 @@ struct KeeperStats {
   uint64_t verified = 0, verified_tokens = 0, verify_skipped = 0;
   double verified_kl = 0, verified_kl_max = 0;  // nats
   bool degraded = false;             // the last commit failed; nothing durable is taken on
-  uint64_t writes_queued = 0;        // that wait for the database
-  double writing_ms = 0;             // that its write or sync under way has taken
 };
 
 // What a check of the token log found.

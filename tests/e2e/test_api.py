@@ -660,6 +660,33 @@ class Streaming(TinyServerTest):
         self.assertEqual(back, "hello <|im_end|>")
 
 
+    def test_metrics_of_what_is_written(self):
+        text = self.server.call("GET", "/metrics")[2]
+        for name in ("page_writer_queued_pages", "page_writer_written_pages_total",
+                     "page_writer_dropped_pages_total", "page_writer_failed_pages_total",
+                     "page_writer_syncs_total", "page_writer_failed_syncs_total",
+                     "database_queued_writes", "database_commits_total",
+                     "database_commit_failures_total", "database_failed_writes_total",
+                     "gc_total", "gc_pages_total", "tails_written_total"):
+            self.assertEqual(text.count("# HELP holdfast_%s " % name), 1, name)
+            self.assertGreaterEqual(self.server.metric(name), 0)
+        before = self.server.metric("database_commits_total")
+        heads = self.heads()
+        self.assertEqual(set(heads), {"resident", "warm", "cold", "restoring", "running",
+                                      "tool-wait", "superseded"})
+        self.server.chat(HELLO, session_id="counted")
+        self.assertGreater(self.server.metric("database_commits_total"), before)
+        self.assertEqual(sum(self.heads().values()), sum(heads.values()) + 1)
+
+    def heads(self):
+        """How many heads are in each state."""
+        states = {}
+        for line in self.server.call("GET", "/metrics")[2].splitlines():
+            if line.startswith("holdfast_heads{"):
+                states[line.split('state="')[1].split('"')[0]] = float(line.split()[-1])
+        return states
+
+
 class Speculation(TinyServerTest):
     """Drafts are seen in the usage and in the metrics, and nowhere else."""
     # Long enough that what was said comes again: a draft is tried at least every 64 steps.
