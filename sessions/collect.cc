@@ -14,6 +14,7 @@
 
 #include "sessions/bundle_scan.h"
 #include "sessions/keeper_impl.h"
+#include "stitcher/segment.h"
 
 namespace holdfast {
 namespace {
@@ -23,15 +24,6 @@ using Keys = std::unordered_set<PageKey, DigestHash>;
 constexpr std::chrono::seconds kWaitForReaders{5};
 // A session's pages are looked for under the last so many kinds of KV that it was computed with.
 constexpr int kMaxFingerprints = 16;
-
-void AddKeys(const Digest& fp, const TenantScope& scope, std::span<const TokenId> tokens,
-             Keys* keys) {
-  PageKey key = RootKey(fp, scope, Digest{});
-  for (size_t at = 0; at + kPageTokens <= tokens.size(); at += kPageTokens) {
-    key = NextKey(key, tokens.subspan(at, kPageTokens), Digest{});
-    keys->insert(key);
-  }
-}
 
 Result<std::vector<Digest>> FingerprintsOf(Reader& reader, int64_t sid, const Digest& own) {
   std::vector<Digest> all = {own};
@@ -56,7 +48,10 @@ Status AddPagesOf(Reader& reader, const SessionKey& key, const Digest& own, Keys
   for (const Point& head : heads) {
     HOLDFAST_ASSIGN_OR_RETURN(const std::vector<TokenId> tokens,
                               LoadTokens(reader, LineageOf(tree, head)));
-    for (const Digest& fp : fps) AddKeys(fp, scope, tokens, keys);
+    for (const Digest& fp : fps) {
+      const std::vector<PageKey> pages = KeysAfter(RootKey(fp, scope, Digest{}), tokens);
+      keys->insert(pages.begin(), pages.end());
+    }
   }
   return Status();
 }

@@ -9,6 +9,7 @@
 
 #include "sessions/bundle_scan.h"
 #include "sessions/keeper_impl.h"
+#include "stitcher/segment.h"
 
 namespace holdfast {
 namespace {
@@ -37,14 +38,13 @@ Status NoSnapshot(std::string_view snapshot) {
 // The partial pages that snapshots of the session have left behind `tokens` or a beginning of them.
 Result<std::vector<PageKey>> TailsOf(Keeper::Impl& k, Reader& reader, const HeadId& session,
                                      std::span<const TokenId> tokens) {
-  PageKey end = RootKey(k.options.fp, TenantScope(session.tenant), Digest{});
-  size_t at = 0;
-  for (; at + kPageTokens <= tokens.size(); at += kPageTokens) {
-    end = NextKey(end, tokens.subspan(at, kPageTokens), Digest{});
-  }
+  const PageKey root = RootKey(k.options.fp, TenantScope(session.tenant), Digest{});
+  const std::vector<PageKey> pages = KeysAfter(root, tokens);
+  const PageKey& end = pages.empty() ? root : pages.back();
+  const auto rest = tokens.subspan(pages.size() * kPageTokens);
   std::vector<PageKey> candidates;
-  for (size_t rows = 1; at + rows <= tokens.size(); ++rows) {
-    candidates.push_back(TailKey(end, tokens.subspan(at, rows), Digest{}));
+  for (size_t rows = 1; rows <= rest.size(); ++rows) {
+    candidates.push_back(TailKey(end, rest.first(rows), Digest{}));
   }
   std::vector<PageKey> out;
   Rows rows =
