@@ -331,6 +331,9 @@ Result<bool> SqlConnection::EmptyLog() {
   HOLDFAST_RETURN_IF_ERROR(status);
   if (rc == SQLITE_BUSY) return false;
   wal_frames_ = 0;
+  // Before anything is written there again: a power cut that leaves the first frames of the old log
+  // and loses the others would bring old pages back beside new ones.
+  HOLDFAST_RETURN_IF_ERROR(SyncLog());
   return true;
 }
 
