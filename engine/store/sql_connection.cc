@@ -270,6 +270,9 @@ Status SqlConnection::ExtendWal(uint64_t size) {
   static constexpr std::array<std::byte, 65536> kZeros{};
   HOLDFAST_ASSIGN_OR_RETURN(uint64_t at, WalSize());
   if (at >= size) return Status();
+  // It may have been cut off just now: a power cut that leaves the first frames of the old log and
+  // zeros in place of the others would bring old pages back beside new ones.
+  HOLDFAST_RETURN_IF_ERROR(SyncLog());
   sqlite3_file* file = WalFile(db_);
   while (at < size) {
     const uint64_t step = std::min<uint64_t>(kZeros.size(), size - at);
@@ -331,9 +334,6 @@ Result<bool> SqlConnection::EmptyLog() {
   HOLDFAST_RETURN_IF_ERROR(status);
   if (rc == SQLITE_BUSY) return false;
   wal_frames_ = 0;
-  // Before anything is written there again: a power cut that leaves the first frames of the old log
-  // and loses the others would bring old pages back beside new ones.
-  HOLDFAST_RETURN_IF_ERROR(SyncLog());
   return true;
 }
 
