@@ -31,7 +31,8 @@ using std::chrono::milliseconds;
 constexpr size_t kMaxGroup = 64;                  // pieces of work in one transaction
 constexpr milliseconds kMaxBackgroundTime{5};     // of one transaction of background work
 constexpr uint64_t kWalHeadroom = 1 << 20;        // the log is extended when less is left
-constexpr uint64_t kWalStep = 4 << 20;            // by this much
+constexpr uint64_t kWalStep = 4 << 20;            // by this much, which some commit waits for
+constexpr uint64_t kWalRoom = 16 << 20;           // what a long pause makes of it
 constexpr int kCheckpointFrames = 256;            // worth a checkpoint after a short pause
 constexpr milliseconds kShortPause{50};
 constexpr milliseconds kLongPause{5000};          // after which any frame is worth it
@@ -130,7 +131,9 @@ struct Database::Impl {
   void Degrade(std::string reason);
   void Probe();
   void RefuseQueued();
+  milliseconds PauseBeforeUpkeep() const;
   Status KeepHeadroom();
+  Status ExtendLog(uint64_t least);
   void Upkeep();
   void Shred();
   Result<bool> TryShred();
@@ -266,9 +269,12 @@ Clock::time_point Database::Impl::NextWakeLocked() const {
   Clock::time_point wake = shreds.empty() ? Clock::time_point::max() : next_shred;
   if (degraded) return std::min(wake, next_probe);
   if (unsynced.works > 0) wake = std::min(wake, unsynced.since + options.lazy_delay);
-  if (log_checkpointed) return wake;
-  const auto pause = writer->wal_frames() >= kCheckpointFrames ? kShortPause : kLongPause;
-  return std::min(wake, std::max(last_commit + pause, next_upkeep));
+  if (log_checkpointed && stats.wal_bytes >= kWalRoom) return wake;
+  return std::min(wake, std::max(last_commit + PauseBeforeUpkeep(), next_upkeep));
+}
+
+milliseconds Database::Impl::PauseBeforeUpkeep() const {
+  return !log_checkpointed && writer->wal_frames() >= kCheckpointFrames ? kShortPause : kLongPause;
 }
 
 // Returns when there is work to run or upkeep to do; false when all is done and the end has come.
@@ -477,12 +483,14 @@ void Database::Impl::Probe() {
 }
 
 Status Database::Impl::KeepHeadroom() {
-  HOLDFAST_ASSIGN_OR_RETURN(uint64_t size, writer->WalSize());
+  HOLDFAST_ASSIGN_OR_RETURN(const uint64_t size, writer->WalSize());
   const uint64_t used = static_cast<uint64_t>(writer->wal_frames()) * kWalFrameBytes;
-  if (size < used + kWalHeadroom) {
-    size = used + kWalStep;
-    HOLDFAST_RETURN_IF_ERROR(writer->ExtendWal(size));
-  }
+  return ExtendLog(size < used + kWalHeadroom ? used + kWalStep : 0);
+}
+
+Status Database::Impl::ExtendLog(uint64_t least) {
+  HOLDFAST_RETURN_IF_ERROR(writer->ExtendWal(least));
+  HOLDFAST_ASSIGN_OR_RETURN(const uint64_t size, writer->WalSize());
   std::lock_guard lock(mu);
   stats.wal_bytes = size;
   return Status();
@@ -493,16 +501,14 @@ Status Database::Impl::KeepHeadroom() {
 void Database::Impl::Upkeep() {
   const Clock::time_point now = Clock::now();
   if (now < next_upkeep) return;
-  bool idle = false;
+  bool idle = now - last_commit >= PauseBeforeUpkeep();
   {
     std::lock_guard lock(mu);
-    idle = QueuedLocked() == 0;
+    idle = idle && QueuedLocked() == 0;
   }
-  const int frames = writer->wal_frames();
-  const auto pause = frames >= kCheckpointFrames ? kShortPause : kLongPause;
-  Status status = KeepHeadroom();
+  Status status = idle && log_checkpointed ? ExtendLog(kWalRoom) : KeepHeadroom();
   if (status.ok() && !log_checkpointed &&
-      (frames >= kForceCheckpointFrames || (idle && now - last_commit >= pause))) {
+      (idle || writer->wal_frames() >= kForceCheckpointFrames)) {
     Result<bool> all = writer->Checkpoint();
     status = all.status();
     log_checkpointed = all.ok() && *all;

@@ -356,6 +356,22 @@ TEST_CASE("an idle writer copies the log into the database") {
   CHECK(NoteIds(db.get()) == std::set<int64_t>{1, 2});
 }
 
+TEST_CASE("a long pause gives the log room for what comes after it") {
+  TempDir dir;
+  const Database::Options options = OptionsFor(dir);
+  auto db = OpenOrDie(options);
+  const uint64_t before = db->stats().wal_bytes;
+  for (int i = 0; i < 200 && db->stats().wal_bytes == before; ++i) {
+    std::this_thread::sleep_for(milliseconds(50));
+  }
+  const uint64_t room = db->stats().wal_bytes;
+  CHECK(room > 2 * before);
+  CHECK(room == std::filesystem::file_size(options.path + "-wal"));
+  const std::string text(1000, 'x');
+  for (int i = 0; i < 400; ++i) REQUIRE(AddNote(db.get(), i, text + std::to_string(i)).ok());
+  CHECK(db->stats().wal_bytes == room);
+}
+
 TEST_CASE("a turn's commit costs one sync and no growth of the log") {
   TempDir dir;
   FaultVfs vfs;
