@@ -18,8 +18,9 @@ namespace {
 
 constexpr int64_t kSequencesMost = 256;
 constexpr int64_t kContextMost = 1 << 24;
-constexpr const char* kDrawn[] = {"scale-",      "fork",        "restore",       "agent-trace",
-                                  "stitch-insert", "stitch-swap", "stitch-replace"};
+constexpr const char* kDrawn[] = {
+    "scale-", "fork",     "save",        "commit",        "restore",     "switch",
+    "beside", "sessions", "agent-trace", "stitch-insert", "stitch-swap", "stitch-replace"};
 
 void AddRoofline(const BenchRun& run, Json* results) {
   std::vector<int> threads = {1};

@@ -1,6 +1,7 @@
 // The results of benches of the session keeper: what was measured, beside what it should be.
 #include <algorithm>
 #include <cstdio>
+#include <map>
 
 #include "api/bench/agent_trace.h"
 #include "api/bench/bench_run.h"
@@ -36,6 +37,28 @@ void AddPeerSlots(BenchRun& run, const std::string& text, int64_t tokens,
     if (theirs.ok()) samples->peers[name] = std::move((*theirs).*of);
     else samples->notes[name] = theirs.status().message();
   }
+}
+
+// Against the percentile, so that a chart shows the median and every tail.
+Chart PercentileChart(const std::string& what, const std::string& of, const BenchOptions& options,
+                      const std::map<std::string, std::vector<double>>& series) {
+  Chart chart{what + " (" + options.model_name + ")", "percentile of " + of, "ms", {}};
+  for (const auto& [label, ms] : series) {
+    ChartSeries line{label, ChartSeries::Style::kLine, {}};
+    for (size_t percent = 0; percent < 100; ++percent) {
+      line.points.emplace_back(static_cast<double>(percent), Percentile(ms, percent));
+    }
+    chart.series.push_back(std::move(line));
+  }
+  return chart;
+}
+
+// Ours and the peers' of one figure.
+Chart PeersChart(const std::string& what, const std::string& of, const BenchOptions& options,
+                 const Samples& samples) {
+  std::map<std::string, std::vector<double>> series = samples.peers;
+  series["holdfast"] = samples.ours;
+  return PercentileChart(what, of, options, series);
 }
 
 Chart RestoreChart(const RestoreFigures& figures, const std::string& model) {
@@ -97,6 +120,10 @@ Result<Json> BenchBeside(BenchRun& run, const BenchName& name, Beside what) {
              .value = figures.bytes_per_s / 1e6,
              .unit = "MB/s"},
             &result);
+  run.Draw(PercentileChart("Time between tokens", "tokens", run.options(),
+                           {{save ? "while others save" : "while others restore",
+                             figures.with_ms},
+                            {"nothing beside", figures.without_ms}}));
   return result;
 }
 
@@ -167,6 +194,9 @@ Result<Json> BenchFork(BenchRun& run, const BenchName& name) {
   if (figures.tokens != name.n) result["context"] = figures.tokens;
   run.Draw({"Forking against tokens (" + options.model_name + ")", "tokens of the fork", "ms",
             {std::move(points)}});
+  run.Draw(PercentileChart("Forking durably", "forks and rewinds", options,
+                           {{"fork or rewind", figures.durable_ms},
+                            {"fdatasync of 12 KiB", figures.sync_ms}}));
   return result;
 }
 
@@ -182,6 +212,7 @@ Result<Json> BenchSave(BenchRun& run, const BenchName& name) {
   AddFigure({.what = "right after the first turn", .value = figures.first_ms, .unit = "ms"},
             &result);
   AddFigure({.what = "fdatasync of 12 KiB, p50", .value = figures.sync_ms, .unit = "ms"}, &result);
+  run.Draw(PeersChart("Saving a session", "saves", options, samples));
   return result;
 }
 
@@ -206,6 +237,9 @@ Result<Json> BenchCommit(BenchRun& run, const BenchName& name) {
   AddFigure({.what = "checkpoints meanwhile", .value = static_cast<double>(figures.checkpoints),
              .unit = "", .least = 1},
             &result);
+  run.Draw(PercentileChart("From the last token to the end of a turn", "turns", run.options(),
+                           {{"turn", figures.ack_ms},
+                            {"fdatasync of 12 KiB", figures.sync_ms}}));
   return result;
 }
 
@@ -287,6 +321,7 @@ Result<Json> BenchSwitch(BenchRun& run, const BenchName& name) {
     AddFigure({.what = part, .value = ms, .unit = "ms"}, &result);
   }
   AddFigure({.what = "tokens of the prompt computed", .value = p.computed, .unit = ""}, &result);
+  run.Draw(PeersChart("Time to first token after a switch", "switches", options, samples));
   return result;
 }
 
@@ -328,6 +363,10 @@ Result<Json> BenchManySessions(BenchRun& run, const BenchName& name) {
             &result);
   AddFigure({.what = "database", .value = figures.database_bytes / 1e6, .unit = "MB"}, &result);
   AddFigure({.what = "made in", .value = figures.made_s, .unit = "s"}, &result);
+  run.Draw(PercentileChart("Requests to a server with " + std::to_string(name.n) + " sessions",
+                           "requests", run.options(),
+                           {{"a page of the list", figures.list_ms},
+                            {"a session and its items", figures.open_ms}}));
   return result;
 }
 

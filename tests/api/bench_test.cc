@@ -416,6 +416,7 @@ TEST_CASE("all names that are listed are known, and some draw") {
   }
   CHECK(BenchDraws("scale-context"));
   CHECK(BenchDraws("fork@4096"));
+  CHECK(BenchDraws("switch8@3000"));
   CHECK(BenchDraws("stitch-swap@8000"));
   CHECK(!BenchDraws("stitch-plan@100"));
   CHECK(!BenchDraws("all"));
