@@ -9,6 +9,7 @@
 #include "sessions/bundle_rows.h"
 #include "tests/api/bundle_forger.h"
 #include "tests/api/runtime_bench.h"
+#include "tests/engine/base/format_example.h"
 #include "tests/engine/store/fault_vfs.h"
 
 namespace holdfast {
@@ -435,6 +436,14 @@ TEST_CASE("an import that fails at any write is there in whole or not at all") {
 }
 
 // ---- damage ------------------------------------------------------------------------------------
+
+TEST_CASE("FORMAT.md's worked example is what the writer makes") {
+  const BundleEvent event{.at_ms = 1'700'000'000'000, .kind = "rewind", .branch = "main",
+                          .turn = "", .detail = "{}"};
+  const Bytes bytes = Framed({{BundleSection::kEvent, EncodeRow(event)}}, "0123456789abcdef");
+  CHECK(testing::HexLines(bytes) ==
+        testing::HexBlockOf(HOLDFAST_SOURCE_DIR "/sessions/FORMAT.md"));
+}
 
 TEST_CASE("20000 damaged bundles are refused, every one") {
   Home home;

@@ -6,11 +6,11 @@
 #include <algorithm>
 #include <array>
 #include <cstring>
-#include <fstream>
 #include <numeric>
 #include <random>
-#include <sstream>
 #include <string>
+
+#include "tests/engine/base/format_example.h"
 
 namespace holdfast {
 namespace {
@@ -127,27 +127,8 @@ TEST_CASE("hashing a record leaves no upper half of a vector register in use") {
 
 TEST_CASE("FORMAT.md's worked example is what the encoder writes") {
   const std::vector<std::byte> bytes = EncodeExample(Example());
-  std::ostringstream dump;  // lines "offset: 16 bytes", zero ones left out
-  for (size_t at = 0; at < kRecordHeaderBytes + 128; at += 16) {
-    if (IsZeros({bytes.data() + at, 16})) continue;
-    char text[8];
-    std::snprintf(text, sizeof(text), "%04zx:", at);
-    dump << text;
-    for (size_t i = 0; i < 16; ++i) {
-      std::snprintf(text, sizeof(text), " %02x", std::to_integer<int>(bytes[at + i]));
-      dump << text;
-    }
-    dump << "\n";
-  }
-  std::ifstream file(HOLDFAST_SOURCE_DIR "/engine/kv/FORMAT.md");
-  std::stringstream text;
-  text << file.rdbuf();
-  const std::string doc = text.str();
-  const std::string fence = "```hex\n";
-  const size_t begin = doc.find(fence);
-  REQUIRE_MESSAGE(begin != std::string::npos, dump.str());
-  const size_t end = doc.find("```", begin + fence.size());
-  CHECK(doc.substr(begin + fence.size(), end - begin - fence.size()) == dump.str());
+  CHECK(testing::HexLines(std::span(bytes).first(kRecordHeaderBytes + 128)) ==
+        testing::HexBlockOf(HOLDFAST_SOURCE_DIR "/engine/kv/FORMAT.md"));
 }
 
 TEST_CASE("what must not be encoded is refused") {
