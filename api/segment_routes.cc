@@ -97,9 +97,7 @@ void HandleListSegments(Call& call) {
   const auto after = PlaceOf(segments, scope, *range);
   if (!after.ok()) return call.Refuse(after.status());
   Listed<SegmentInfo> listed;
-  listed.rows = range->order == ListOrder::kAscending
-                    ? segments.List(scope, *after, range->limit + 1)
-                    : segments.ListBefore(scope, *after, range->limit + 1);
+  listed.rows = segments.List(scope, *after, range->limit + 1, range->order);
   if (static_cast<int>(listed.rows.size()) > range->limit) {
     listed.rows.pop_back();
     listed.next = std::to_string(listed.rows.back().n);

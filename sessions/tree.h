@@ -10,6 +10,7 @@
 #include <string>
 #include <vector>
 
+#include "engine/base/list_order.h"
 #include "engine/base/status.h"
 #include "engine/base/types.h"
 #include "sessions/edits.h"
@@ -122,7 +123,6 @@ struct Listed {
   std::vector<T> rows;
   std::string next;
 };
-enum class ListOrder : uint8_t { kAscending, kDescending };
 struct ListRange {
   std::string after;            // a position (`next` of the page before); "" = from the beginning
   int limit = 20;               // 1..1000

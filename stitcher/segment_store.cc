@@ -259,30 +259,18 @@ Result<SegmentBody> SegmentStore::Body(const TenantScope& scope, const SegmentId
   return Missing(scope, id, Code::kInvalid);
 }
 
-std::vector<SegmentInfo> SegmentStore::List(const TenantScope& scope, int64_t after,
-                                            int limit) const {
+std::vector<SegmentInfo> SegmentStore::List(const TenantScope& scope, int64_t after, int limit,
+                                            ListOrder order) const {
   std::vector<SegmentInfo> out;
   std::shared_lock lock(mu_);
   const auto tenant = tenants_.find(scope.tenant());
   if (tenant == tenants_.end()) return out;
-  const auto& order = tenant->second.order;
-  for (auto it = order.upper_bound(after); it != order.end(); ++it) {
-    if (static_cast<int>(out.size()) == limit) break;
-    out.push_back(InfoOf(tenant->second.segments.at(it->second)));
-  }
-  return out;
-}
-
-std::vector<SegmentInfo> SegmentStore::ListBefore(const TenantScope& scope, int64_t before,
-                                                  int limit) const {
-  std::vector<SegmentInfo> out;
-  std::shared_lock lock(mu_);
-  const auto tenant = tenants_.find(scope.tenant());
-  if (tenant == tenants_.end()) return out;
-  const auto& order = tenant->second.order;
-  for (auto it = order.lower_bound(before); it != order.begin();) {
-    if (static_cast<int>(out.size()) == limit) break;
-    out.push_back(InfoOf(tenant->second.segments.at((--it)->second)));
+  const auto& all = tenant->second.order;
+  const bool up = order == ListOrder::kAscending;
+  auto it = up ? all.upper_bound(after) : all.lower_bound(after);
+  while (static_cast<int>(out.size()) < limit && it != (up ? all.end() : all.begin())) {
+    const auto at = up ? it++ : --it;
+    out.push_back(InfoOf(tenant->second.segments.at(at->second)));
   }
   return out;
 }

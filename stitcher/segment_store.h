@@ -33,6 +33,7 @@
 #include <vector>
 
 #include "engine/base/env.h"
+#include "engine/base/list_order.h"
 #include "engine/base/status.h"
 #include "engine/kv/timeline.h"
 #include "engine/store/database.h"
@@ -117,10 +118,10 @@ class SegmentStore {
   Result<SegmentInfo> Get(const TenantScope& scope, const SegmentId& id) const;
   // kInvalid instead for one of another model.
   Result<SegmentBody> Body(const TenantScope& scope, const SegmentId& id) const;
-  // Those after place `after`, oldest first.
-  std::vector<SegmentInfo> List(const TenantScope& scope, int64_t after, int limit) const;
-  // The same from there backwards: those before place `before`, the newest first.
-  std::vector<SegmentInfo> ListBefore(const TenantScope& scope, int64_t before, int limit) const;
+  // Those behind place `after` in that order: above it from the oldest on, or below it from the
+  // newest on.
+  std::vector<SegmentInfo> List(const TenantScope& scope, int64_t after, int limit,
+                                ListOrder order = ListOrder::kAscending) const;
   enum class Pin : uint8_t { kOff, kOn };
   Result<SegmentInfo> SetPin(const TenantScope& scope, const SegmentId& id, Pin pin);
   Status Delete(const TenantScope& scope, const SegmentId& id);

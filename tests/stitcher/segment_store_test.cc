@@ -376,6 +376,14 @@ TEST_CASE("lists come in pages and pins last") {
   CHECK(page[2].pinned);
   CHECK(rig.store->List(kAnn, page[2].n, 3).size() == 2);
   CHECK(rig.store->List(kAnn, page[2].n + 100, 3).empty());
+  // The same from the newest on.
+  constexpr auto kDown = ListOrder::kDescending;
+  const auto newest = rig.store->List(kAnn, page[2].n + 100, 2, kDown);
+  REQUIRE(newest.size() == 2);
+  CHECK(newest[0].n > newest[1].n);
+  CHECK(newest[1].n > page[2].n);
+  CHECK(rig.store->List(kAnn, newest[1].n, 3, kDown)[0].id == page[2].id);
+  CHECK(rig.store->List(kAnn, page[0].n, 3, kDown).empty());
   // Asked for again without a pin it stays pinned; its text stays as it was given.
   const auto again = rig.Give(kAnn, rig.store->Body(kAnn, page[2].id)->tokens);
   CHECK(again.id == page[2].id);
