@@ -278,11 +278,12 @@ Status Admission::FindSessionOfRequest() {
 // after its commit, a message edited) gets a branch, so that sampled tokens still stand. Else, for
 // a first turn, the unfinished one of the same request.
 Status Admission::FindAnonymousSession() {
-  std::vector<Digest> outputs;  // names of the histories that end in an assistant's message
-  Digest hash = LineageRoot(context_.lineage);
+  std::vector<HistoryName> outputs;  // of the histories that end in an assistant's message
+  HistoryName name(LineageRoot(context_.lineage));
+  CallNumbers calls;
   for (const ChatMessage& m : r_.messages) {
-    hash = LineageNext(hash, IdentityOf(m));
-    if (m.role == "assistant") outputs.push_back(hash);
+    name.Add(IdentityOf(m), &calls);
+    if (m.role == "assistant") outputs.push_back(name);
   }
   const SessionKey tenant{r_.tenant, {}, k_.NowMs()};
   return k_.options.db->Read([&](Reader& reader) -> Status {

@@ -141,7 +141,7 @@ Status Branching::Render() {
   HOLDFAST_RETURN_IF_ERROR(CheckLength(*place_, k_.options.max_context));
   const TurnDraft& draft = place_->draft;
   made_.head = draft.base;
-  made_.head_hash = draft.hash;
+  made_.head_hash = draft.name.by_ids;
   made_.parent_tokens = draft.base_tokens;
   made_.tokens = draft.base_tokens + draft.input_count;
   made_.items = draft.base_items;

@@ -50,7 +50,7 @@ Output MakeOutput(const Keeper::Impl& k, const Turn::Impl& turn, const TurnOutco
 // The input and output nodes of a turn with their items; sets *output_node. `committed`: the name
 // of the history with the output, or none for an aborted turn.
 Status InsertNodes(Txn& txn, const Keeper::Impl& k, const Turn::Impl& turn, const Output& output,
-                   const TurnOutcome& outcome, std::optional<Digest> committed,
+                   const TurnOutcome& outcome, const std::optional<HistoryName>& committed,
                    int64_t* output_node) {
   const TurnDraft& draft = turn.draft;
   NewNode node;
@@ -66,7 +66,10 @@ Status InsertNodes(Txn& txn, const Keeper::Impl& k, const Turn::Impl& turn, cons
       txn, turn.sid, draft.context, {turn.tools_json, turn.kwargs_json}));
   node.kind = NodeKind::kOutput;
   node.sampling = turn.sampling_json;
-  node.lineage_hash = committed;
+  if (committed) {
+    node.lineage_hash = committed->by_ids;
+    if (committed->by_calls != committed->by_ids) node.calls_hash = committed->by_calls;
+  }
   node.tokens = output.tokens;
   node.origins = output.origins;
   node.digests = output.digests;
@@ -376,12 +379,14 @@ CommitResult Keeper::Impl::CommitTurn(Turn::Impl* turn, TurnOutcome outcome) {
     AddSpan(&recipe->spans, {.begin = recipe->size(), .end = keep, .generation = 1});
   }
   if (turn->recorded) {
-    const Digest hash = LineageNext(turn->draft.hash, IdentityOf(outcome.message));
+    HistoryName name = turn->draft.name;
+    CallNumbers made;
+    name.Add(IdentityOf(outcome.message), &made);
     result.status = options.db->Write(
         [&](Txn& txn) -> Status {
           HOLDFAST_RETURN_IF_ERROR(
-              InsertNodes(txn, *this, *turn, output, outcome, hash, &node));
-          HOLDFAST_RETURN_IF_ERROR(MoveHead(txn, *turn, output, node, hash, memory, now));
+              InsertNodes(txn, *this, *turn, output, outcome, name, &node));
+          HOLDFAST_RETURN_IF_ERROR(MoveHead(txn, *turn, output, node, name.by_ids, memory, now));
           if (recipe != nullptr) HOLDFAST_RETURN_IF_ERROR(PutRecipe(txn, node, *recipe));
           std::string_view response;
           if (turn->keep_response) response = outcome.response;

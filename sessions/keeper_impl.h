@@ -34,7 +34,7 @@ struct TurnDraft {
   int64_t input_count = 0;           // tokens of the input node; 0 = there is none
   std::vector<NewItem> items;        // of the input node
   std::vector<BodySpan> bodies;      // in the whole context: what segments may be made of
-  Digest hash;                       // of the lineage with the input's items
+  HistoryName name;                  // of the lineage with the input's items
   Digest context;                    // template, tokenizer, model, tools, template arguments
 };
 

@@ -255,14 +255,19 @@ Result<ItemTexts> LoadItemTexts(Reader& reader, int64_t item) {
 }
 
 Result<std::optional<AnonymousHit>> FindAnonymous(Reader& reader, const SessionKey& tenant,
-                                                  const Digest& hash) {
+                                                  const HistoryName& name) {
   const std::string select = std::string("SELECT ") + kSessionColumns;
   const std::string mine = std::string(" AND s.tenant = ? AND s.anonymous = 1 AND ") + kLive;
   const std::string heads = select + ", b.id FROM branch b JOIN session s ON s.sid = b.sid "
                             "WHERE b.head_hash = ?" + mine + " ORDER BY b.updated_ms DESC LIMIT 1";
-  const std::string inside = select + ", 0 FROM node n JOIN session s ON s.sid = n.sid "
-                             "WHERE n.lineage_hash = ?" + mine + " ORDER BY n.id DESC LIMIT 1";
-  for (const std::string& sql : {heads, inside}) {
+  const std::string inside = select + ", 0 FROM node n JOIN session s ON s.sid = n.sid WHERE n.";
+  const std::string newest = " = ?" + mine + " ORDER BY n.id DESC LIMIT 1";
+  std::vector<std::pair<std::string, Digest>> queries = {
+      {heads, name.by_ids}, {inside + "lineage_hash" + newest, name.by_ids}};
+  if (name.by_calls != name.by_ids) {
+    queries.push_back({inside + "calls_hash" + newest, name.by_calls});
+  }
+  for (const auto& [sql, hash] : queries) {
     Rows rows = reader.Query(sql, hash, tenant.tenant, tenant.now_ms);
     if (rows.Next()) {
       AnonymousHit hit{ReadSession(rows), rows.Int(13)};
@@ -356,11 +361,11 @@ Status InsertBranch(Txn& txn, NewBranch* b, int64_t* ordinal) {
 Result<int64_t> InsertNode(Txn& txn, const NewNode& n) {
   HOLDFAST_RETURN_IF_ERROR(txn.Run(
       "INSERT INTO node(sid, parent, parent_count, kind, status, turn, tokens, origins, digests, "
-      "sampling, seed, template_digest, model_digest, lineage_hash, basis) "
-      "VALUES(?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+      "sampling, seed, template_digest, model_digest, lineage_hash, calls_hash, basis) "
+      "VALUES(?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
       n.sid, NodeOrNull(n.parent), n.parent.count, n.kind, n.status, n.turn, BlobOf(n.tokens),
       BlobOf(n.origins), BlobOf(n.digests), n.sampling, n.seed, n.template_digest, n.model_digest,
-      n.lineage_hash, n.basis == 0 ? SqlValue() : SqlValue(n.basis)));
+      n.lineage_hash, n.calls_hash, n.basis == 0 ? SqlValue() : SqlValue(n.basis)));
   return txn.last_insert_id();
 }
 

@@ -111,14 +111,14 @@ struct ItemTexts {
 };
 Result<ItemTexts> LoadItemTexts(Reader& reader, int64_t item);
 
-// Among the tenant's anonymous sessions: the one with a branch whose whole head is named by `hash`;
-// else one that has such a history inside (branch 0).
+// Among the tenant's anonymous sessions: the one with a branch whose whole head has that name; else
+// one that has such a history inside (branch 0), by ids or else by calls.
 struct AnonymousHit {
   SessionRow session;
   int64_t branch = 0;
 };
 Result<std::optional<AnonymousHit>> FindAnonymous(Reader& reader, const SessionKey& tenant,
-                                                  const Digest& hash);
+                                                  const HistoryName& name);
 
 struct TurnRow {
   int64_t n = 0, sid = 0, branch = 0;
@@ -173,7 +173,8 @@ struct NewNode {
   std::span<const uint64_t> digests;
   uint64_t seed = 0;
   Digest template_digest, model_digest;
-  std::optional<Digest> lineage_hash;  // of a committed output
+  std::optional<Digest> lineage_hash;  // of a committed output: HistoryName::by_ids
+  std::optional<Digest> calls_hash;    // by_calls, where it is another
   int64_t basis = 0;
 };
 Result<int64_t> InsertNode(Txn& txn, const NewNode& node);

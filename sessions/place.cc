@@ -14,10 +14,12 @@ struct Scored {
   bool same_context = false;
 };
 
-// Sampled outputs that can be used again count most, then matched messages, then whether the
-// history goes on from the branch's very head; the default branch and the older one break ties.
+// Sampled outputs that can be used again count most, and those of them whose calls have their own
+// ids; then matched messages, then whether the history goes on from the branch's very head; the
+// default branch and the older one break ties.
 auto Rank(const Scored& s, int64_t default_branch) {
-  return std::make_tuple(s.same_context ? s.match.resume : 0, s.match.matched,
+  return std::make_tuple(s.same_context ? s.match.resume : 0,
+                         !(s.same_context && s.match.renamed), s.match.matched,
                          !s.match.miss.has_value(), s.branch->id == default_branch,
                          -s.branch->ordinal);
 }
@@ -30,7 +32,7 @@ std::optional<Scored> BestBranch(const SessionTree& tree,
     Scored s;
     s.branch = branch;
     s.lineage = LineageOf(tree, branch->head);
-    s.match = MatchHistory(s.lineage.items, request.history.identities);
+    s.match = MatchHistory(s.lineage.items, request.history.identities, request.mode);
     s.same_context = s.lineage.tokens == 0 || s.lineage.template_digest == request.context->digest;
     const int64_t main = tree.session.default_branch;
     if (!best || Rank(s, main) > Rank(*best, main)) best = std::move(s);
@@ -50,15 +52,21 @@ struct Continued {
 };
 
 // Puts the log's messages in the place of those that match them, from message `from` on: those of
-// earlier turns, and system messages. What is newest is the client's. True: they were not the same.
+// earlier turns, and system messages; and where the client has dropped one. What is newest is the
+// client's, and so are the ids of calls: all that is rendered has them. True: they were not the
+// same.
 Result<bool> TakeFromLog(Database& db, const Scored& best, int from, History* history) {
   const int newest = history->Newest();
   bool changed = false;
   HOLDFAST_RETURN_IF_ERROR(db.Read([&](Reader& reader) -> Status {
-    for (int i = from; i < best.match.matched; ++i) {
+    for (int i = 0; i < best.match.matched; ++i) {
       ChatMessage& m = history->messages[i];
-      if (i >= newest && m.role != "system") continue;
-      HOLDFAST_ASSIGN_OR_RETURN(ItemTexts texts, LoadItemTexts(reader, best.lineage.rows[i]->id));
+      const bool there = best.match.messages[i] >= 0 || !m.raw_json.empty();
+      if (there && (i < from || (i >= newest && m.role != "system"))) continue;
+      const ItemRow& row = *best.lineage.rows[i];
+      HOLDFAST_ASSIGN_OR_RETURN(ItemTexts texts, LoadItemTexts(reader, row.id));
+      if (texts.raw == m.raw_json) continue;
+      texts.raw = WithCallIds(std::move(texts.raw), row.identity.call_id, CallIdsOf(m));
       if (texts.raw == m.raw_json) continue;
       if (texts.content != m.text) m.spans.clear();
       m.text = std::move(texts.content);
@@ -272,6 +280,7 @@ Status CheckLength(const Place& place, int64_t max_context) {
 Result<Place> FindPlace(Database& db, const PromptRenderer& renderer, const SessionTree& tree,
                         std::span<const BranchRow* const> candidates, PlaceRequest request) {
   std::optional<Scored> best = BestBranch(tree, candidates, request);
+  if (best) request.history.Follow(best->lineage.items, best->match);
   std::vector<TokenId> stored;
   if (best && best->lineage.tokens > 0) {
     HOLDFAST_RETURN_IF_ERROR(db.Read([&](Reader& reader) -> Status {
@@ -292,10 +301,9 @@ Result<Place> FindPlace(Database& db, const PromptRenderer& renderer, const Sess
   draft.base = kept > 0 ? best->lineage.item_points[kept - 1] : Point{};
   FillDraft(request.history, now, kept, draft.base_tokens - now.begin, &draft);
   draft.bodies = BodiesOf(draft, best ? &best->lineage : nullptr);
-  draft.hash = LineageRoot(request.context->lineage);
-  for (const ItemIdentity& id : request.history.identities) {
-    draft.hash = LineageNext(draft.hash, id);
-  }
+  draft.name = HistoryName(LineageRoot(request.context->lineage));
+  CallNumbers calls;
+  for (const ItemIdentity& id : request.history.identities) draft.name.Add(id, &calls);
   place.prompt.assign(stored.begin(), stored.begin() + draft.base_tokens);
   place.prompt.insert(place.prompt.end(), draft.tokens.begin(), draft.tokens.end());
   if (!best) return place;
@@ -303,7 +311,10 @@ Result<Place> FindPlace(Database& db, const PromptRenderer& renderer, const Sess
   place.branch = best->branch;
   HOLDFAST_ASSIGN_OR_RETURN(place.miss,
                             MissOf(db, tree.session.sid, *best, now, kept, request));
-  if (place.miss) place.miss->at_token = draft.base_tokens;
+  if (place.miss) {
+    place.miss->at_token = draft.base_tokens;
+    if (place.miss->message >= 0) place.miss->message = best->match.SentAs(place.miss->message);
+  }
   place.lineage = std::move(best->lineage);
   return place;
 }

@@ -193,6 +193,12 @@ CREATE TABLE tool_pause(
   pauses BLOB NOT NULL) WITHOUT ROWID;   -- ms as f64, oldest first
 )sql";
 
+// HistoryName::by_calls (sessions/history.h), where it is another than lineage_hash.
+constexpr char kVersion6[] = R"sql(
+ALTER TABLE node ADD COLUMN calls_hash BLOB;
+CREATE INDEX node_calls ON node(calls_hash) WHERE calls_hash IS NOT NULL;
+)sql";
+
 constexpr char kSegmentGc1[] = R"sql(
 CREATE TRIGGER gc_segment AFTER DELETE ON segment BEGIN
   UPDATE gc SET deletions = deletions + 1;
@@ -208,7 +214,8 @@ std::vector<Migration> SessionMigrations() {
           {"sessions", 2, kVersion2},
           {"sessions", 3, kVersion3},
           {"sessions", 4, kVersion4},
-          {"sessions", 5, kVersion5}};
+          {"sessions", 5, kVersion5},
+          {"sessions", 6, kVersion6}};
 }
 
 }  // namespace holdfast

@@ -74,6 +74,46 @@ class Drift(TinyServerTest):
                 (miss["reason"], miss["field"], miss["name"], miss["change"]),
                 ("tools_changed", "tools", "search", "removed"))
 
+    def test_a_bridge_gives_calls_ids_of_its_own(self):
+        def renamed(call, name):
+            arguments = json.dumps(json.loads(call["function"]["arguments"]), indent=1)
+            return {**call, "id": name, "function": {**call["function"], "arguments": arguments}}
+
+        for session in ({"session_id": "bridge"}, {}):
+            body = {"tools": [READ], "max_tokens": 64, "tool_choice": "none", **session}
+            asked = [{"role": "system", "content": "You are an agent."},
+                     {"role": "user", "content": "Read a.c and %s" % sorted(session)}]
+            first = self.post({**body, "messages": asked, "logit_bias": {}, "tool_choice": {
+                "type": "function", "function": {"name": "read_file"}}})
+            call = first["choices"][0]["message"]["tool_calls"][0]
+
+            def history(name):
+                return asked + [
+                    {"role": "assistant", "content": None, "tool_calls": [renamed(call, name)]},
+                    {"role": "tool", "tool_call_id": name, "content": "int main;"}]
+
+            second = self.post({**body, "messages": history("D681PevKs")})
+            self.assertGoesOn(second, first)
+            said = {"role": "assistant", "content": second["choices"][0]["message"]["content"]}
+            question = {"role": "user", "content": "Thanks"}
+            third = self.post({**body, "messages": history("9Ca1bXyZ0") + [said, question]})
+            self.assertGoesOn(third, second)
+
+    def test_messages_that_are_reminders_alone_come_and_go(self):
+        def user(content):
+            return {"role": "user", "content": content}
+
+        memory = user("<system-reminder>\nBe brief.\n</system-reminder>")
+        first = self.post({"session_id": "memory", "messages": [memory, user("hey")]})
+        said = {"role": "assistant", "content": first["choices"][0]["message"]["content"]}
+        second = self.post({"session_id": "memory",
+                            "messages": [user("hey"), said, user("list files"), memory]})
+        self.assertGoesOn(second, first)
+        again = {"role": "assistant", "content": second["choices"][0]["message"]["content"]}
+        third = self.post({"session_id": "memory", "messages": [
+            memory, user("hey"), memory, said, user("list files"), again, user("bye")]})
+        self.assertGoesOn(third, second)
+
     def test_claude_code_changes_its_header_and_moves_its_reminders(self):
         headers = {"X-Claude-Code-Session-Id": "2f0c1d1e"}
         reminder = {"type": "text", "text":

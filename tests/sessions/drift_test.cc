@@ -480,6 +480,292 @@ TEST_CASE("behind an edit the answers keep the tokens that were sampled") {
   }
 }
 
+// --- calls with ids of the client's own ------------------------------------------------------------
+
+struct Called {
+  std::string id, name, arguments;
+};
+
+Json CallsOf(const std::vector<Called>& calls) {
+  Json m = Message("assistant", nullptr);
+  for (const Called& c : calls) {
+    m["tool_calls"].push_back({{"id", c.id},
+                               {"type", "function"},
+                               {"function", {{"name", c.name}, {"arguments", c.arguments}}}});
+  }
+  return m;
+}
+
+Json ResultOf(const std::string& id, const std::string& content) {
+  return {{"role", "tool"}, {"tool_call_id", id}, {"content", content}};
+}
+
+const std::vector<ToolCall> kTwoCalls = {{"call_a", "get_weather", R"({"city":"Oslo","unit":"c"})"},
+                                         {"call_b", "get_weather", R"({"city":"Rome"})"}};
+constexpr char kTwoCallsSaid[] =
+    R"(<tool_call>{"name":"get_weather","arguments":{"city":"Oslo","unit":"c"}}</tool_call>)"
+    R"(<tool_call>{"name":"get_weather","arguments":{"city":"Rome"}}</tool_call>)";
+
+// The two calls and their results, as a client writes them that has named the calls itself.
+void AddTwoCalls(Json* messages, const std::string& oslo, const std::string& rome) {
+  messages->push_back(CallsOf({{oslo, "get_weather", R"({"unit": "c", "city": "Oslo"})"},
+                               {rome, "get_weather", R"({"city": "Rome"})"}}));
+  messages->push_back(ResultOf(oslo, "rain"));
+  messages->push_back(ResultOf(rome, "sun"));
+}
+
+TEST_CASE("a client gives calls ids of its own") {
+  SessionBenchOptions options;
+  // As Mistral's template: ids are shown, and may only look one way.
+  options.chat_template =
+      "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content or '' }}"
+      "{% for call in m.tool_calls or [] %}"
+      "{% if call.id | length != 9 %}{{ raise_exception('ids have 9 characters') }}{% endif %}"
+      "<tool_call>{{ call.function.name }}{{ call.id }}</tool_call>{% endfor %}"
+      "{% if m.tool_call_id %} of {{ m.tool_call_id }}{% endif %}<|im_end|>\n{% endfor %}"
+      "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}";
+  SUBCASE("which the template shows") {}
+  SUBCASE("which it does not") { options.chat_template.clear(); }
+  const bool shown = !options.chat_template.empty();
+  Client client(options);
+  Json body = Body(R"({"session_id": "mistral", "messages": [
+      {"role": "user", "content": "Weather in Oslo and Rome?"}]})");
+  const Json asked = body["messages"];
+  client.Post(body, kTwoCallsSaid, kTwoCalls);
+  AddTwoCalls(&body["messages"], "D681PevKs", "9Ca1bXyZ0");
+  const auto second = client.GoesOn(body, "it depends");
+  CHECK(Has(second.prompt, "of D681PevKs") == shown);
+  // Others again, as of a bridge that makes them anew for each request.
+  body["messages"] = asked;
+  AddTwoCalls(&body["messages"], "aaaaaaaa1", "aaaaaaaa2");
+  body["messages"].push_back(Message("assistant", "it depends"));
+  body["messages"].push_back(Message("user", "and Bonn?"));
+  const auto third =
+      client.GoesOn(body, "<tool_call>bonn", {{"call_c", "get_weather", R"({"city":"Bonn"})"}});
+  CHECK(Has(third.prompt, "of D681PevKs") == shown);
+  CHECK_FALSE(Has(third.prompt, "aaaaaaaa"));
+  // Others once more, or the log's own beside one that the client has made.
+  body["messages"] = asked;
+  AddTwoCalls(&body["messages"], shown ? "bbbbbbbb1" : "call_a", shown ? "bbbbbbbb2" : "call_b");
+  body["messages"].push_back(Message("assistant", "it depends"));
+  body["messages"].push_back(Message("user", "and Bonn?"));
+  body["messages"].push_back(CallsOf({{"ccccccccc", "get_weather", R"({"city": "Bonn"})"}}));
+  body["messages"].push_back(ResultOf("ccccccccc", "fog"));
+  client.GoesOn(body, "fog");
+}
+
+TEST_CASE("a result of another call is another result, whatever the calls are named") {
+  struct Case {
+    const char *name, *oslo, *rome, *first, *first_text, *second, *second_text, *field;
+    int message;  // that misses; -1 = none
+  };
+  for (const Case& c : {
+           Case{"the same", "x", "y", "x", "rain", "y", "sun", "", -1},
+           Case{"the log's ids, the other way", "call_b", "call_a", "call_b", "rain", "call_a",
+                "sun", "", -1},
+           Case{"in another order", "x", "y", "y", "sun", "x", "rain", "tool_call_id", 2},
+           Case{"in another order by the log's ids", "call_a", "call_b", "call_b", "sun", "call_a",
+                "rain", "tool_call_id", 2},
+           Case{"of the other call", "x", "y", "y", "rain", "x", "sun", "tool_call_id", 2},
+           Case{"only the calls' ids the other way", "call_b", "call_a", "call_a", "rain", "call_b",
+                "sun", "tool_call_id", 2},
+           Case{"of no call", "x", "y", "x", "rain", "z", "sun", "tool_call_id", 3},
+           Case{"of a call that has one name with another", "x", "x", "x", "rain", "x", "sun",
+                "tool_call_id", 2},
+           Case{"other text", "x", "y", "x", "rain", "y", "snow", "content", 3},
+       }) {
+    CAPTURE(c.name);
+    Client client;
+    Json body = Body(R"({"session_id": "s", "messages": [{"role": "user", "content": "go"}]})");
+    Json& messages = body["messages"];
+    client.Post(body, kTwoCallsSaid, kTwoCalls);
+    AddTwoCalls(&messages, "call_a", "call_b");
+    client.GoesOn(body, "then");
+    messages[1]["tool_calls"][0]["id"] = c.oslo;
+    messages[1]["tool_calls"][1]["id"] = c.rome;
+    messages[2] = ResultOf(c.first, c.first_text);
+    messages[3] = ResultOf(c.second, c.second_text);
+    messages.push_back(Message("assistant", "then"));
+    messages.push_back(Message("user", "more"));
+    if (c.message < 0) {
+      client.GoesOn(body, "ok");
+      continue;
+    }
+    const TurnStart start = client.Post(body, "ok").start;
+    CHECK(start.branch != "main");
+    REQUIRE(start.miss);
+    CHECK(start.miss->field == c.field);
+    CHECK(start.miss->message == c.message);
+  }
+}
+
+TEST_CASE("calls with other ids are the same by all that they say") {
+  const Called oslo = {"x", "get_weather", R"({"city": "Oslo", "unit": "c"})"};
+  const Called rome = {"y", "get_weather", R"({"city": "Rome"})"};
+  Called bonn = rome, time = rome, cut = rome;
+  bonn.arguments = R"({"city": "Bonn"})";
+  time.name = "get_time";
+  cut.arguments = R"({"city": "Rome")";
+  Json said = CallsOf({oslo, rome});
+  said["content"] = "let me see";
+  for (const Json& other : {CallsOf({oslo, bonn}), CallsOf({oslo, time}), CallsOf({oslo, cut}),
+                            CallsOf({rome, oslo}), CallsOf({oslo}), said,
+                            CallsOf({oslo, rome, rome})}) {
+    CAPTURE(DumpJson(other));
+    Client client;
+    Json body = Body(R"({"session_id": "s", "messages": [{"role": "user", "content": "go"}]})");
+    client.Post(body, kTwoCallsSaid, kTwoCalls);
+    body["messages"].push_back(other);
+    body["messages"].push_back(ResultOf("x", "rain"));
+    const TurnStart start = client.Post(body, "ok").start;
+    REQUIRE(start.miss);
+    CHECK(start.miss->field == "tool_calls");
+    CHECK(start.miss->message == 1);
+  }
+}
+
+TEST_CASE("reasoning stays where the template shows it, and calls have the client's ids there") {
+  SessionBenchOptions options;
+  options.chat_template = kDropsReasoning;
+  const std::string call = "<tool_call>{{ call.function.name }}";
+  options.chat_template.replace(
+      options.chat_template.find(call), call.size(),
+      call + "{% if call.id | length != 9 %}{{ raise_exception('9 characters') }}{% endif %}");
+  Client client(options);
+  Json body = Body(R"({"session_id": "qwen", "messages": [{"role": "user", "content": "go"}]})");
+  client.Post(body, "<think>\nhm\n</think>\n\n<tool_call>look</tool_call>",
+              {{"call_1", "look", "{}"}});
+  body["messages"].push_back(CallsOf({{"aaaaaaaa1", "look", "{}"}}));
+  body["messages"].push_back(ResultOf("aaaaaaaa1", "x"));
+  CHECK(Has(client.GoesOn(body, "<think>\nso\n</think>\n\nthe end").prompt, "hm\n</think>"));
+}
+
+TEST_CASE("of branches that say the same the one with the ids that were sent goes on") {
+  Client client;
+  Json body = Body(R"({"session_id": "s", "messages": [{"role": "user", "content": "go"}]})");
+  const Json asked = body["messages"];
+  client.Post(body, kTwoCallsSaid, kTwoCalls);
+  const auto again =
+      client.Post(body, kTwoCallsSaid, {{"call_c", "get_weather", kTwoCalls[0].arguments},
+                                        {"call_d", "get_weather", kTwoCalls[1].arguments}});
+  REQUIRE(again.start.branch != "main");
+  AddTwoCalls(&body["messages"], "call_a", "call_b");
+  client.GoesOn(body, "then");
+  body["messages"] = asked;
+  AddTwoCalls(&body["messages"], "call_c", "call_d");
+  const auto other = client.Post(body, "then");
+  CHECK(other.start.branch == again.start.branch);
+  CHECK_FALSE(other.start.miss);
+}
+
+TEST_CASE("a conversation is found by its history where calls have other ids") {
+  Client client;
+  Json body = Body(R"({"messages": [{"role": "user", "content": "go"}]})");
+  const std::vector<ToolCall> others = {{"call_c", "get_weather", kTwoCalls[0].arguments},
+                                        {"call_d", "get_weather", kTwoCalls[1].arguments}};
+  const std::string think = "<think>hm</think>";
+  // Two runs of one question that differ in nothing but what does not count, and their ids.
+  const auto first = client.Post(body, kTwoCallsSaid, kTwoCalls);
+  const auto twin = client.Post(body, think + kTwoCallsSaid, others);
+  REQUIRE(first.start.session_id != twin.start.session_id);
+  std::string session = twin.start.session_id, prompt = twin.prompt + think;
+  SUBCASE("by ids of its own the one is told from the other") {
+    AddTwoCalls(&body["messages"], "call_a", "call_b");
+    session = first.start.session_id;
+    prompt = first.prompt + kTwoCallsSaid;
+  }
+  SUBCASE("as well the latest") { AddTwoCalls(&body["messages"], "call_c", "call_d"); }
+  SUBCASE("by others the latest is found") { AddTwoCalls(&body["messages"], "x", "y"); }
+  const auto second = client.Post(body, "it depends");
+  CHECK(second.start.session_id == session);
+  CHECK(second.start.branch == "main");
+  CHECK_FALSE(second.start.miss);
+  CHECK(second.prompt.starts_with(prompt));
+}
+
+// --- messages that are reminders alone -----------------------------------------------------------
+
+const char kMemoryReminder[] =
+    "<system-reminder>\nAs you answer, you can use: # claudeMd\nBe brief.\n</system-reminder>\n";
+
+TEST_CASE("messages that are nothing but reminders come and go") {
+  Client client;
+  const Json system = Message("system", "You are Claude Code.");
+  const Json memory = Message("user", Parts({kMemoryReminder}));
+  const Json todo = Message("user", kTodoReminder), skills = Message("user", kSkillsReminder);
+  const Json fix = Message("user", "fix the bug"), run = Message("user", "run it");
+  const Json done = Message("assistant", "done"), ok = Message("assistant", "ok");
+  Json body = {{"session_id", "cc"}, {"messages", {system, memory, fix}}};
+  SUBCASE("in a session that is found by its history") { body.erase("session_id"); }
+  SUBCASE("in one that the client names") {}
+  Json& messages = body["messages"];
+  const bool named = body.contains("session_id");
+  const auto first = client.Post(body, "done");
+  const auto goes_on = [&](std::initializer_list<Json> sent, const std::string& said) {
+    messages = sent;
+    if (named) return client.GoesOn(body, said);
+    const auto out = client.Post(body, said);
+    CHECK(out.start.session_id == first.start.session_id);
+    CHECK(out.start.branch == "main");
+    CHECK_FALSE(out.start.miss);
+    return out;
+  };
+  CHECK(Has(first.prompt, "claudeMd"));
+  const auto second = goes_on({system, fix, done, run, todo}, "ok");
+  CHECK(Has(second.prompt, "claudeMd"));  // it was computed
+  CHECK(Has(second.prompt, "todo"));      // and what is newest is too
+  const auto third = goes_on({system, skills, todo, fix, skills, done, run, ok, skills}, "fine");
+  CHECK(Has(third.prompt, "claudeMd"));
+  CHECK(Has(third.prompt, "todo"));
+  const size_t shown = third.prompt.find("skills");
+  CHECK(shown > third.prompt.find("ok"));  // of the newest message alone
+  CHECK(third.prompt.find("skills", shown + 1) == std::string::npos);
+  if (!named) return;
+
+  const Json fine = Message("assistant", "fine"), bye = Message("user", "bye");
+  SUBCASE("behind them an edit is found where it was sent") {
+    messages = {system, skills, todo, fix, skills, done, Message("user", "ran it"), ok, bye};
+    const auto edited = client.Post(body, "no");
+    REQUIRE(edited.start.miss);
+    CHECK(edited.start.miss->message == 6);
+    CHECK(edited.start.miss->field == "content");
+    CHECK(edited.start.miss->at_char == 1);
+    CHECK(Has(edited.prompt, "claudeMd"));
+    CHECK(edited.start.kept_tokens > first.start.prompt_tokens);
+  }
+  SUBCASE("the newest is rendered as it is sent again") {
+    messages = {system, fix, done, run};
+    const auto without = client.Post(body, "no");
+    CHECK(Has(without.prompt, "claudeMd"));
+    CHECK_FALSE(Has(without.prompt, "todo"));
+    CHECK(without.start.miss->message == 4);
+    messages = {system, fix, done, run, skills};
+    const auto other = client.Post(body, "no");
+    CHECK(Has(other.prompt, "skills"));
+    CHECK_FALSE(Has(other.prompt, "todo"));
+  }
+  SUBCASE("as sent is as sent") {
+    messages = {system, fix, done, run, ok, bye};
+    body["history"] = "as_sent";
+    const auto sent = client.Post(body, "no");
+    CHECK_FALSE(Has(sent.prompt, "<system-reminder>"));
+  }
+  SUBCASE("a conversation that begins otherwise gets none of them") {
+    messages = {system, bye, fine, run};
+    CHECK_FALSE(Has(client.Post(body, "no").prompt, "claudeMd"));
+  }
+  SUBCASE("a tool's result stays one") {
+    messages = {system, fix, done, run, ok, bye};
+    client.Post(body, "<tool_call>look</tool_call>", {{"call_1", "look", "{}"}});
+    messages.push_back(CallsOf({{"call_1", "look", "{}"}}));
+    messages.push_back(ResultOf("call_1", kTodoReminder));
+    client.Post(body, "seen");
+    messages.back() = Message("assistant", "seen");
+    messages.push_back(bye);
+    CHECK(client.Post(body, "no").start.miss->message == 7);
+  }
+}
+
 TEST_CASE("a miss says which call differs") {
   Client client;
   Json body = Body(R"({"session_id": "calls", "messages": [{"role": "user", "content": "go"}]})");

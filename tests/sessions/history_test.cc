@@ -10,7 +10,10 @@ namespace {
 
 const ToolCall kCall{"call_1", "read_file", R"({"path": "a"})"};
 const ToolCall kCallAgain{"call_1", "read_file", R"({"path":"a"})"};
-const ToolCall kOther{"call_2", "read_file", R"({"path": "a"})"};
+const ToolCall kOther{"call_2", "read_file", R"({"path": "b"})"};
+
+const ToolCall kRenamed{"x", "read_file", R"({"path":"a"})"};
+constexpr char kReminder[] = "<system-reminder>x</system-reminder>";
 
 // Stored: every assistant's message was sampled; each item is ten tokens long.
 std::vector<StoredItem> Stored(const std::vector<ChatMessage>& messages) {
@@ -52,6 +55,17 @@ const std::vector<Case> kCases = {
     {"result changed", {User("a"), Assistant("", {kCall}), ToolResult("call_1", "r")},
      {User("a"), Assistant("", {kCall}), ToolResult("call_1", "s")}, 2, 2, "message_changed",
      "content"},
+    {"ids of the client's own", {User("a"), Assistant("", {kCall}), ToolResult("call_1", "r")},
+     {User("a"), Assistant("", {kRenamed}), ToolResult("x", "r")}, 3, 2, "", ""},
+    {"an id that has come to mean a call", {User("a"), Assistant("", {kCall}), ToolResult("x", "r")},
+     {User("a"), Assistant("", {kRenamed}), ToolResult("x", "r")}, 2, 2, "message_changed",
+     "tool_call_id"},
+    {"reminders dropped", {User(kReminder), User("a"), Assistant("b")},
+     {User("a"), Assistant("b"), User("c")}, 3, 3, "", ""},
+    {"and new ones", {User("a"), Assistant("b")},
+     {User(kReminder), User("a"), User(kReminder), Assistant("b"), User("c")}, 2, 2, "", ""},
+    {"not of the newest messages", {User("a"), Assistant("b")}, {User(kReminder), User("a")}, 0, 0,
+     "message_changed", "content"},
     {"shorter", {User("a"), Assistant("b"), User("c"), Assistant("d")},
      {User("a"), Assistant("b"), User("c")}, 3, 2, "history_shorter", ""},
 };
@@ -61,7 +75,7 @@ TEST_CASE("messages are matched by role, call ids, then content") {
     CAPTURE(c.name);
     std::vector<ItemIdentity> sent;
     for (const ChatMessage& m : c.sent) sent.push_back(IdentityOf(m));
-    const HistoryMatch m = MatchHistory(Stored(c.stored), sent);
+    const HistoryMatch m = MatchHistory(Stored(c.stored), sent, HistoryMode::kAsSampled);
     CHECK(m.matched == c.matched);
     CHECK(m.resume == c.resume);
     CHECK((m.miss ? m.miss->reason : "") == c.reason);
@@ -114,6 +128,48 @@ TEST_CASE("what clients change behind everybody's back does not count") {
   }
 }
 
+TEST_CASE("a history follows the items that it matches") {
+  const std::vector<ChatMessage> log = {User(kReminder), User("a"), Assistant("", {kCall}),
+                                        ToolResult("call_1", "r"), Assistant("b")};
+  History h;
+  for (const ChatMessage& m : {User("a"), Assistant("", {kRenamed}), ToolResult("x", "r"),
+                               User(kReminder), Assistant("b"), ToolResult("x", "s"), User("c")}) {
+    h.Add(m, IdentityOf(m));
+  }
+  const auto stored = Stored(log);
+  const HistoryMatch match = MatchHistory(stored, h.identities, HistoryMode::kAsSampled);
+  CHECK(match.matched == 5);
+  CHECK(match.renamed);
+  h.Follow(stored, match);
+  REQUIRE(h.messages.size() == 7);
+  for (size_t i = 0; i < log.size(); ++i) CHECK(h.identities[i].role == log[i].role);
+  CHECK(h.messages[0].raw_json.empty());
+  CHECK(h.messages[1].text == "a");
+  CHECK(h.identities[2].call_id == "call_1");
+  CHECK(h.identities[3].call_id == "call_1");
+  CHECK(h.identities[5].call_id == "call_1");
+  CHECK(h.messages[5].tool_call_id == "x");
+  CHECK(match.SentAs(0) == 0);
+  CHECK(match.SentAs(3) == 2);
+  CHECK(match.SentAs(4) == 4);
+  CHECK(match.SentAs(6) == 6);
+  // As it was sent there are no reminders that come and go.
+  CHECK(MatchHistory(stored, h.identities, HistoryMode::kAsSent).matched == 5);
+  h.messages.erase(h.messages.begin());
+  h.identities.erase(h.identities.begin());
+  CHECK(MatchHistory(stored, h.identities, HistoryMode::kAsSent).matched == 0);
+}
+
+TEST_CASE("stored calls get the ids that were sent") {
+  const std::string calls =
+      R"({"content":"\"id\":\"a\"","tool_calls":[{"id":"a","x":1},{"id":"b"},{"id":"a"}]})";
+  CHECK(WithCallIds(calls, "a\nb\na", "b\nc\nd") ==
+        R"({"content":"\"id\":\"a\"","tool_calls":[{"id":"b","x":1},{"id":"c"},{"id":"d"}]})");
+  const std::string result = R"({"role":"tool","tool_call_id":"a"})";
+  CHECK(WithCallIds(result, "a", "b") == R"({"role":"tool","tool_call_id":"b"})");
+  for (const char* sent : {"", "b\nc", "b\"", "\\"}) CHECK(WithCallIds(result, "a", sent) == result);
+}
+
 TEST_CASE("a lineage is named alike where its messages match") {
   const Digest root = LineageRoot(Digest{});
   auto name = [&](const ChatMessage& m) { return LineageNext(root, IdentityOf(m)); };
@@ -122,6 +178,22 @@ TEST_CASE("a lineage is named alike where its messages match") {
   CHECK(name(Assistant("", {kCall})) != name(Assistant("", {kOther})));
   CHECK(name(User("x")) != name(System("x")));
   CHECK(LineageRoot(Digest{}) != LineageRoot(Digest{{1}}));
+  CHECK(LineageNext(root, IdentityOf(User(kReminder))) == root);
+
+  const auto name_of = [&](const std::vector<ChatMessage>& messages) {
+    HistoryName out(root);
+    CallNumbers calls;
+    for (const ChatMessage& m : messages) out.Add(IdentityOf(m), &calls);
+    return out;
+  };
+  const auto text = name_of({User("a"), Assistant("b")});
+  CHECK(text.by_ids == text.by_calls);
+  const auto by = [&](const ToolCall& call, const char* answers) {
+    return name_of({User("a"), Assistant("", {call}), ToolResult(answers, "r")}).by_calls;
+  };
+  CHECK(by(kCall, "call_1") == by(kRenamed, "x"));
+  CHECK(by(kCall, "call_1") != by(kCall, "x"));
+  CHECK(by(kCall, "call_1") != by(kOther, "call_2"));
 }
 
 TEST_CASE("the first difference is found") {
