@@ -87,9 +87,12 @@ void RowLimit::Measured(int64_t rows, double ms) {
 double Pace::Budget() const { return kPrefillShare * decode_ms_; }
 
 int64_t Pace::PrefillRows(double context) const {
-  const int64_t most = prefill_limit_.rows();
-  if (!decodes_run_) return most;
+  int64_t most = prefill_limit_.rows();  // which knows of the last passes' contexts only
   const double row_ms = row_cost_.ms(context);
+  if (row_ms > 0 && static_cast<double>(most) * row_ms > step_ms_max_) {
+    most = std::max<int64_t>(1, static_cast<int64_t>(step_ms_max_ / row_ms));
+  }
+  if (!decodes_run_) return most;
   const double fit = row_ms > 0 ? std::min(Budget() / row_ms, static_cast<double>(most)) : 0;
   return std::min(most, std::max(kPrefillRowsLeast, static_cast<int64_t>(fit)));
 }
@@ -99,7 +102,8 @@ bool Pace::MayGoOn(double layer_ms) const {
 }
 
 bool Pace::IsTooLong(int64_t rows, double layer_ms) const {
-  return decodes_run_ && rows > kPrefillRowsLeast && layer_ms > kTooLong * Budget();
+  const double budget = decodes_run_ ? Budget() : step_ms_max_;
+  return rows > kPrefillRowsLeast && layer_ms > kTooLong * budget;
 }
 
 void Pace::Decoded(int64_t rows, double ms) {

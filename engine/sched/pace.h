@@ -64,14 +64,16 @@ class Pace {
     double step_ms_max = 0;                             // of a decode pass, a layer of a prefill
   };
   explicit Pace(const Options& options)
-      : prefill_limit_(options.prefill_rows_max, options.step_ms_max),
+      : step_ms_max_(options.step_ms_max),
+        prefill_limit_(options.prefill_rows_max, options.step_ms_max),
         decode_limit_(options.decode_rows_max, options.step_ms_max) {}
 
   // Fewer would read the weights for too little.
   static constexpr int64_t kPrefillRowsLeast = 16;
 
   int64_t DecodeRows() const { return decode_limit_.rows(); }
-  // Rows that see `context` tokens on average.
+  // Rows that see `context` tokens on average. A layer of them takes at most step_ms_max, by what
+  // rows took before.
   int64_t PrefillRows(double context) const;
   // Whether a layer that takes `layer_ms` (0: unknown) comes before the next decode step.
   bool MayGoOn(double layer_ms) const;
@@ -88,6 +90,7 @@ class Pace {
  private:
   double Budget() const;  // for layers between two decode steps
 
+  double step_ms_max_;
   RowLimit prefill_limit_, decode_limit_;
   PassCost decode_cost_;
   RowCost row_cost_;

@@ -75,7 +75,8 @@ TEST_CASE("a prefill alone has all the rows that a step allows") {
   CHECK(pace.PrefillRows(0) == 64);
   pace.Prefilled(64, 32, 10);
   CHECK(pace.PrefillRows(64) == 128);
-  CHECK_FALSE(pace.IsTooLong(64, 1000));
+  CHECK_FALSE(pace.IsTooLong(64, 400));
+  CHECK(pace.IsTooLong(64, 401));
 }
 
 TEST_CASE("beside decodes a layer fits into three quarters of a step") {
@@ -85,7 +86,8 @@ TEST_CASE("beside decodes a layer fits into three quarters of a step") {
   pace.Prefilled(16, 0, 4.8);
   CHECK(pace.PrefillRows(0) == 50);
   CHECK(pace.PrefillRows(2000) == 25);
-  CHECK(pace.PrefillRows(100000) == Pace::kPrefillRowsLeast);
+  CHECK(pace.PrefillRows(20000) == Pace::kPrefillRowsLeast);
+  CHECK(pace.PrefillRows(100000) == 13);  // by what a step may take
   CHECK(pace.MayGoOn(1000));  // one at least
   pace.Layer(8);
   CHECK(pace.MayGoOn(7));
@@ -182,6 +184,48 @@ TEST_CASE("decodes keep half of their pace beside a prefill of 8,000 tokens, wha
           const double alone = machine.decode_ms * (1 + noise);
           CHECK(Percentile(run.gaps, 0.99) <= alone + std::max(0.95 * alone, least * (1 + noise)));
           CHECK(run.prefill_ms > 0.3 * run.all_ms);  // and the prefill its own
+        }
+      }
+    }
+  }
+}
+
+// A prompt behind `context` tokens, while nobody decodes: the longest layer but those of passes that
+// began anew, of passes with more than one row.
+double LongestLayer(Pace& pace, const Machine& machine, int64_t context, int64_t prompt) {
+  double longest = 0;
+  for (const int64_t end = context + prompt; context < end;) {
+    const auto row = [&](int64_t rows) {
+      return static_cast<double>(context) + static_cast<double>(rows - 1) / 2;
+    };
+    int64_t rows = std::min(end - context, Pace::kPrefillRowsLeast);
+    rows = std::min(end - context, pace.PrefillRows(row(rows)));
+    const double ms = static_cast<double>(rows) * machine.row_ms * (1 + row(rows) / machine.alike);
+    pace.Prefilled(rows, row(rows), ms);
+    if (pace.IsTooLong(rows, ms) && pace.PrefillRows(row(rows)) < rows) continue;
+    if (rows > 1) longest = std::max(longest, ms);
+    context += rows;
+  }
+  return longest;
+}
+
+TEST_CASE("a layer of a prefill lasts no longer than a step may, on machines of any speed") {
+  for (const double row_ms : {0.02, 0.1, 0.7, 3.0, 10.0, 50.0, 300.0}) {
+    for (const double alike : {700.0, RowCost::kAlike, 8000.0}) {
+      CAPTURE(row_ms);
+      CAPTURE(alike);
+      const Machine machine{.row_ms = row_ms, .alike = alike};
+      Pace pace(kOptions);
+      // Nothing is known yet, and 64 rows go in: up to twice as long a pass does not begin anew.
+      CHECK(LongestLayer(pace, machine, 0, 500) <= 2 * kOptions.step_ms_max);
+      for (const bool was_there : {false, true}) {
+        // Predictions are right where times grow as RowCost takes them to (but they are of a pass's
+        // first rows); else an estimate at a context that is new, and an average once measured.
+        const double factor = alike == RowCost::kAlike ? 1.05 : was_there ? 1.15 : 1.6;
+        for (const int64_t context : {500, 30000, 0, 12000, 100000, 0}) {
+          CAPTURE(context);
+          CHECK(LongestLayer(pace, machine, context, 1000) <=
+                kOptions.step_ms_max * factor);
         }
       }
     }

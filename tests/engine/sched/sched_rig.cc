@@ -32,7 +32,7 @@ Rig::Rig(RigOptions options) {
   REQUIRE(WriteTinyModel(options.spec, dir_.File("tiny.gguf")).ok());
   const NumericsDigest none;
   auto model = Model::Load(dir_.File("tiny.gguf"), *backend_,
-                           {.kv_type = KvType::kF16, .threads = 1, .progress = {},
+                           {.kv_type = options.kv_type, .threads = 1, .progress = {},
                             .numerics = &none});
   REQUIRE_MESSAGE(model.ok(), model.status().ToString());
   model_ = std::move(*model);

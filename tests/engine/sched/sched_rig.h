@@ -36,6 +36,7 @@ struct RigOptions {
   // A head of its own: with a tied one a random model says its last token again, for ever.
   TinyModelSpec spec{.head = TinyHead::kSeparate, .rope_freqs = {}};
   int threads = 1;
+  KvType kv_type = KvType::kF16;
   int64_t pages = 256;
   Scheduler::Options scheduler;
 };

@@ -24,12 +24,18 @@ std::function<void(int64_t, std::span<const float>)> Keep(Observed* observed) {
   };
 }
 
-TEST_CASE("a sequence gets the same bits alone, in company, in any chunks and on any threads") {
+using F16 = std::integral_constant<KvType, KvType::kF16>;  // how K is stored
+using I8 = std::integral_constant<KvType, KvType::kI8>;
+
+TEST_CASE_TEMPLATE("a sequence gets the same bits alone, in company, in any chunks and on any threads",
+                   Kv, F16, I8) {
   const auto prompt = SomePrompt(90, 1);
   Observed want;
   Answer alone;
+  RigOptions options;
+  options.kv_type = Kv::value;
   {
-    Rig rig;
+    Rig rig(options);
     GenerateRequest request = rig.Request(prompt, 20);
     request.observe_logits = Keep(&want);
     alone = rig.Run(std::move(request));
@@ -43,7 +49,6 @@ TEST_CASE("a sequence gets the same bits alone, in company, in any chunks and on
     for (int chunk : {0, 1, 7, 33}) {
       CAPTURE(threads);
       CAPTURE(chunk);
-      RigOptions options;
       options.threads = threads;
       Rig rig(options);
       std::vector<std::shared_ptr<Generation>> others;
@@ -92,6 +97,22 @@ TEST_CASE("a probe sees the queries of its own rows, whatever runs beside it") {
       CHECK(seen == want);
       for (auto& other : others) CHECK(Hear(*other).tokens.size() == 20);
     }
+  }
+}
+
+TEST_CASE("where every step takes too long a prompt is computed row by row, to the same bits") {
+  const auto prompt = SomePrompt(200, 3);
+  std::vector<uint64_t> want;
+  for (const double step_ms_max : {1e9, 1e-9}) {
+    RigOptions options;
+    options.scheduler.step_ms_max = step_ms_max;
+    Rig rig(options);
+    const Answer answer = rig.Run(rig.Request(prompt, 10));
+    if (want.empty()) want = answer.digests;
+    CHECK(answer.digests == want);
+    const EngineStats stats = rig.scheduler().stats();
+    // The first pass has 64 rows, the last 16 are a decode pass.
+    CHECK((stats.steps >= 200 - 64 - 16) == (step_ms_max < 1));
   }
 }
 
