@@ -1,7 +1,7 @@
 // What is exact stays so, to the bit, with everything in the way that makes other things
-// approximate: a card, segments, stitched sessions and their pages, garbage in memory. The rungs E2,
-// E3, E4 and E6 (stitcher/verify.h), as requests meet them. That turned K is within rounding (E4)
-// and the rest of E5 and E7 are verify's alone.
+// approximate: a card, segments, stitched sessions and their pages, garbage in memory; with K as F16
+// and as INT8. The rungs E2, E3, E4 and E6 (stitcher/verify.h), as requests meet them. That turned K
+// is within rounding (E4) and the rest of E5 and E7 are verify's alone.
 #include <doctest/doctest.h>
 
 #include <algorithm>
@@ -21,6 +21,8 @@ constexpr ReusePolicy kExactOnes[] = {ReusePolicy::kOff, ReusePolicy::kExact};
 constexpr ReusePolicy kApproximate[] = {ReusePolicy::kFast, ReusePolicy::kBalanced,
                                         ReusePolicy::kQuality};
 const TenantScope kAnn("ann");
+using F16 = std::integral_constant<KvType, KvType::kF16>;  // how K is stored
+using I8 = std::integral_constant<KvType, KvType::kI8>;
 
 std::string Document(const std::string& about, int sentences) {
   std::string text;
@@ -50,8 +52,8 @@ ChatRequest With(const Talk& talk, ReusePolicy policy) {
 }
 
 // What a process says that has nothing but the request.
-Answer Alone(const Talk& talk) {
-  RuntimeBench b;
+Answer Alone(const Talk& talk, KvType kv_type) {
+  RuntimeBench b({.kv_type = kv_type});
   return b.Say(With(talk, ReusePolicy::kOff));
 }
 
@@ -77,7 +79,8 @@ struct World {
   RuntimeBench b;
   std::vector<Answer> answers;  // of the edited history, in order of kApproximate
 
-  explicit World(int fill = -1) {
+  explicit World(KvType kv_type, int fill = -1) : b({.kv_type = kv_type}) {
+    REQUIRE(b.runtime().engine().pool().groups()[0].k_type == kv_type);
     SetCard(0);
     Step(fill);
     b.Say(With(Before("source"), ReusePolicy::kExact));
@@ -110,10 +113,11 @@ struct World {
   }
 };
 
-TEST_CASE("exact requests have the bits of full prefill: cold, warm, forked, from disk, restarted") {
-  const Answer want = Alone(After(""));
+TEST_CASE_TEMPLATE("exact requests have the bits of full prefill: cold, warm, forked, from disk, restarted",
+                   Kv, F16, I8) {
+  const Answer want = Alone(After(""), Kv::value);
   for (const ReusePolicy policy : kExactOnes) {
-    World w;
+    World w(Kv::value);
     CHECK_FALSE(w.answers[0] == want);  // what it is an approximation of
     const std::string cold = NameOf("cold", policy);
     const auto same = [&](const std::string& session) {
@@ -140,9 +144,9 @@ TEST_CASE("exact requests have the bits of full prefill: cold, warm, forked, fro
   }
 }
 
-TEST_CASE("a turn behind an approximate one is exact where it asks for it") {
+TEST_CASE_TEMPLATE("a turn behind an approximate one is exact where it asks for it", Kv, F16, I8) {
   for (const ReusePolicy before : kApproximate) {
-    World w;
+    World w(Kv::value);
     Talk talk = After(NameOf("edited", before));
     talk.Keep(w.answers[static_cast<size_t>(std::find(std::begin(kApproximate),
                                                       std::end(kApproximate), before) -
@@ -156,9 +160,9 @@ TEST_CASE("a turn behind an approximate one is exact where it asks for it") {
   }
 }
 
-TEST_CASE("exact requests in a batch with approximate ones") {
-  const Answer want = Alone(After(""));
-  World w;
+TEST_CASE_TEMPLATE("exact requests in a batch with approximate ones", Kv, F16, I8) {
+  const Answer want = Alone(After(""), Kv::value);
+  World w(Kv::value);
   std::vector<Answer> exact(4);
   std::vector<std::thread> threads;
   for (size_t i = 0; i < exact.size(); ++i) {
@@ -185,10 +189,11 @@ void LoseFirstPage(World& w) {
   REQUIRE(w.b.runtime().page_store()->Delete(first).ok());
 }
 
-TEST_CASE("E2: runs that lie at home are no approximation, whatever the policy") {
-  const Answer want = Alone(Before("again"));
+TEST_CASE_TEMPLATE("E2: runs that lie at home are no approximation, whatever the policy",
+                   Kv, F16, I8) {
+  const Answer want = Alone(Before("again"), Kv::value);
   for (const ReusePolicy policy : kApproximate) {
-    World w;
+    World w(Kv::value);
     for (const bool is_covered : {true, false}) {  // by the exact prefix
       if (!is_covered) LoseFirstPage(w);
       const Answer got = w.b.Say(With(Before(is_covered ? "covered" : "behind"), policy));
@@ -201,9 +206,10 @@ TEST_CASE("E2: runs that lie at home are no approximation, whatever the policy")
   }
 }
 
-TEST_CASE("E3: where a contract lets nothing be used, all of it is computed: the same bits") {
-  const Answer want = Alone(After(""));
-  World w;
+TEST_CASE_TEMPLATE("E3: where a contract lets nothing be used, all of it is computed: the same bits",
+                   Kv, F16, I8) {
+  const Answer want = Alone(After(""), Kv::value);
+  World w(Kv::value);
   w.SetCard(0.02);
   for (const ReusePolicy policy : kApproximate) {
     ChatRequest request = With(After(NameOf("contract", policy)), policy);
@@ -214,9 +220,10 @@ TEST_CASE("E3: where a contract lets nothing be used, all of it is computed: the
   }
 }
 
-TEST_CASE("E3, E6: garbage in pages that are not written yet changes no bit of any answer") {
-  const Answer want = Alone(After(""));
-  World clean(0), poisoned(0xff);  // every f16 of it is a NaN
+TEST_CASE_TEMPLATE("E3, E6: garbage in pages that are not written yet changes no bit of any answer",
+                   Kv, F16, I8) {
+  const Answer want = Alone(After(""), Kv::value);
+  World clean(Kv::value, 0), poisoned(Kv::value, 0xff);  // every float of it is a NaN
   CHECK(clean.answers == poisoned.answers);
   for (const ReusePolicy policy : kExactOnes) {
     FillFree(poisoned.b, 0xff);
@@ -224,8 +231,9 @@ TEST_CASE("E3, E6: garbage in pages that are not written yet changes no bit of a
   }
 }
 
-TEST_CASE("E4: V of the first layer is the same where a run stands as where it was computed") {
-  World w;
+TEST_CASE_TEMPLATE("E4: V of the first layer is the same where a run stands as where it was computed",
+                   Kv, F16, I8) {
+  World w(Kv::value);
   const std::vector<TokenId>& prompt = w.answers[0].done.prompt_tokens;
   const auto n = static_cast<int64_t>(prompt.size());
   const auto runs = w.b.runtime().segments().Find(kAnn, prompt, 0, n);

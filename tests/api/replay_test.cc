@@ -14,6 +14,9 @@
 namespace holdfast {
 namespace {
 
+using F16 = std::integral_constant<KvType, KvType::kF16>;  // how K is stored
+using I8 = std::integral_constant<KvType, KvType::kI8>;
+
 struct Replayed {
   Status status;
   std::vector<ReplayStep> steps;
@@ -101,8 +104,8 @@ PageKey KeyOf(RuntimeBench& b, const Recording& r, int64_t block) {
   return key;
 }
 
-TEST_CASE("a session of 40 turns verifies, from memory and from disk") {
-  RuntimeBench b;
+TEST_CASE_TEMPLATE("a session of 40 turns verifies, from memory and from disk", Kv, F16, I8) {
+  RuntimeBench b({.kv_type = Kv::value});
   const auto answers = Converse(b, "chat", 40);
   int64_t sampled = 0;
   for (const Answer& a : answers) sampled += static_cast<int64_t>(a.digests.size());
@@ -132,8 +135,9 @@ TEST_CASE("a session of 40 turns verifies, from memory and from disk") {
   CHECK(cold.report.pages_memory == 0);
 }
 
-TEST_CASE("drawn answers verify: sampling, penalties, grammars, stops, tools, forks") {
-  RuntimeBench b;
+TEST_CASE_TEMPLATE("drawn answers verify: sampling, penalties, grammars, stops, tools, forks",
+                   Kv, F16, I8) {
+  RuntimeBench b({.kv_type = Kv::value});
   Converse(b, "hot", 3, 1.0f);
   ChatRequest odd = Talk("odd").User("say something").Request();
   odd.sampling = {.temperature = 0.9f, .top_k = 50, .top_p = 0.95f, .min_p = 0.01f,

@@ -33,6 +33,7 @@ void RuntimeBench::Open() {
   RuntimeOptions r;
   r.engine.model_path = folder_.File("tiny.gguf");
   r.engine.kv_bytes = options_.kv_bytes;
+  r.engine.kv_type = options_.kv_type;
   r.engine.cpu.level = options_.cpu;
   r.data_dir = folder_.File("data");
   r.disk_bytes = options_.disk_bytes;

@@ -14,6 +14,7 @@ namespace holdfast {
 struct RuntimeBenchOptions {
   bool page_store = true;
   size_t kv_bytes = 32u << 20;
+  KvType kv_type = KvType::kF16;
   int max_resident = 64;
   std::string vfs = {};      // these three as RuntimeOptions'
   Env* env = nullptr;
