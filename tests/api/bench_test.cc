@@ -2,6 +2,7 @@
 #include <doctest/doctest.h>
 
 #include <algorithm>
+#include <filesystem>
 #include <fstream>
 #include <string>
 #include <vector>
@@ -346,6 +347,52 @@ TEST_CASE("a peer's figure is found in its output") {
     CHECK_MESSAGE(ParsePeerOutput(bench, bad).status().code() == Code::kIo, bad);
     CHECK_MESSAGE(ParsePeerOutput(agents, bad).status().code() == Code::kIo, bad);
   }
+}
+
+// A program of a peer in bin/ of `dir`: notes in "calls" how it was called and prints `output`.
+void WriteProgram(const testing::TempDir& dir, const std::string& name, const std::string& output) {
+  std::filesystem::create_directories(dir.File("bin"));
+  const std::string path = dir.File("bin/" + name);
+  std::ofstream(path) << "#!/bin/sh\n"
+                         "if [ \"$1\" = --help ]; then echo '  -d, --n-depth <n>'; exit; fi\n"
+                         "echo \"$@\" >>" << dir.File("calls") << "\n"
+                         "echo 'load_backend: loaded [CPU]' >&2\n"
+                         "cat <<'END'\n" << output << "\nEND\n";
+  std::filesystem::permissions(path, std::filesystem::perms::owner_all);
+}
+
+TEST_CASE("a peer that runs has a figure in the report") {
+  testing::TempDir dir;
+  WriteProgram(dir, "llama-bench",
+               "[\n  {\n    \"build_number\": 11434,\n    \"n_threads\": 1,\n"
+               "    \"n_prompt\": 0,\n    \"n_gen\": 64,\n    \"avg_ns\": 1,\n"
+               "    \"avg_ts\": 43.25,\n    \"samples_ts\": [ 43.25 ]\n  }\n]");
+  WriteProgram(dir, "llama-batched-bench",
+               "{\"n_kv_max\": 512, \"pp\": 16, \"tg\": 64, \"pl\": 2, \"speed_pp\": 900.5, "
+               "\"speed_tg\": 71.5, \"speed\": 80.0}");
+  const auto peer = ParsePeer("llama.cpp=" + dir.File(""));
+  REQUIRE(peer.ok());
+  CHECK(*RunPeer(*peer, {PeerTest::Kind::kAgents, 16, 64, 2}, "m", 1) == 71.5);
+  CHECK(*RunPeer(*peer, {PeerTest::Kind::kPrefill, 4096, 16, 1}, "m", 1) == 43.25);
+  BenchOptions options;
+  options.engine = TinyEngine(dir);
+  options.engine.cpu.threads = 1;
+  options.names = {"decode@0"};
+  options.peers = {*peer};
+  options.reps = 2;
+  const auto report = RunBench(options);
+  REQUIRE_MESSAGE(report.ok(), report.status().ToString());
+  const Json result = report->document["results"][0];
+  CHECK(result["peers"]["llama.cpp"]["value"] == 43.25);
+  CHECK_FALSE(result["peers"]["llama.cpp"].contains("note"));
+  CHECK(result["value"].get<double>() > 0);
+  std::ifstream in(dir.File("calls"));
+  std::vector<std::string> calls;
+  for (std::string line; std::getline(in, line);) calls.push_back(line);
+  REQUIRE(calls.size() == 2 + 2);
+  CHECK(calls[1].ends_with("-o json -p 16 -n 0 -d 4096"));
+  CHECK(calls[3] == "-m " + options.engine.model_path +
+                        " -t 1 -fa 1 -ctk f16 -ctv f16 -r 1 -o json -p 0 -n 64");
 }
 
 TEST_CASE("a peer that is not there is a note") {
