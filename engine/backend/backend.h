@@ -89,6 +89,19 @@ struct QuantizedRows {
   void Resize(int64_t n_rows, int64_t n_cols);
 };
 
+// Where rows go quantised. An operation that makes rows and is given one quantises each while it is
+// in the cache: the same bits as Quantize afterwards.
+struct QuantizeTarget {
+  QuantizedRows* out = nullptr;   // resized by the call; null: not wanted
+  uint8_t* row_failed = nullptr;  // [rows]
+};
+
+struct QuantizeArgs {
+  int64_t rows = 0, cols = 0;
+  const float* x = nullptr;
+  QuantizeTarget to;
+};
+
 // y[r][:] = x[r][:] * (1 / sqrt(mean(x[r]^2) + eps)) * w[:]
 struct RmsNormArgs {
   int64_t rows = 0, cols = 0;
@@ -96,13 +109,7 @@ struct RmsNormArgs {
   const float* w = nullptr;  // [cols]
   float eps = 0;
   float* y = nullptr;  // may be x
-};
-
-struct QuantizeArgs {
-  int64_t rows = 0, cols = 0;
-  const float* x = nullptr;
-  QuantizedRows* out = nullptr;   // resized by the call
-  uint8_t* row_failed = nullptr;  // [rows]
+  QuantizeTarget quantize = {};
 };
 
 // y[r][o] = sum_i w[o][i] * x[r][i] (+ bias[o]), each output its own chain (NUMERICS.md section 2).
@@ -116,20 +123,16 @@ struct MatMulArgs {
   int64_t y_stride = 0;                 // >= outputs
 };
 
-// h[r][i] = silu(gate[r][i]) * up[r][i]
-struct SwiGluArgs {
-  int64_t rows = 0, cols = 0;
-  const float* gate = nullptr;
-  const float* up = nullptr;
-  float* h = nullptr;  // may be gate
-};
+enum class Activation : uint8_t { kSilu, kGelu };  // gelu as its tanh form has it
 
-// h[r][i] = gelu(gate[r][i]) * up[r][i], gelu as its tanh form has it
-struct GeGluArgs {
+// h[r][i] = activation(gate[r][i]) * up[r][i]
+struct GluArgs {
+  Activation activation = Activation::kSilu;
   int64_t rows = 0, cols = 0;
   const float* gate = nullptr;
   const float* up = nullptr;
   float* h = nullptr;  // may be gate
+  QuantizeTarget quantize = {};
 };
 
 // cos and sin of position * frequency, computed in fp64 by our own code and stored as fp32
@@ -221,8 +224,7 @@ class Backend {
   virtual void MatMuls(std::span<const MatMulArgs> products) {
     for (const MatMulArgs& args : products) MatMul(args);
   }
-  virtual void SwiGlu(const SwiGluArgs& args) = 0;
-  virtual void GeGlu(const GeGluArgs& args) = 0;
+  virtual void Glu(const GluArgs& args) = 0;
   virtual void Add(int64_t count, const float* x, float* y) = 0;  // y[i] = y[i] + x[i]
   virtual void Scale(int64_t count, float factor, float* x) = 0;  // x[i] = x[i] * factor
   // x[i] = cap * tanh(x[i] / cap), cap > 0: a smooth limit to -cap .. cap

@@ -200,7 +200,7 @@ void DigestElementwise(Backend& backend, NumericsDigest* out) {
   {
     Recorder record("swiglu", out);
     DigestGated(in, 50.0f, record, [&](int64_t cols, const float* gate, const float* up, float* h) {
-      backend.SwiGlu({5, cols, gate, up, h});
+      backend.Glu({Activation::kSilu, 5, cols, gate, up, h});
     });
   }
   {
@@ -225,7 +225,7 @@ void DigestVariants(Backend& backend, NumericsDigest* out) {
   {
     Recorder record("geglu", out);
     DigestGated(in, 8.0f, record, [&](int64_t cols, const float* gate, const float* up, float* h) {
-      backend.GeGlu({5, cols, gate, up, h});
+      backend.Glu({Activation::kGelu, 5, cols, gate, up, h});
     });
   }
   {

@@ -30,11 +30,12 @@ struct ForwardPass::Impl {
   void GroupBySequence();
   void Layer(int layer);
   void Logits();
-  void Normalize(const std::vector<float>& weight);
+  void Normalize(const std::vector<float>& weight, const QuantizeTarget& to);
   void NormalizeHeads(int heads, const std::vector<float>& weight, std::vector<float>& x);
   void Balance(const std::vector<float>& factor, std::vector<float>& x);
   void AddBranch(const std::vector<float>& post_norm);
-  void Project(const float* x, int64_t cols, std::initializer_list<Projection> projections);
+  template <typename F>
+  void Project(const float* x, std::initializer_list<Projection> projections, const F& make);
   void StoreKv(int layer);
   void KeepLogitRows();
   void Attend(int layer);
@@ -75,11 +76,11 @@ void ForwardPass::Impl::Layer(int layer) {
   const ModelConfig& c = model.config;
   const LayerWeights& w = model.weights.layers[layer];
 
-  Normalize(w.attn_norm);
-  Project(hidden.data(), c.width,
+  Project(hidden.data(),
           {{w.q.get(), &w.q_bias, q.data()},
            {w.k.get(), &w.k_bias, k.data()},
-           {w.v.get(), &w.v_bias, v.data()}});
+           {w.v.get(), &w.v_bias, v.data()}},
+          [&](const QuantizeTarget& to) { Normalize(w.attn_norm, to); });
   if (c.qk_norm) {
     NormalizeHeads(c.heads, w.q_norm, q);
     NormalizeHeads(c.kv_heads, w.k_norm, k);
@@ -93,20 +94,22 @@ void ForwardPass::Impl::Layer(int layer) {
   if (layer + 1 == c.layers) KeepLogitRows();
   if (rows == 0) return;
   Attend(layer);
-  Project(hidden.data(), int64_t{c.heads} * c.head_dim, {{w.o.get(), &w.o_bias, branch.data()}});
+  const int64_t attended = int64_t{c.heads} * c.head_dim;
+  Project(hidden.data(), {{w.o.get(), &w.o_bias, branch.data()}},
+          [&](const QuantizeTarget& to) {
+            if (to.out != nullptr) backend.Quantize({rows, attended, hidden.data(), to});
+          });
   AddBranch(w.attn_post_norm);
 
-  Normalize(w.ffn_norm);
-  Project(hidden.data(), c.width,
-          {{w.gate.get(), nullptr, gate.data()}, {w.up.get(), nullptr, up.data()}});
-  if (c.gelu) {
-    backend.GeGlu({.rows = rows, .cols = c.ffn, .gate = gate.data(), .up = up.data(),
-                   .h = gate.data()});
-  } else {
-    backend.SwiGlu({.rows = rows, .cols = c.ffn, .gate = gate.data(), .up = up.data(),
-                    .h = gate.data()});
-  }
-  Project(gate.data(), c.ffn, {{w.down.get(), nullptr, branch.data()}});
+  Project(hidden.data(),
+          {{w.gate.get(), nullptr, gate.data()}, {w.up.get(), nullptr, up.data()}},
+          [&](const QuantizeTarget& to) { Normalize(w.ffn_norm, to); });
+  Project(gate.data(), {{w.down.get(), nullptr, branch.data()}},
+          [&](const QuantizeTarget& to) {
+            backend.Glu({.activation = c.gelu ? Activation::kGelu : Activation::kSilu,
+                         .rows = rows, .cols = c.ffn, .gate = gate.data(), .up = up.data(),
+                         .h = gate.data(), .quantize = to});
+          });
   AddBranch(w.ffn_post_norm);
 }
 
@@ -114,8 +117,8 @@ void ForwardPass::Impl::Logits() {
   const ModelConfig& c = model.config;
   if (rows > 0) {
     logits.resize(static_cast<size_t>(rows) * c.vocab);
-    Normalize(model.weights.output_norm);
-    Project(hidden.data(), c.width, {{&model.weights.head(), nullptr, logits.data()}});
+    Project(hidden.data(), {{&model.weights.head(), nullptr, logits.data()}},
+            [&](const QuantizeTarget& to) { Normalize(model.weights.output_norm, to); });
     backend.CheckFinite(rows, c.vocab, logits.data(), failed.data());
     if (c.logit_cap != 0) backend.SoftCap(rows * c.vocab, c.logit_cap, logits.data());
   }
@@ -124,9 +127,10 @@ void ForwardPass::Impl::Logits() {
 
 // ---- Its parts.
 
-void ForwardPass::Impl::Normalize(const std::vector<float>& weight) {
+void ForwardPass::Impl::Normalize(const std::vector<float>& weight, const QuantizeTarget& to) {
   backend.RmsNorm({.rows = rows, .cols = model.config.width, .x = residual.data(),
-                   .w = weight.data(), .eps = model.config.norm_eps, .y = hidden.data()});
+                   .w = weight.data(), .eps = model.config.norm_eps, .y = hidden.data(),
+                   .quantize = to});
 }
 
 // `x` is [rows][heads * head_dim]; a head is a row of its own.
@@ -153,23 +157,20 @@ void ForwardPass::Impl::AddBranch(const std::vector<float>& post_norm) {
   backend.Add(rows * model.config.width, branch.data(), residual.data());
 }
 
-// Several matrices over the same rows, which are quantised once.
-void ForwardPass::Impl::Project(const float* x, int64_t cols,
-                                std::initializer_list<Projection> projections) {
+// Several matrices over the same rows `x`, which `make` makes, quantised once where it is told to.
+template <typename F>
+void ForwardPass::Impl::Project(const float* x, std::initializer_list<Projection> projections,
+                                const F& make) {
   products.clear();
-  bool is_quantized = false;
+  QuantizeTarget to;
   for (const Projection& p : projections) {
-    assert(p.weight->inputs() == cols);
-    if (NeedsQuantized(p.weight->type()) && !is_quantized) {
-      backend.Quantize({.rows = rows, .cols = cols, .x = x, .out = &quantized,
-                        .row_failed = failed.data()});
-      is_quantized = true;
-    }
+    if (NeedsQuantized(p.weight->type())) to = {&quantized, failed.data()};
     const bool biased = p.bias != nullptr && !p.bias->empty();
     products.push_back({.w = p.weight, .rows = rows, .x = x, .xq = &quantized,
                         .bias = biased ? p.bias->data() : nullptr, .y = p.y,
                         .y_stride = p.weight->outputs()});
   }
+  make(to);
   backend.MatMuls(products);
 }
 

@@ -73,27 +73,13 @@ class CpuBackend : public Backend {
   }
 
   void RmsNorm(const RmsNormArgs& a) override {
-    ForRows(a.rows, a.cols, [&](int64_t begin, int64_t end) {
-      for (int64_t r = begin; r < end; ++r) {
-        kernels_.norm_row(a.cols, a.x + r * a.cols, a.w, a.eps, a.y + r * a.cols);
-      }
+    MakeRows(a.rows, a.cols, 1, a.y, a.quantize, [&](int64_t r, float* y) {
+      kernels_.norm_row(a.cols, a.x + r * a.cols, a.w, a.eps, y);
     });
   }
 
   void Quantize(const QuantizeArgs& a) override {
-    QuantizedRows& out = *a.out;
-    out.Resize(a.rows, a.cols);
-    const int64_t groups = out.cols / kQuantGroup;
-    ForRows(a.rows, a.cols * 2, [&](int64_t begin, int64_t end) {
-      for (int64_t r = begin; r < end; ++r) {
-        const int64_t at = r * groups;
-        if (!kernels_.quantize_row(a.cols, a.x + r * a.cols, out.q.data() + at * kQuantGroup,
-                                   out.scale.data() + at, out.sum_lo.data() + at,
-                                   out.sum_hi.data() + at)) {
-          a.row_failed[r] = 1;
-        }
-      }
-    });
+    MakeRows(a.rows, a.cols, 0, a.x, a.to, [](int64_t, const float*) {});
   }
 
   void MatMul(const MatMulArgs& a) override { MatMuls({&a, 1}); }
@@ -102,16 +88,18 @@ class CpuBackend : public Backend {
     CpuMatMul(pool_, level_.matmul(), products, matmul_scratch_);
   }
 
-  void SwiGlu(const SwiGluArgs& a) override {
-    ForRows(a.rows * a.cols, 4, [&](int64_t begin, int64_t end) {
-      kernels_.swiglu(end - begin, a.gate + begin, a.up + begin, a.h + begin);
+  void Glu(const GluArgs& a) override {
+    const auto glu = a.activation == Activation::kSilu ? kernels_.swiglu : kernels_.geglu;
+    if (a.rows >= pool_.threads()) {
+      MakeRows(a.rows, a.cols, 4, a.h, a.quantize, [&](int64_t r, float* h) {
+        glu(a.cols, a.gate + r * a.cols, a.up + r * a.cols, h);
+      });
+      return;
+    }
+    ForRows(a.rows * a.cols, 4, [&](int64_t begin, int64_t end) {  // parts of rows: all threads
+      glu(end - begin, a.gate + begin, a.up + begin, a.h + begin);
     });
-  }
-
-  void GeGlu(const GeGluArgs& a) override {
-    ForRows(a.rows * a.cols, 4, [&](int64_t begin, int64_t end) {
-      kernels_.geglu(end - begin, a.gate + begin, a.up + begin, a.h + begin);
-    });
+    if (a.quantize.out != nullptr) Quantize({a.rows, a.cols, a.h, a.quantize});
   }
 
   void Scale(int64_t count, float factor, float* x) override {
@@ -162,6 +150,29 @@ class CpuBackend : public Backend {
     pool_.Run((rows + per_task - 1) / per_task, [&](int64_t task, int) {
       fn(task * per_task, std::min(rows, (task + 1) * per_task));
     });
+  }
+
+  // Calls make(row, the row in `y`) for each row, and quantises it where that is wanted. `cost` is
+  // what an element of a row costs, as in ForRows.
+  template <typename Y, typename F>
+  void MakeRows(int64_t rows, int64_t cols, int64_t cost, Y* y, const QuantizeTarget& to,
+                const F& make) {
+    if (to.out != nullptr) to.out->Resize(rows, cols);
+    ForRows(rows, cols * (cost + (to.out != nullptr ? 2 : 0)), [&](int64_t begin, int64_t end) {
+      for (int64_t r = begin; r < end; ++r) {
+        make(r, y + r * cols);
+        if (to.out != nullptr) QuantizeRow(y + r * cols, cols, r, to);
+      }
+    });
+  }
+
+  void QuantizeRow(const float* x, int64_t cols, int64_t r, const QuantizeTarget& to) {
+    QuantizedRows& out = *to.out;
+    const int64_t at = r * (out.cols / kQuantGroup);
+    if (!kernels_.quantize_row(cols, x, out.q.data() + at * kQuantGroup, out.scale.data() + at,
+                               out.sum_lo.data() + at, out.sum_hi.data() + at)) {
+      to.row_failed[r] = 1;
+    }
   }
 
   void StoreRow(const StoreKvArgs& a, int64_t r) {

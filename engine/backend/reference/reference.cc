@@ -170,10 +170,11 @@ void RmsNorm(const RmsNormArgs& args) {
     const float scale = 1.0f / std::sqrt(mean + args.eps);
     for (int64_t i = 0; i < args.cols; ++i) y[i] = (x[i] * scale) * args.w[i];
   }
+  if (args.quantize.out != nullptr) Quantize({args.rows, args.cols, args.y, args.quantize});
 }
 
 void Quantize(const QuantizeArgs& args) {
-  QuantizedRows& out = *args.out;
+  QuantizedRows& out = *args.to.out;
   out.Resize(args.rows, args.cols);
   const int64_t groups = out.cols / kQuantGroup;
   for (int64_t r = 0; r < args.rows; ++r) {
@@ -183,7 +184,7 @@ void Quantize(const QuantizeArgs& args) {
       if (!QuantizeGroup(args.x + r * args.cols + g * kQuantGroup, n,
                          out.q.data() + at * kQuantGroup, &out.scale[at], &out.sum_lo[at],
                          &out.sum_hi[at])) {
-        args.row_failed[r] = 1;
+        args.to.row_failed[r] = 1;
       }
     }
   }
@@ -203,19 +204,15 @@ void MatMul(const MatMulArgs& args) {
   }
 }
 
-void SwiGlu(const SwiGluArgs& args) {
+void Glu(const GluArgs& args) {
   for (int64_t i = 0; i < args.rows * args.cols; ++i) {
     const float g = args.gate[i];
-    args.h[i] = (g / (1.0f + ExpF(-g))) * args.up[i];
-  }
-}
-
-void GeGlu(const GeGluArgs& args) {
-  for (int64_t i = 0; i < args.rows * args.cols; ++i) {
-    const float g = args.gate[i];
-    const float t = g * std::fma(g * g, gelu_f::kB, gelu_f::kA);
+    const float t = args.activation == Activation::kSilu
+                        ? -g
+                        : g * std::fma(g * g, gelu_f::kB, gelu_f::kA);
     args.h[i] = (g / (1.0f + ExpF(t))) * args.up[i];
   }
+  if (args.quantize.out != nullptr) Quantize({args.rows, args.cols, args.h, args.quantize});
 }
 
 void Scale(int64_t count, float factor, float* x) {
@@ -257,8 +254,7 @@ class ReferenceBackend : public Backend {
   void RmsNorm(const RmsNormArgs& args) override { reference::RmsNorm(args); }
   void Quantize(const QuantizeArgs& args) override { reference::Quantize(args); }
   void MatMul(const MatMulArgs& args) override { reference::MatMul(args); }
-  void SwiGlu(const SwiGluArgs& args) override { reference::SwiGlu(args); }
-  void GeGlu(const GeGluArgs& args) override { reference::GeGlu(args); }
+  void Glu(const GluArgs& args) override { reference::Glu(args); }
   void Add(int64_t count, const float* x, float* y) override { reference::Add(count, x, y); }
   void Scale(int64_t count, float factor, float* x) override {
     reference::Scale(count, factor, x);

@@ -6,6 +6,7 @@
 #include <cmath>
 #include <cstring>
 #include <fstream>
+#include <functional>
 #include <iostream>
 #include <limits>
 
@@ -66,6 +67,41 @@ void CheckEmbed(Backend& backend) {
   }
 }
 
+// Compares one row of `got` with one row of `want`.
+bool SameQuantizedRow(const QuantizedRows& got, const QuantizedRows& want, int64_t r) {
+  const int64_t groups = want.cols / kQuantGroup, at = r * groups;
+  return std::memcmp(&got.q[r * want.cols], &want.q[r * want.cols], want.cols) == 0 &&
+         std::memcmp(&got.scale[at], &want.scale[at], groups * sizeof(float)) == 0 &&
+         std::memcmp(&got.sum_lo[at], &want.sum_lo[at], groups * sizeof(int32_t)) == 0 &&
+         std::memcmp(&got.sum_hi[at], &want.sum_hi[at], groups * sizeof(int32_t)) == 0;
+}
+
+// What an operation of the backend that is given a target makes of it must be `x` quantised.
+void CheckQuantized(const std::vector<float>& x, int64_t rows, int64_t cols,
+                    const std::function<void(const QuantizeTarget& to)>& operation) {
+  QuantizedRows got, want;
+  std::vector<uint8_t> got_failed(rows), want_failed(rows);
+  got_failed[0] = want_failed[0] = 1;  // never cleared
+  reference::Quantize({rows, cols, x.data(), {&want, want_failed.data()}});
+  operation({&got, got_failed.data()});
+  CAPTURE(rows);
+  CAPTURE(cols);
+  CHECK(got.rows == want.rows);
+  CHECK(got.cols == want.cols);
+  CHECK(got_failed == want_failed);
+  for (int64_t r = 0; r < rows; ++r) {
+    if (r > 0 && want_failed[r]) continue;
+    CAPTURE(r);
+    CHECK(SameQuantizedRow(got, want, r));
+  }
+}
+
+void CheckQuantizeCase(Backend& backend, const std::vector<float>& x, int64_t rows, int64_t cols) {
+  CheckQuantized(x, rows, cols, [&](const QuantizeTarget& to) {
+    backend.Quantize({rows, cols, x.data(), to});
+  });
+}
+
 void CheckRmsNorm(Backend& backend) {
   Random random(2);
   for (Numbers numbers : kAll) {
@@ -76,38 +112,13 @@ void CheckRmsNorm(Backend& backend) {
       std::vector<float> want(x.size()), got(x.size()), in_place = x;
       reference::RmsNorm({rows, cols, x.data(), w.data(), 1e-5f, want.data()});
       backend.RmsNorm({rows, cols, x.data(), w.data(), 1e-5f, got.data()});
-      backend.RmsNorm({rows, cols, in_place.data(), w.data(), 1e-5f, in_place.data()});
       CAPTURE(cols);
+      CheckQuantized(want, rows, cols, [&](const QuantizeTarget& to) {
+        backend.RmsNorm({rows, cols, in_place.data(), w.data(), 1e-5f, in_place.data(), to});
+      });
       CHECK_SAME(got, want);
       CHECK_SAME(in_place, want);
     }
-  }
-}
-
-// Compares one row of `got` with one row of `want`.
-bool SameQuantizedRow(const QuantizedRows& got, const QuantizedRows& want, int64_t r) {
-  const int64_t groups = want.cols / kQuantGroup, at = r * groups;
-  return std::memcmp(&got.q[r * want.cols], &want.q[r * want.cols], want.cols) == 0 &&
-         std::memcmp(&got.scale[at], &want.scale[at], groups * sizeof(float)) == 0 &&
-         std::memcmp(&got.sum_lo[at], &want.sum_lo[at], groups * sizeof(int32_t)) == 0 &&
-         std::memcmp(&got.sum_hi[at], &want.sum_hi[at], groups * sizeof(int32_t)) == 0;
-}
-
-void CheckQuantizeCase(Backend& backend, const std::vector<float>& x, int64_t rows, int64_t cols) {
-  QuantizedRows got, want;
-  std::vector<uint8_t> got_failed(rows), want_failed(rows);
-  got_failed[0] = want_failed[0] = 1;  // never cleared
-  reference::Quantize({rows, cols, x.data(), &want, want_failed.data()});
-  backend.Quantize({rows, cols, x.data(), &got, got_failed.data()});
-  CAPTURE(rows);
-  CAPTURE(cols);
-  CHECK(got.rows == want.rows);
-  CHECK(got.cols == want.cols);
-  CHECK(got_failed == want_failed);
-  for (int64_t r = 0; r < rows; ++r) {
-    if (r > 0 && want_failed[r]) continue;
-    CAPTURE(r);
-    CHECK(SameQuantizedRow(got, want, r));
   }
 }
 
@@ -287,19 +298,18 @@ void CheckElementwise(Backend& backend) {
       const int64_t rows = 1 + random.Below(30), n = rows * cols;
       const std::vector<float> a = RandomFloats(random, n, numbers);
       const std::vector<float> b = RandomFloats(random, n, numbers);
-      std::vector<float> want(n), got(n), in_place = a;
-      reference::SwiGlu({rows, cols, a.data(), b.data(), want.data()});
-      backend.SwiGlu({rows, cols, a.data(), b.data(), got.data()});
-      backend.SwiGlu({rows, cols, in_place.data(), b.data(), in_place.data()});
+      std::vector<float> want(n), got(n);
       CAPTURE(n);
-      CHECK_SAME(got, want);
-      CHECK_SAME(in_place, want);
-      in_place = a;
-      reference::GeGlu({rows, cols, a.data(), b.data(), want.data()});
-      backend.GeGlu({rows, cols, a.data(), b.data(), got.data()});
-      backend.GeGlu({rows, cols, in_place.data(), b.data(), in_place.data()});
-      CHECK_SAME(got, want);
-      CHECK_SAME(in_place, want);
+      for (const Activation activation : {Activation::kSilu, Activation::kGelu}) {
+        std::vector<float> in_place = a;
+        reference::Glu({activation, rows, cols, a.data(), b.data(), want.data()});
+        backend.Glu({activation, rows, cols, a.data(), b.data(), got.data()});
+        CheckQuantized(want, rows, cols, [&](const QuantizeTarget& to) {
+          backend.Glu({activation, rows, cols, in_place.data(), b.data(), in_place.data(), to});
+        });
+        CHECK_SAME(got, want);
+        CHECK_SAME(in_place, want);
+      }
       for (float factor : {25.298221f, 0.37f}) {
         got = want = a;
         reference::Scale(n, factor, want.data());

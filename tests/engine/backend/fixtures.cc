@@ -130,7 +130,7 @@ TestMatrix::TestMatrix(Random& random, WeightType t, int64_t n_outputs, int64_t 
 QuantizedRows QuantizeRows(const std::vector<float>& x, int64_t rows, int64_t cols) {
   QuantizedRows out;
   std::vector<uint8_t> failed(static_cast<size_t>(rows));
-  reference::Quantize({rows, cols, x.data(), &out, failed.data()});
+  reference::Quantize({rows, cols, x.data(), {&out, failed.data()}});
   for (uint8_t f : failed) assert(f == 0), static_cast<void>(f);
   return out;
 }
