@@ -30,9 +30,9 @@ using std::chrono::milliseconds;
 
 constexpr size_t kMaxGroup = 64;                  // pieces of work in one transaction
 constexpr milliseconds kMaxBackgroundTime{5};     // of one transaction of background work
-constexpr uint64_t kWalHeadroom = 1 << 20;        // the log is extended when less is left
-constexpr uint64_t kWalStep = 4 << 20;            // by this much, which some commit waits for
-constexpr uint64_t kWalRoom = 16 << 20;           // what a long pause makes of it
+constexpr uint64_t kWalRoom = 16 << 20;           // of a log before commits, and after a shred
+constexpr uint64_t kWalHeadroom = 1 << 20;        // it is extended when less is left
+constexpr uint64_t kWalStep = 4 << 20;            // by this much: some commit waits for it
 constexpr int kCheckpointFrames = 256;            // worth a checkpoint after a short pause
 constexpr milliseconds kShortPause{50};
 constexpr milliseconds kLongPause{5000};          // after which any frame is worth it
@@ -131,7 +131,6 @@ struct Database::Impl {
   void Degrade(std::string reason);
   void Probe();
   void RefuseQueued();
-  milliseconds PauseBeforeUpkeep() const;
   Status KeepHeadroom();
   Status ExtendLog(uint64_t least);
   void Upkeep();
@@ -269,12 +268,9 @@ Clock::time_point Database::Impl::NextWakeLocked() const {
   Clock::time_point wake = shreds.empty() ? Clock::time_point::max() : next_shred;
   if (degraded) return std::min(wake, next_probe);
   if (unsynced.works > 0) wake = std::min(wake, unsynced.since + options.lazy_delay);
-  if (log_checkpointed && stats.wal_bytes >= kWalRoom) return wake;
-  return std::min(wake, std::max(last_commit + PauseBeforeUpkeep(), next_upkeep));
-}
-
-milliseconds Database::Impl::PauseBeforeUpkeep() const {
-  return !log_checkpointed && writer->wal_frames() >= kCheckpointFrames ? kShortPause : kLongPause;
+  if (log_checkpointed) return wake;
+  const auto pause = writer->wal_frames() >= kCheckpointFrames ? kShortPause : kLongPause;
+  return std::min(wake, std::max(last_commit + pause, next_upkeep));
 }
 
 // Returns when there is work to run or upkeep to do; false when all is done and the end has come.
@@ -485,7 +481,7 @@ void Database::Impl::Probe() {
 Status Database::Impl::KeepHeadroom() {
   HOLDFAST_ASSIGN_OR_RETURN(const uint64_t size, writer->WalSize());
   const uint64_t used = static_cast<uint64_t>(writer->wal_frames()) * kWalFrameBytes;
-  return ExtendLog(size < used + kWalHeadroom ? used + kWalStep : 0);
+  return size < used + kWalHeadroom ? ExtendLog(used + kWalStep) : Status();
 }
 
 Status Database::Impl::ExtendLog(uint64_t least) {
@@ -501,14 +497,16 @@ Status Database::Impl::ExtendLog(uint64_t least) {
 void Database::Impl::Upkeep() {
   const Clock::time_point now = Clock::now();
   if (now < next_upkeep) return;
-  bool idle = now - last_commit >= PauseBeforeUpkeep();
+  bool idle = false;
   {
     std::lock_guard lock(mu);
-    idle = idle && QueuedLocked() == 0;
+    idle = QueuedLocked() == 0;
   }
-  Status status = idle && log_checkpointed ? ExtendLog(kWalRoom) : KeepHeadroom();
+  const int frames = writer->wal_frames();
+  const auto pause = frames >= kCheckpointFrames ? kShortPause : kLongPause;
+  Status status = KeepHeadroom();
   if (status.ok() && !log_checkpointed &&
-      (idle || writer->wal_frames() >= kForceCheckpointFrames)) {
+      (frames >= kForceCheckpointFrames || (idle && now - last_commit >= pause))) {
     Result<bool> all = writer->Checkpoint();
     status = all.status();
     log_checkpointed = all.ok() && *all;
@@ -552,7 +550,7 @@ Result<bool> Database::Impl::TryShred() {
   log_checkpointed = true;
   NoteSynced();
   const Status cleared = writer->ClearUnused();
-  HOLDFAST_RETURN_IF_ERROR(KeepHeadroom());
+  HOLDFAST_RETURN_IF_ERROR(ExtendLog(kWalRoom));
   HOLDFAST_RETURN_IF_ERROR(cleared);
   return true;
 }
@@ -573,7 +571,7 @@ Result<std::unique_ptr<Database>> Database::Open(Options options) {
   impl->log_checkpointed = copied.ok() && *copied;
   impl->last_commit = Clock::now();
   impl->options = std::move(options);
-  HOLDFAST_RETURN_IF_ERROR(impl->KeepHeadroom());
+  HOLDFAST_RETURN_IF_ERROR(impl->ExtendLog(kWalRoom));
   for (int i = 0; i < impl->options.readers; ++i) {
     HOLDFAST_ASSIGN_OR_RETURN(
         std::unique_ptr<SqlConnection> reader,
