@@ -28,11 +28,11 @@ Status CheckTokens(const Tokenizer& tokenizer, std::span<const TokenId> tokens) 
 // Computes the isolated variant, or finds its pages, and takes it on.
 Status Warm(const SegmentParts& p, const TenantScope& scope, std::string_view role,
             std::span<const TokenId> tokens) {
-  HOLDFAST_ASSIGN_OR_RETURN(const std::vector<TokenId> sink,
-                            SinkPrefix(p.engine->tokenizer(), *p.chat_template, role));
-  p.keeper->MakeRoom(static_cast<int64_t>(sink.size() + tokens.size()) / kPageTokens + 2);
+  HOLDFAST_ASSIGN_OR_RETURN(const std::vector<TokenId> prefix,
+                            IsolatedPrefix(p.engine->tokenizer(), *p.chat_template, role));
+  p.keeper->MakeRoom(static_cast<int64_t>(prefix.size() + tokens.size()) / kPageTokens + 2);
   HOLDFAST_ASSIGN_OR_RETURN(Variant variant,
-                            ComputeIsolated(*p.engine, *p.stitcher, {scope, sink, tokens}));
+                            ComputeIsolated(*p.engine, *p.stitcher, {scope, prefix, tokens}));
   return p.segments->Put(scope, role, tokens, std::move(variant));
 }
 

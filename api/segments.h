@@ -16,7 +16,7 @@ struct NewSegment {
   std::string role = "user";    // of the messages that it will stand in
   std::string text;             // or
   std::vector<TokenId> tokens;  // no control tokens; whole characters
-  bool warm = false;            // compute its KV now, behind the sink prefix of its role
+  bool warm = false;            // compute its KV now (stitcher/isolated.h)
   bool pin = false;
 };
 

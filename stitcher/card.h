@@ -26,7 +26,7 @@ namespace holdfast {
 // How a run's KV was computed, against where it is used.
 enum class CardKind : uint8_t {
   kInContext,  // behind a left context much like the one here (an edited history)
-  kIsolated,   // behind the role's sink prefix alone (a document chunk)
+  kIsolated,   // behind a fixed prefix of its role (a document chunk)
 };
 const char* CardKindName(CardKind kind);  // "in_context", "isolated"
 

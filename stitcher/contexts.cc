@@ -6,6 +6,7 @@
 #include <utility>
 
 #include "engine/kv/layout.h"
+#include "stitcher/isolated.h"
 
 namespace holdfast {
 namespace {
@@ -379,20 +380,19 @@ Result<TestContext> ContextMaker::Chunks(const std::vector<std::vector<TokenId>>
   HOLDFAST_ASSIGN_OR_RETURN(
       const auto tail, tokenizer_.Encode(text.substr(mark + std::string_view(kChunksMark).size())));
   Append(head, &context.tokens);
-  const std::vector<TokenId> sink = context.tokens;
-  const auto sink_size = static_cast<int64_t>(sink.size());
-  for (size_t c = 0; c < chunks.size(); ++c) {
-    auto& source = context.sources.emplace_back(sink);
-    const auto size = static_cast<int64_t>(chunks[c].size());
-    Append(chunks[c], &source);
-    Append(std::vector<TokenId>(kPageTokens, tail.back()), &source);  // for whole pages
+  context.exact = static_cast<int64_t>(context.tokens.size());
+  const std::vector<TokenId> filler(kPageTokens, tail.back());  // for whole pages
+  Append(filler, &context.sources.emplace_back(context.tokens));
+  HOLDFAST_ASSIGN_OR_RETURN(const auto before, IsolatedPrefix(tokenizer_, *template_, "user"));
+  const auto begin = static_cast<int64_t>(before.size());
+  for (const auto& chunk : chunks) {  // runs of consecutive chunks are not joined
+    const auto size = static_cast<int64_t>(chunk.size());
     const auto at = static_cast<int64_t>(context.tokens.size());
-    if (c == 0) {
-      context.exact = at + size;
-    } else {  // not joined: each is a run of its own
-      context.runs.push_back({static_cast<int>(c), sink_size, sink_size + size, at});
-    }
-    Append(chunks[c], &context.tokens);
+    context.runs.push_back({static_cast<int>(context.sources.size()), begin, begin + size, at});
+    auto& source = context.sources.emplace_back(before);
+    Append(chunk, &source);
+    Append(filler, &source);
+    Append(chunk, &context.tokens);
   }
   context.question = static_cast<int64_t>(context.tokens.size());
   Append(tail, &context.tokens);

@@ -3,8 +3,8 @@
 //
 // A context is a prompt with the runs of it whose KV exists from elsewhere. Histories are a system
 // message, a task, tool calls with their outputs, an answer, and a question that comes new; they
-// are edited above the question. Chunks are pieces of text in one message, each computed alone
-// behind that message's own beginning. Outputs and chunks are stretches of text files, or, where
+// are edited above the question. Chunks are pieces of text in one message, each computed alone as
+// isolated variants are (isolated.h). Outputs and chunks are stretches of text files, or, where
 // there are none, made up: logs, tables, JSON, code, listings and prose of random words.
 #pragma once
 

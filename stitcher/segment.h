@@ -53,7 +53,7 @@ SegmentId MakeSegmentId(const SegmentBasis& basis, const TenantScope& scope, std
 // The values are stored.
 enum class VariantKind : uint8_t {
   kInContext = 0,  // as it stood in a conversation, after all that came before it there
-  kIsolated = 1,   // after the sink prefix of its role alone
+  kIsolated = 1,   // behind a fixed prefix of its role (isolated.h)
 };
 const char* VariantKindName(VariantKind kind);  // "in_context", "isolated"
 

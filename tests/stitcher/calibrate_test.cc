@@ -94,6 +94,8 @@ TEST_CASE("a context's runs hold the prompt's own tokens, and are those of the e
   CHECK(f.Make(ContextEdit::kThin, 3).runs.size() >= 3);
   const TestContext chunks = f.Make(ContextEdit::kChunks256, 3);
   CHECK(chunks.runs[0].size() == 256);
+  CHECK(chunks.runs[0].at == chunks.exact);  // the first chunk too was computed elsewhere
+  CHECK(chunks.runs[0].begin > 256);         // behind the primer
   CHECK(chunks.runs.size() + 1 == chunks.sources.size());
 }
 

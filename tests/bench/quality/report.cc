@@ -50,7 +50,7 @@ Contexts are agent sessions in the model's own chat template: a system message, 
 with outputs of 70-600 tokens, an answer, a new question. A1: an early tool output and its call
 deleted; A2: one replaced; A3: one inserted near the front; A4: first and last swapped; A5: every
 other of many deleted. B256, B512, B1024: text in chunks of that many tokens, each computed alone
-behind the role's real beginning, put together.
+behind the role's real beginning and a fixed text (stitcher/isolated.h), put together.
 Methods: rot: runs only re-positioned; link-k: the first k tokens of each run recomputed; win20: 20 %
 of the tokens in windows of 32 chosen by the question's attention; rand20: as many at random.
 Controls and noise: no rotation: queries not turned; prefix only: everything behind the exact prefix
