@@ -158,15 +158,18 @@ TEST_CASE("a warmed segment lies behind the prefix of its role, and is exact") {
       for (TokenId t : v.sink) text += b.runtime().engine().tokenizer().TokenText(t);
       return text;
     }();
-    const size_t header = sink.find("<|im_start|>" + role + "\n");
-    REQUIRE(header != std::string::npos);
-    CHECK(v.position > 256);  // the primer's tokens between
+    const std::string header = "<|im_start|>" + role + "\n";
+    const size_t at = sink.rfind("<|im_start|>");
+    REQUIRE(at != std::string::npos);
+    CHECK(sink.substr(at).starts_with(header));
+    const std::string primer = sink.substr(at + header.size());
+    CHECK(primer.ends_with("wind above 20 knots\n\n"));
+    CHECK(Encode(b, primer).size() == 320);
     // Again: the same pages, nothing new.
     CHECK(Add(b, add).variants.size() == 1);
     // A conversation that begins so has the same pages: they are ordinary ones.
     if (role == "user") {
       Talk talk("t");
-      const std::string primer = sink.substr(sink.find('\n', header) + 1);
       const Answer a = b.Say(talk.User(primer + doc).Request());
       CHECK(a.done.report.start.stitch.from_pool >= v.position + v.count - kPageTokens);
     }
